@@ -1,0 +1,2 @@
+//! The dataflow graph of timm in Rust.
+pub mod scalar;

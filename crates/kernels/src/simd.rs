@@ -1,0 +1,217 @@
+//! Instruction sets: chosen once at run time, named by [`Isa`], spoken through [`Simd`].
+
+use std::sync::OnceLock;
+
+/// The instruction sets that kernels are compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isa {
+    /// Plain Rust; NEON on 64-bit Arm through the compiler's own vectoriser.
+    Portable,
+    /// AVX2 with FMA: 8 lanes.
+    Avx2,
+    /// AVX-512 F, BW, DQ, VL: 16 lanes.
+    Avx512,
+}
+
+/// The best instruction set of this machine; `TIMM_ISA=portable|avx2|avx512` lowers it (never raises it).
+pub fn isa() -> Isa {
+    static ISA: OnceLock<Isa> = OnceLock::new();
+    *ISA.get_or_init(|| {
+        let best = detect();
+        match std::env::var("TIMM_ISA").as_deref() {
+            Ok("portable") => Isa::Portable,
+            Ok("avx2") if best != Isa::Portable => Isa::Avx2,
+            _ => best,
+        }
+    })
+}
+
+fn detect() -> Isa {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        let avx512 = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl");
+        if avx2 && avx512 {
+            return Isa::Avx512;
+        }
+        if avx2 {
+            return Isa::Avx2;
+        }
+    }
+    Isa::Portable
+}
+
+/// One vector of `f32` lanes and the few operations that tile kernels need.
+///
+/// # Safety
+/// Every method of an implementation may use its instruction set: call them only inside a function that
+/// enables it (see [`multiversion!`](crate::multiversion)), on a machine that has it.
+pub unsafe trait Simd: Copy {
+    /// The vector type.
+    type V: Copy;
+    /// Lanes of a vector.
+    const LANES: usize;
+    /// All lanes zero.
+    unsafe fn zero() -> Self::V;
+    /// All lanes `x`.
+    unsafe fn splat(x: f32) -> Self::V;
+    /// `LANES` numbers from `p`, which need not be aligned.
+    unsafe fn load(p: *const f32) -> Self::V;
+    /// Stores to `p`, which need not be aligned.
+    unsafe fn store(p: *mut f32, v: Self::V);
+    /// a · b + c.
+    unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// a + b.
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
+    /// a · b.
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
+    /// The larger of each lane.
+    unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
+}
+
+/// Eight lanes of plain Rust.
+#[derive(Clone, Copy)]
+pub struct Portable;
+
+// SAFETY: plain Rust needs no instruction set.
+unsafe impl Simd for Portable {
+    type V = [f32; 8];
+    const LANES: usize = 8;
+    #[inline(always)]
+    unsafe fn zero() -> [f32; 8] {
+        [0.0; 8]
+    }
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> [f32; 8] {
+        [x; 8]
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> [f32; 8] {
+        // SAFETY: the caller promises 8 readable numbers at p.
+        unsafe { p.cast::<[f32; 8]>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, v: [f32; 8]) {
+        // SAFETY: the caller promises 8 writable numbers at p.
+        unsafe { p.cast::<[f32; 8]>().write_unaligned(v) }
+    }
+    #[inline(always)]
+    unsafe fn fma(a: [f32; 8], b: [f32; 8], c: [f32; 8]) -> [f32; 8] {
+        std::array::from_fn(|i| a[i] * b[i] + c[i])
+    }
+    #[inline(always)]
+    unsafe fn add(a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        std::array::from_fn(|i| a[i] + b[i])
+    }
+    #[inline(always)]
+    unsafe fn mul(a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        std::array::from_fn(|i| a[i] * b[i])
+    }
+    #[inline(always)]
+    unsafe fn max(a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        std::array::from_fn(|i| if a[i] > b[i] { a[i] } else { b[i] })
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::Simd;
+    use std::arch::x86_64::*;
+
+    macro_rules! impl_simd {
+        ($name:ident, $v:ty, $lanes:expr, $doc:expr, $zero:ident, $set1:ident, $load:ident, $store:ident,
+         $fma:ident, $add:ident, $mul:ident, $max:ident) => {
+            #[doc = $doc]
+            #[derive(Clone, Copy)]
+            pub struct $name;
+
+            // SAFETY: callers run inside functions that enable the instruction set (the trait's contract).
+            unsafe impl Simd for $name {
+                type V = $v;
+                const LANES: usize = $lanes;
+                #[inline(always)]
+                unsafe fn zero() -> $v {
+                    unsafe { $zero() }
+                }
+                #[inline(always)]
+                unsafe fn splat(x: f32) -> $v {
+                    unsafe { $set1(x) }
+                }
+                #[inline(always)]
+                unsafe fn load(p: *const f32) -> $v {
+                    unsafe { $load(p) }
+                }
+                #[inline(always)]
+                unsafe fn store(p: *mut f32, v: $v) {
+                    unsafe { $store(p, v) }
+                }
+                #[inline(always)]
+                unsafe fn fma(a: $v, b: $v, c: $v) -> $v {
+                    unsafe { $fma(a, b, c) }
+                }
+                #[inline(always)]
+                unsafe fn add(a: $v, b: $v) -> $v {
+                    unsafe { $add(a, b) }
+                }
+                #[inline(always)]
+                unsafe fn mul(a: $v, b: $v) -> $v {
+                    unsafe { $mul(a, b) }
+                }
+                #[inline(always)]
+                unsafe fn max(a: $v, b: $v) -> $v {
+                    unsafe { $max(a, b) }
+                }
+            }
+        };
+    }
+
+    impl_simd!(
+        Avx2, __m256, 8, "AVX2 with FMA.", _mm256_setzero_ps, _mm256_set1_ps, _mm256_loadu_ps,
+        _mm256_storeu_ps, _mm256_fmadd_ps, _mm256_add_ps, _mm256_mul_ps, _mm256_max_ps
+    );
+    impl_simd!(
+        Avx512, __m512, 16, "AVX-512.", _mm512_setzero_ps, _mm512_set1_ps, _mm512_loadu_ps,
+        _mm512_storeu_ps, _mm512_fmadd_ps, _mm512_add_ps, _mm512_mul_ps, _mm512_max_ps
+    );
+}
+#[cfg(target_arch = "x86_64")]
+pub use x86::{Avx2, Avx512};
+
+/// Compiles one `#[inline(always)]` generic body for every instruction set and calls the one in use.
+///
+/// `multiversion!(fn name<S>(a: A, b: B) -> R = body::<S>)` defines `unsafe fn name(a: A, b: B) -> R`
+/// where `body` is `#[inline(always)] unsafe fn body<S: Simd>(a: A, b: B) -> R`. Bodies in plain Rust loops
+/// (generic over `S` only in name) are vectorised by the compiler for each set.
+#[macro_export]
+macro_rules! multiversion {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident<$s:ident>($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:ident) => {
+        $(#[$meta])*
+        $vis unsafe fn $name($($arg: $ty),*) $(-> $ret)? {
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+            unsafe fn avx512($($arg: $ty),*) $(-> $ret)? {
+                // SAFETY: the features are enabled here; the rest is the caller's promise.
+                unsafe { $body::<$crate::simd::Avx512>($($arg),*) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            unsafe fn avx2($($arg: $ty),*) $(-> $ret)? {
+                // SAFETY: as above.
+                unsafe { $body::<$crate::simd::Avx2>($($arg),*) }
+            }
+            match $crate::simd::isa() {
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: isa() says this machine has the instruction set.
+                $crate::simd::Isa::Avx512 => unsafe { avx512($($arg),*) },
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: as above.
+                $crate::simd::Isa::Avx2 => unsafe { avx2($($arg),*) },
+                // SAFETY: portable code needs nothing; the rest is the caller's promise.
+                _ => unsafe { $body::<$crate::simd::Portable>($($arg),*) },
+            }
+        }
+    };
+}

@@ -1,0 +1,40 @@
+//! Work on all cores.
+
+use rayon::prelude::*;
+
+/// Runs `job(0) … job(jobs - 1)`, on as many threads as rayon's pool has. Jobs must not depend on each other.
+pub fn for_each(jobs: usize, job: impl Fn(usize) + Send + Sync) {
+    match jobs {
+        0 => {}
+        1 => job(0),
+        _ => (0..jobs).into_par_iter().with_max_len(1).for_each(job),
+    }
+}
+
+/// A raw pointer that may cross threads: kernels hand each job its own, disjoint part of a buffer.
+#[derive(Clone, Copy)]
+pub struct SendPtr<T>(pub *mut T);
+// SAFETY: only a promise that the pointer may be moved; every dereference is justified where it happens.
+unsafe impl<T> Send for SendPtr<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for SendPtr<T> {}
+
+impl<T> SendPtr<T> {
+    /// The pointer `offset` elements on.
+    ///
+    /// # Safety
+    /// As for [`pointer::add`].
+    pub unsafe fn add(self, offset: usize) -> *mut T {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.add(offset) }
+    }
+
+    /// A slice of `len` elements from `offset` on.
+    ///
+    /// # Safety
+    /// The range lies inside one allocation and no other live reference overlaps it.
+    pub unsafe fn slice<'a>(self, offset: usize, len: usize) -> &'a mut [T] {
+        // SAFETY: the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(offset), len) }
+    }
+}
