@@ -350,7 +350,7 @@ fn infer_f32(op: &Op, shapes: &[&[usize]]) -> Result<Vec<usize>, String> {
         Op::Conv2dWeightGrad { conv, kernel } => {
             let dy = shapes[1];
             need(dy.len() == 4 && x.len() == 4, || "needs rank 4".into())?;
-            need(x[1] % conv.groups == 0, || format!("{} channels in {} groups", x[1], conv.groups))?;
+            need(x[1].is_multiple_of(conv.groups.max(1)), || format!("{} channels in {} groups", x[1], conv.groups))?;
             let w = vec![dy[1], x[1] / conv.groups, kernel[0], kernel[1]];
             need(conv_shape(conv, x, &w)? == dy, || format!("no weight {w:?} has this result"))?;
             Ok(w)
@@ -425,7 +425,7 @@ fn conv_shape(conv: &Conv2d, x: &[usize], w: &[usize]) -> Result<Vec<usize>, Str
     need(groups > 0 && x[1] == w[1] * groups, || {
         format!("{} input channels, but the weight takes {} × {} groups", x[1], w[1], groups)
     })?;
-    need(w[0] % groups == 0, || format!("{} output channels in {} groups", w[0], groups))?;
+    need(w[0].is_multiple_of(groups), || format!("{} output channels in {} groups", w[0], groups))?;
     let mut out = vec![x[0], w[0]];
     for d in 0..2 {
         let window = conv.dilation[d] * (w[2 + d].max(1) - 1) + 1;
