@@ -1,1 +1,2 @@
-
+pub mod pretrained;
+pub mod table;
