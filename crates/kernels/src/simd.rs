@@ -62,6 +62,10 @@ pub unsafe trait Simd: Copy {
     unsafe fn load(p: *const f32) -> Self::V;
     /// Stores to `p`, which need not be aligned.
     unsafe fn store(p: *mut f32, v: Self::V);
+    /// `count` numbers (at most `LANES`) from `p`, the other lanes zero; memory past them is not touched.
+    unsafe fn load_partial(p: *const f32, count: usize) -> Self::V;
+    /// Stores the first `count` lanes (at most `LANES`) to `p`; memory past them is not touched.
+    unsafe fn store_partial(p: *mut f32, v: Self::V, count: usize);
     /// a · b + c.
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// a + b.
@@ -99,6 +103,18 @@ unsafe impl Simd for Portable {
         unsafe { p.cast::<[f32; 8]>().write_unaligned(v) }
     }
     #[inline(always)]
+    unsafe fn load_partial(p: *const f32, count: usize) -> [f32; 8] {
+        // SAFETY: the caller promises `count` readable numbers at p.
+        std::array::from_fn(|i| if i < count { unsafe { p.add(i).read() } } else { 0.0 })
+    }
+    #[inline(always)]
+    unsafe fn store_partial(p: *mut f32, v: [f32; 8], count: usize) {
+        for (i, x) in v.iter().enumerate().take(count) {
+            // SAFETY: the caller promises `count` writable numbers at p.
+            unsafe { p.add(i).write(*x) }
+        }
+    }
+    #[inline(always)]
     unsafe fn fma(a: [f32; 8], b: [f32; 8], c: [f32; 8]) -> [f32; 8] {
         std::array::from_fn(|i| a[i] * b[i] + c[i])
     }
@@ -123,7 +139,8 @@ mod x86 {
 
     macro_rules! impl_simd {
         ($name:ident, $v:ty, $lanes:expr, $doc:expr, $zero:ident, $set1:ident, $load:ident, $store:ident,
-         $fma:ident, $add:ident, $mul:ident, $max:ident) => {
+         $fma:ident, $add:ident, $mul:ident, $max:ident, $mask:ident, $load_partial:ident,
+         $store_partial:ident) => {
             #[doc = $doc]
             #[derive(Clone, Copy)]
             pub struct $name;
@@ -149,6 +166,14 @@ mod x86 {
                     unsafe { $store(p, v) }
                 }
                 #[inline(always)]
+                unsafe fn load_partial(p: *const f32, count: usize) -> $v {
+                    unsafe { $load_partial(p, $mask(count)) }
+                }
+                #[inline(always)]
+                unsafe fn store_partial(p: *mut f32, v: $v, count: usize) {
+                    unsafe { $store_partial(p, $mask(count), v) }
+                }
+                #[inline(always)]
                 unsafe fn fma(a: $v, b: $v, c: $v) -> $v {
                     unsafe { $fma(a, b, c) }
                 }
@@ -168,13 +193,42 @@ mod x86 {
         };
     }
 
+    /// The first `count` of eight lanes.
+    #[inline(always)]
+    unsafe fn mask8(count: usize) -> __m256i {
+        // SAFETY: AVX2 is the caller's promise.
+        unsafe {
+            _mm256_cmpgt_epi32(_mm256_set1_epi32(count as i32), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))
+        }
+    }
+
+    /// The first `count` of sixteen lanes.
+    #[inline(always)]
+    unsafe fn mask16(count: usize) -> __mmask16 {
+        ((1u32 << count) - 1) as __mmask16
+    }
+
+    #[inline(always)]
+    unsafe fn load16(p: *const f32, mask: __mmask16) -> __m512 {
+        // SAFETY: AVX-512 and the readable lanes are the caller's promise.
+        unsafe { _mm512_maskz_loadu_ps(mask, p) }
+    }
+
+    #[inline(always)]
+    unsafe fn store16(p: *mut f32, mask: __mmask16, v: __m512) {
+        // SAFETY: AVX-512 and the writable lanes are the caller's promise.
+        unsafe { _mm512_mask_storeu_ps(p, mask, v) }
+    }
+
     impl_simd!(
         Avx2, __m256, 8, "AVX2 with FMA.", _mm256_setzero_ps, _mm256_set1_ps, _mm256_loadu_ps,
-        _mm256_storeu_ps, _mm256_fmadd_ps, _mm256_add_ps, _mm256_mul_ps, _mm256_max_ps
+        _mm256_storeu_ps, _mm256_fmadd_ps, _mm256_add_ps, _mm256_mul_ps, _mm256_max_ps,
+        mask8, _mm256_maskload_ps, _mm256_maskstore_ps
     );
     impl_simd!(
         Avx512, __m512, 16, "AVX-512.", _mm512_setzero_ps, _mm512_set1_ps, _mm512_loadu_ps,
-        _mm512_storeu_ps, _mm512_fmadd_ps, _mm512_add_ps, _mm512_mul_ps, _mm512_max_ps
+        _mm512_storeu_ps, _mm512_fmadd_ps, _mm512_add_ps, _mm512_mul_ps, _mm512_max_ps,
+        mask16, load16, store16
     );
 }
 #[cfg(target_arch = "x86_64")]
