@@ -43,9 +43,9 @@ def pool_type(model):
     """Name of the default pooling, wherever the family keeps it."""
     for owner in (model, getattr(model, 'head', None)):
         pool = getattr(owner, 'global_pool', None)
-        pool = getattr(pool, 'pool_type', pool)
-        if isinstance(pool, str):
-            return pool
+        for found in (getattr(pool, 'pool_type', pool), getattr(owner, 'pool_type', None)):
+            if isinstance(found, str):
+                return found
     return None
 
 

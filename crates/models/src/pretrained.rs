@@ -561,19 +561,20 @@ fn match_one(pattern: &[char], c: char) -> Option<usize> {
 /// Order for humans: runs of digits compare as numbers, letters without case.
 pub fn natural_order(a: &str, b: &str) -> Ordering {
     fn split(text: &str) -> (&str, &str, &str) {
-        let digits = text.find(|c: char| c.is_ascii_digit()).unwrap_or(text.len());
+        let digits = text.bytes().position(|b| b.is_ascii_digit()).unwrap_or(text.len());
         let rest = &text[digits..];
-        let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        let end = rest.bytes().position(|b| !b.is_ascii_digit()).unwrap_or(rest.len());
         (&text[..digits], &rest[..end], &rest[end..])
     }
     let (mut left, mut right) = (a, b);
     loop {
         let (text_a, number_a, rest_a) = split(left);
         let (text_b, number_b, rest_b) = split(right);
-        let lower = |s: &'_ str| s.to_ascii_lowercase();
         let (value_a, value_b) = (number_a.trim_start_matches('0'), number_b.trim_start_matches('0'));
-        let order = lower(text_a)
-            .cmp(&lower(text_b))
+        let (lower_a, lower_b) =
+            (text_a.bytes().map(|b| b.to_ascii_lowercase()), text_b.bytes().map(|b| b.to_ascii_lowercase()));
+        let order = lower_a
+            .cmp(lower_b)
             .then_with(|| number_a.is_empty().cmp(&number_b.is_empty()).reverse())
             .then_with(|| value_a.len().cmp(&value_b.len()))
             .then_with(|| value_a.cmp(value_b));
