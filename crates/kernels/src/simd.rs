@@ -1,6 +1,7 @@
 //! Instruction sets: chosen once at run time, named by [`Isa`], spoken through [`Simd`].
 
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 /// The instruction sets that kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +16,12 @@ pub enum Isa {
 
 /// The best instruction set of this machine; `TIMM_ISA=portable|avx2|avx512` lowers it (never raises it).
 pub fn isa() -> Isa {
+    match FORCED.load(Ordering::Relaxed) {
+        1 => return Isa::Portable,
+        2 => return Isa::Avx2,
+        3 => return Isa::Avx512,
+        _ => {}
+    }
     static ISA: OnceLock<Isa> = OnceLock::new();
     *ISA.get_or_init(|| {
         let best = detect();
@@ -24,6 +31,37 @@ pub fn isa() -> Isa {
             _ => best,
         }
     })
+}
+
+/// Set by [`with_isa`]: 0 none, else the instruction set + 1. Seen by every thread of the pool.
+static FORCED: AtomicU8 = AtomicU8::new(0);
+
+/// The instruction sets that this machine has.
+pub fn available() -> &'static [Isa] {
+    match detect() {
+        Isa::Portable => &[Isa::Portable],
+        Isa::Avx2 => &[Isa::Portable, Isa::Avx2],
+        Isa::Avx512 => &[Isa::Portable, Isa::Avx2, Isa::Avx512],
+    }
+}
+
+/// Runs `f` with every kernel of the process on `isa`: for tests of each instruction set.
+///
+/// # Panics
+/// If the machine lacks `isa`. Calls wait for each other; do not nest them.
+pub fn with_isa<R>(isa: Isa, f: impl FnOnce() -> R) -> R {
+    static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    struct Reset;
+    impl Drop for Reset {
+        fn drop(&mut self) {
+            FORCED.store(0, Ordering::Relaxed);
+        }
+    }
+    assert!(available().contains(&isa), "this machine has no {isa:?}");
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let _reset = Reset;
+    FORCED.store(isa as u8 + 1, Ordering::Relaxed);
+    f()
 }
 
 fn detect() -> Isa {
