@@ -14,6 +14,8 @@ pub mod engine;
 pub mod grad;
 pub mod graph;
 pub mod op;
+pub mod random;
+pub mod reference;
 pub mod scalar;
 
 pub use builder::Builder;

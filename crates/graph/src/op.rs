@@ -350,7 +350,9 @@ fn infer_f32(op: &Op, shapes: &[&[usize]]) -> Result<Vec<usize>, String> {
         Op::Conv2dWeightGrad { conv, kernel } => {
             let dy = shapes[1];
             need(dy.len() == 4 && x.len() == 4, || "needs rank 4".into())?;
-            need(x[1].is_multiple_of(conv.groups.max(1)), || format!("{} channels in {} groups", x[1], conv.groups))?;
+            need(x[1].is_multiple_of(conv.groups.max(1)), || {
+                format!("{} channels in {} groups", x[1], conv.groups)
+            })?;
             let w = vec![dy[1], x[1] / conv.groups, kernel[0], kernel[1]];
             need(conv_shape(conv, x, &w)? == dy, || format!("no weight {w:?} has this result"))?;
             Ok(w)
