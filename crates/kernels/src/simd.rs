@@ -101,9 +101,9 @@ pub unsafe trait Simd: Copy {
     /// Stores to `p`, which need not be aligned.
     unsafe fn store(p: *mut f32, v: Self::V);
     /// `count` numbers (at most `LANES`) from `p`, the other lanes zero; memory past them is not touched.
-    unsafe fn load_partial(p: *const f32, count: usize) -> Self::V;
+    unsafe fn load_first(p: *const f32, count: usize) -> Self::V;
     /// Stores the first `count` lanes (at most `LANES`) to `p`; memory past them is not touched.
-    unsafe fn store_partial(p: *mut f32, v: Self::V, count: usize);
+    unsafe fn store_first(p: *mut f32, v: Self::V, count: usize);
     /// a · b + c.
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// a + b.
@@ -141,12 +141,12 @@ unsafe impl Simd for Portable {
         unsafe { p.cast::<[f32; 8]>().write_unaligned(v) }
     }
     #[inline(always)]
-    unsafe fn load_partial(p: *const f32, count: usize) -> [f32; 8] {
+    unsafe fn load_first(p: *const f32, count: usize) -> [f32; 8] {
         // SAFETY: the caller promises `count` readable numbers at p.
         std::array::from_fn(|i| if i < count { unsafe { p.add(i).read() } } else { 0.0 })
     }
     #[inline(always)]
-    unsafe fn store_partial(p: *mut f32, v: [f32; 8], count: usize) {
+    unsafe fn store_first(p: *mut f32, v: [f32; 8], count: usize) {
         for (i, x) in v.iter().enumerate().take(count) {
             // SAFETY: the caller promises `count` writable numbers at p.
             unsafe { p.add(i).write(*x) }
@@ -177,8 +177,8 @@ mod x86 {
 
     macro_rules! impl_simd {
         ($name:ident, $v:ty, $lanes:expr, $doc:expr, $zero:ident, $set1:ident, $load:ident, $store:ident,
-         $fma:ident, $add:ident, $mul:ident, $max:ident, $mask:ident, $load_partial:ident,
-         $store_partial:ident) => {
+         $fma:ident, $add:ident, $mul:ident, $max:ident, $mask:ident, $load_first:ident,
+         $store_first:ident) => {
             #[doc = $doc]
             #[derive(Clone, Copy)]
             pub struct $name;
@@ -204,12 +204,12 @@ mod x86 {
                     unsafe { $store(p, v) }
                 }
                 #[inline(always)]
-                unsafe fn load_partial(p: *const f32, count: usize) -> $v {
-                    unsafe { $load_partial(p, $mask(count)) }
+                unsafe fn load_first(p: *const f32, count: usize) -> $v {
+                    unsafe { $load_first(p, $mask(count)) }
                 }
                 #[inline(always)]
-                unsafe fn store_partial(p: *mut f32, v: $v, count: usize) {
-                    unsafe { $store_partial(p, $mask(count), v) }
+                unsafe fn store_first(p: *mut f32, v: $v, count: usize) {
+                    unsafe { $store_first(p, $mask(count), v) }
                 }
                 #[inline(always)]
                 unsafe fn fma(a: $v, b: $v, c: $v) -> $v {
