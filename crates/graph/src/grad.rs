@@ -6,7 +6,7 @@
 //! Gradient checkpointing: nodes that carry a segment number are not kept for the backward pass. When the
 //! first rule needs one, the whole segment is written a second time and its rules read the copies.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::builder::Builder;
 use crate::graph::{GraphError, NodeId};
@@ -30,7 +30,8 @@ pub fn gradients(b: &Builder, y: NodeId, wrt: &[NodeId]) -> Result<Vec<NodeId>, 
     }
     let count = b.with_graph(|g| g.nodes.len());
     let needed = depends_on(b, wrt, count);
-    let mut pass = Backward { b, grads: vec![None; count], copies: HashMap::new(), needed };
+    let mut pass =
+        Backward { b, grads: vec![None; count], copies: HashMap::new(), again: HashSet::new(), needed };
     pass.grads[y.index()] = Some(b.fill(1.0, &b.shape(y)));
     for i in (0..=y.index()).rev() {
         let id = NodeId(i as u32);
@@ -74,6 +75,8 @@ struct Backward<'a> {
     grads: Vec<Option<NodeId>>,
     /// Recomputed twins of the nodes of checkpointed segments.
     copies: HashMap<NodeId, NodeId>,
+    /// Segments that have been written a second time.
+    again: HashSet<u32>,
     needed: Vec<bool>,
 }
 
@@ -84,12 +87,12 @@ impl Backward<'_> {
     }
 
     fn recompute(&mut self, segment: u32, count: usize) {
+        if !self.again.insert(segment) {
+            return;
+        }
         let nodes: Vec<NodeId> = self.b.with_graph(|g| {
             (0..count).filter(|&i| g.nodes[i].segment == segment).map(|i| NodeId(i as u32)).collect()
         });
-        if nodes.first().is_none_or(|first| self.copies.contains_key(first)) {
-            return;
-        }
         for id in nodes {
             let (op, inputs, path) = self.b.with_graph(|g| {
                 let n = g.node(id);

@@ -10,12 +10,14 @@
 //! - [`engine`]: tensors, the store of named state, and what an engine must do
 
 pub mod builder;
+pub mod decompose;
 pub mod engine;
 pub mod grad;
 pub mod graph;
 pub mod op;
 pub mod random;
 pub mod reference;
+pub mod rewrite;
 pub mod scalar;
 
 pub use builder::Builder;

@@ -1,0 +1,77 @@
+//! Rewrites: functions from a graph to a graph that computes the same outputs and updates.
+//!
+//! - [`remove_dead`]: nodes and state that no output and no update needs
+//! - [`fold_constants`]: constant parts become numbers; operations that change nothing go
+//! - [`lower_batch_norm`]: batch norm becomes part of the convolution before it, or x · scale + shift
+//!
+//! [`for_inference`] and [`for_training`] are the passes an engine wants before it plans a graph.
+
+mod batch_norm;
+mod constants;
+mod dead;
+
+use std::sync::Arc;
+
+use crate::builder::Builder;
+use crate::graph::{Graph, Node, NodeId};
+
+pub use batch_norm::lower_batch_norm;
+pub use constants::{FOLD_LIMIT, fold_constants, remove_detach};
+pub use dead::remove_dead;
+
+/// A rewritten graph.
+#[derive(Clone, Debug)]
+pub struct Rewritten {
+    pub graph: Graph,
+    /// For each node of the old graph the node with its value in the new one, if there is one.
+    pub map: Vec<Option<NodeId>>,
+}
+
+impl Rewritten {
+    /// Another pass after this one, with one mapping for both.
+    pub fn then(self, pass: impl FnOnce(&Graph) -> Rewritten) -> Rewritten {
+        let next = pass(&self.graph);
+        let map = self.map.into_iter().map(|id| id.and_then(|id| next.map[id.index()])).collect();
+        Rewritten { graph: next.graph, map }
+    }
+}
+
+/// What an engine runs for inference: no derivative will be taken any more.
+pub fn for_inference(graph: &Graph) -> Rewritten {
+    remove_dead(graph).then(remove_detach).then(fold_constants).then(lower_batch_norm).then(clean)
+}
+
+/// What an engine runs for a training step, after the backward nodes and the updates have been written.
+/// Values that gradient checkpointing computes twice stay apart.
+pub fn for_training(graph: &Graph) -> Rewritten {
+    remove_dead(graph).then(remove_detach).then(fold_constants).then(lower_batch_norm).then(clean)
+}
+
+fn clean(graph: &Graph) -> Rewritten {
+    fold_constants(graph).then(remove_dead)
+}
+
+/// Writes every node of `graph` anew, in order. `write` gets a builder at the node's path, the node's id, the
+/// node, and its inputs in the new graph; it returns the node that takes its place.
+fn rebuild(graph: &Graph, mut write: impl FnMut(&Builder, NodeId, &Node, &[NodeId]) -> NodeId) -> Rewritten {
+    let states = graph.states.clone();
+    let b = Builder::extend(Graph { states, ..Graph::default() }, false);
+    let mut map: Vec<NodeId> = Vec::with_capacity(graph.nodes.len());
+    for (i, node) in graph.nodes.iter().enumerate() {
+        let inputs: Vec<NodeId> = node.inputs.iter().map(|x| map[x.index()]).collect();
+        let at = b.beside(Arc::clone(&node.path), node.segment);
+        let new = write(&at, NodeId(i as u32), node, &inputs);
+        debug_assert!(
+            b.error().is_some() || b.shape(new) == node.shape,
+            "{} changed its shape",
+            node.op.name()
+        );
+        map.push(new);
+    }
+    // Shapes were inferred when the old graph was written and no rewrite changes one.
+    let mut new = b.finish().expect("a rewrite of a valid graph is valid");
+    let moved = |id: &NodeId| map[id.index()];
+    new.outputs = graph.outputs.iter().map(|(name, id)| (name.clone(), moved(id))).collect();
+    new.updates = graph.updates.iter().map(|(name, id)| (name.clone(), moved(id))).collect();
+    Rewritten { graph: new, map: map.into_iter().map(Some).collect() }
+}
