@@ -1,0 +1,211 @@
+//! Which part of an image becomes the network's input, and how large: the size arithmetic of
+//! torchvision and timm. Sizes are `(height, width)`, as in timm's options.
+
+use super::resample::{Interpolation, Region, resize};
+use crate::{DataError, Image, Rng};
+
+/// How an image is resized, and which window of the result (perhaps reaching over its edges) is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Placement {
+    /// The part of the source that is resized.
+    pub(super) region: Region,
+    /// `(height, width)` it is resized to.
+    pub(super) resized: (usize, usize),
+    /// Row and column in the resized image of the output's first pixel.
+    pub(super) offset: (i64, i64),
+}
+
+/// What lies outside an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Padding {
+    Color([u8; 3]),
+    /// The image mirrored at its outermost pixels.
+    Reflect,
+}
+
+/// The index inside `0..len` that a position outside is a mirror image of.
+pub(super) fn reflect(position: i64, len: usize) -> usize {
+    if len <= 1 {
+        return 0;
+    }
+    let period = 2 * (len as i64 - 1);
+    let position = position.rem_euclid(period);
+    position.min(period - position) as usize
+}
+
+/// torchvision's resize of the shorter edge to `size`; the longer is cut off, not rounded.
+pub(super) fn shortest_edge((height, width): (usize, usize), size: usize) -> (usize, usize) {
+    let long = |short: usize, long: usize| ((size as f64 * long as f64) / short as f64) as usize;
+    if width <= height { (long(width, height), size) } else { (size, long(height, width)) }
+}
+
+/// timm's `ResizeKeepRatio`: `longest` 1 fits the image into the target, 0 covers the target with it.
+/// `factor` changes height and width on top.
+pub(super) fn keep_ratio(
+    (height, width): (usize, usize),
+    target: (usize, usize),
+    longest: f64,
+    factor: (f64, f64),
+) -> (usize, usize) {
+    let (by_height, by_width) = (height as f64 / target.0 as f64, width as f64 / target.1 as f64);
+    let ratio = by_height.max(by_width) * longest + by_height.min(by_width) * (1.0 - longest);
+    // Very long images would get no pixel in one direction, where timm fails.
+    let scaled =
+        |edge: usize, factor: f64| ((edge as f64 * factor / ratio).round_ties_even() as usize).max(1);
+    (scaled(height, factor.0), scaled(width, factor.1))
+}
+
+/// First row or column of the centre crop; negative where padding comes first. Halves go to the even
+/// side, as Python rounds.
+pub(super) fn center_offset(edge: usize, crop: usize) -> i64 {
+    if crop > edge {
+        -(((crop - edge) / 2) as i64)
+    } else {
+        ((edge - crop) as f64 / 2.0).round_ties_even() as i64
+    }
+}
+
+/// The random region of `RandomResizedCrop` (Szegedy et al., 2014): ten tries to find an area of a share
+/// in `scale` with an aspect ratio (width by height) in `ratio`, log-uniform; then the largest centred
+/// region with an allowed ratio.
+pub(super) fn random_region(
+    (height, width): (usize, usize),
+    scale: (f64, f64),
+    ratio: (f64, f64),
+    rng: &mut Rng,
+) -> Region {
+    let area = (width * height) as f64;
+    for _ in 0..10 {
+        let target = rng.uniform_in(scale.0, scale.1) * area;
+        let aspect = rng.uniform_in(ratio.0.ln(), ratio.1.ln()).exp();
+        let w = (target * aspect).sqrt().round_ties_even() as usize;
+        let h = (target / aspect).sqrt().round_ties_even() as usize;
+        // timm lets an edge of a tiny image round to 0 and fails.
+        let (w, h) = (w.max(1), h.max(1));
+        if w <= width && h <= height {
+            return Region { y: rng.index(height - h + 1), x: rng.index(width - w + 1), width: w, height: h };
+        }
+    }
+    let whole = width as f64 / height as f64;
+    let (w, h) = if whole < ratio.0 {
+        (width, (width as f64 / ratio.0).round_ties_even() as usize)
+    } else if whole > ratio.1 {
+        ((height as f64 * ratio.1).round_ties_even() as usize, height)
+    } else {
+        (width, height)
+    };
+    let (w, h) = (w.clamp(1, width), h.clamp(1, height));
+    Region { x: (width - w) / 2, y: (height - h) / 2, width: w, height: h }
+}
+
+/// Resizes and crops or pads into `out`, `[height, width, 3]`.
+pub(super) fn place(
+    image: &Image,
+    placement: &Placement,
+    interpolation: Interpolation,
+    padding: Padding,
+    size: (usize, usize),
+    out: &mut [u8],
+) -> Result<(), DataError> {
+    let Placement { region, resized, offset } = *placement;
+    let rows = window(offset.0, size.0, resized.0, padding);
+    let columns = window(offset.1, size.1, resized.1, padding);
+    let (Some((top, height)), Some((left, width))) = (rows, columns) else {
+        if let Padding::Color(color) = padding {
+            out.chunks_exact_mut(3).for_each(|pixel| pixel.copy_from_slice(&color));
+        }
+        return Ok(());
+    };
+    let window = Region { x: left, y: top, width, height };
+    let part = resize(image, region, (resized.1, resized.0), window, interpolation)?;
+    let reaches_over =
+        |offset: i64, size: usize, resized: usize| offset < 0 || offset + size as i64 > resized as i64;
+    if !reaches_over(offset.0, size.0, resized.0) && !reaches_over(offset.1, size.1, resized.1) {
+        out.copy_from_slice(&part.data);
+        return Ok(());
+    }
+    let source = |position: i64, edge: usize, first: usize, count: usize| -> Option<usize> {
+        let position = match padding {
+            Padding::Reflect => reflect(position, edge),
+            Padding::Color(_) => usize::try_from(position).ok().filter(|&position| position < edge)?,
+        };
+        position.checked_sub(first).filter(|&index| index < count)
+    };
+    for (y, row) in out.chunks_exact_mut(size.1 * 3).enumerate() {
+        let from_row = source(offset.0 + y as i64, resized.0, top, height);
+        for (x, pixel) in row.chunks_exact_mut(3).enumerate() {
+            let from_column = source(offset.1 + x as i64, resized.1, left, width);
+            let color = match (from_column, from_row, padding) {
+                (Some(x), Some(y), _) => part.pixel(x, y).unwrap_or_default(),
+                (_, _, Padding::Color(color)) => color,
+                _ => [0; 3],
+            };
+            pixel.copy_from_slice(&color);
+        }
+    }
+    Ok(())
+}
+
+/// First index and number of the resized rows (or columns) that the output shows; `None` if it shows
+/// none. A mirror may show any of them.
+fn window(offset: i64, size: usize, resized: usize, padding: Padding) -> Option<(usize, usize)> {
+    let end = offset + size as i64;
+    if padding == Padding::Reflect && (offset < 0 || end > resized as i64) {
+        return Some((0, resized));
+    }
+    let (start, end) = (offset.max(0), end.min(resized as i64));
+    (start < end).then(|| (start as usize, (end - start) as usize))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_match_torchvision_and_timm() {
+        // torchvision.transforms.functional._compute_resized_output_size
+        assert_eq!(shortest_edge((375, 500), 256), (256, 341));
+        assert_eq!(shortest_edge((500, 375), 256), (341, 256));
+        assert_eq!(shortest_edge((8, 8), 73), (73, 73));
+        // timm.data.transforms.ResizeKeepRatio.get_params
+        assert_eq!(keep_ratio((375, 500), (256, 256), 1.0, (1.0, 1.0)), (192, 256));
+        assert_eq!(keep_ratio((375, 500), (256, 320), 0.0, (1.0, 1.0)), (256, 341));
+        assert_eq!(keep_ratio((1, 1000), (32, 32), 1.0, (1.0, 1.0)), (1, 32));
+        // int(round((h - c) / 2.0)): 0.5 goes to 0, 1.5 to 2, 2.5 to 2
+        let offsets = [(33, 32), (35, 32), (37, 32), (32, 32), (31, 32), (29, 32)];
+        assert_eq!(offsets.map(|(edge, crop)| center_offset(edge, crop)), [0, 2, 2, 0, 0, -1]);
+    }
+
+    #[test]
+    fn mirrors() {
+        let shown: Vec<usize> = (-5..8).map(|position| reflect(position, 4)).collect();
+        assert_eq!(shown, [1, 2, 3, 2, 1, 0, 1, 2, 3, 2, 1, 0, 1]);
+        assert_eq!(reflect(-3, 1), 0);
+    }
+
+    #[test]
+    fn random_regions_follow_the_formula() {
+        let mut rng = Rng::new(9);
+        let (scale, ratio) = ((0.08, 1.0), (3.0 / 4.0, 4.0 / 3.0));
+        let (mut area, mut log_ratio, mut center, count) = (0.0, 0.0, (0.0, 0.0), 20_000);
+        for _ in 0..count {
+            let region = random_region((400, 400), scale, ratio, &mut rng);
+            assert!(region.x + region.width <= 400 && region.y + region.height <= 400);
+            let (w, h) = (region.width as f64, region.height as f64);
+            assert!((0.74..1.36).contains(&(w / h)) && (0.078..=1.0).contains(&(w * h / 160_000.0)));
+            area += w * h / 160_000.0;
+            log_ratio += (w / h).ln();
+            center = (center.0 + region.x as f64 + w / 2.0, center.1 + region.y as f64 + h / 2.0);
+        }
+        let count = count as f64;
+        // 200000 draws of timm's own get_params for 400 x 400 have the mean area 0.4783.
+        assert!((area / count - 0.4783).abs() < 0.006, "{}", area / count);
+        assert!((log_ratio / count).abs() < 0.01);
+        assert!((center.0 / count - 200.0).abs() < 2.0 && (center.1 / count - 200.0).abs() < 2.0);
+        // A ratio that never fits: the fallback is centred and has the nearest allowed ratio.
+        let strip = random_region((10, 1000), (1.0, 1.0), ratio, &mut rng);
+        assert_eq!(strip, Region { x: 493, y: 0, width: 13, height: 10 });
+        let column = random_region((1000, 9), (1.0, 1.0), ratio, &mut rng);
+        assert_eq!(column, Region { x: 0, y: 494, width: 9, height: 12 });
+    }
+}
