@@ -1,0 +1,253 @@
+//! A model of the zoo without weights: its architecture at given arguments, and what one trace tells of it.
+
+use std::collections::BTreeMap;
+
+use indexmap::IndexMap;
+use timm_graph::{Builder, DType, Graph, NodeId, StateKind, StateSpec};
+
+use crate::architecture::{Architecture, FeatureInfo, ModelArgs};
+use crate::error::ModelError;
+use crate::families;
+use crate::groups::group_names;
+use crate::network::Network;
+use crate::plans::{Call, IntermediatesArgs};
+use crate::pretrained::{self, PretrainedCfg};
+use crate::table::{deprecated, model_info};
+
+/// The input's name in every graph of a model.
+pub const INPUT: &str = "input";
+
+/// A network of the zoo at given arguments: names and shapes, feature levels, and the graphs of its calls.
+/// Cheap to make (well under a millisecond per hundred layers), as no weight exists yet.
+pub struct Blueprint {
+    name: String,
+    args: ModelArgs,
+    cfg: PretrainedCfg,
+    notices: Vec<String>,
+    architecture: Box<dyn Architecture>,
+    states: IndexMap<String, StateSpec>,
+    feature_info: Vec<FeatureInfo>,
+    num_features: usize,
+    head_hidden_size: usize,
+}
+
+impl Blueprint {
+    /// The network that timm calls `name` (`arch` or `arch.tag`).
+    ///
+    /// # Errors
+    /// An unknown name (with the nearest known ones), a family that is not written yet, arguments that the
+    /// architecture does not take.
+    pub fn new(name: &str, args: &ModelArgs) -> Result<Self, ModelError> {
+        let cfg = pretrained::pretrained_cfg(name)?;
+        let current = pretrained::current_name(name);
+        let arch = pretrained::split_name(current).0;
+        let mut args = args.clone();
+        args.num_classes.get_or_insert(cfg.num_classes);
+        args.in_chans.get_or_insert(cfg.input_size[0]);
+        if cfg.fixed_input_size {
+            args.img_size.get_or_insert([cfg.input_size[1], cfg.input_size[2]]);
+        }
+        let notices = deprecated(name).map(|current| format!("'{name}' is an old name: use '{current}'"));
+        Self::build(arch, args, cfg, notices.into_iter().collect())
+    }
+
+    /// The same network with other arguments.
+    ///
+    /// # Errors
+    /// Arguments that the architecture does not take.
+    pub fn with_args(&self, args: ModelArgs) -> Result<Self, ModelError> {
+        Self::build(&self.name, args, self.cfg.clone(), self.notices.clone())
+    }
+
+    /// Builds the architecture and traces it once, at the size of its pretrained tag.
+    fn build(
+        name: &str,
+        args: ModelArgs,
+        cfg: PretrainedCfg,
+        notices: Vec<String>,
+    ) -> Result<Self, ModelError> {
+        let name = name.to_string();
+        let family = model_info(&name).map_or("", |row| row.family);
+        let Some(build) = families::build_fn(family) else {
+            return Err(ModelError::NotWritten { name, family });
+        };
+        let architecture =
+            build(&name, &args).map_err(|source| ModelError::Arguments { name: name.clone(), source })?;
+        let failed = |source| ModelError::Graph { name: name.clone(), source };
+        let [height, width] = args.img_size.unwrap_or([cfg.input_size[1], cfg.input_size[2]]);
+        let chans = args.in_chans.unwrap_or(cfg.input_size[0]);
+        let feature_info = architecture.feature_info([chans, height, width]).map_err(failed)?;
+        let b = Builder::new(false);
+        let x = b.input(INPUT, &[1, chans, height, width], DType::F32);
+        let features = architecture.forward_features(&b, x);
+        let num_features = b.dim(features, 1);
+        let head_hidden_size = b.dim(architecture.forward_head(&b, features, true), 1);
+        b.output("output", architecture.forward_head(&b, features, false));
+        let states = b.finish().map_err(failed)?.states;
+        Ok(Blueprint {
+            name,
+            args,
+            cfg,
+            notices,
+            architecture,
+            states,
+            feature_info,
+            num_features,
+            head_hidden_size,
+        })
+    }
+
+    // ---- what it is -----------------------------------------------------------------------------------
+
+    /// The architecture's name, without a tag.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The arguments, with defaults filled in.
+    pub fn args(&self) -> &ModelArgs {
+        &self.args
+    }
+
+    /// Preprocessing, head and source of the pretrained tag.
+    pub fn pretrained_cfg(&self) -> &PretrainedCfg {
+        &self.cfg
+    }
+
+    /// What a user should hear: an old name, adapted weights.
+    pub fn notices(&self) -> &[String] {
+        &self.notices
+    }
+
+    /// Name, shape and kind of every parameter and buffer, in `state_dict` order.
+    pub fn states(&self) -> &IndexMap<String, StateSpec> {
+        &self.states
+    }
+
+    /// Number of trained numbers.
+    pub fn param_count(&self) -> usize {
+        let params = self.states.values().filter(|spec| spec.kind == StateKind::Param);
+        params.map(|spec| spec.shape.iter().product::<usize>()).sum()
+    }
+
+    /// Channels of `forward_features`.
+    pub fn num_features(&self) -> usize {
+        self.num_features
+    }
+
+    /// Width of what the classifier reads.
+    pub fn head_hidden_size(&self) -> usize {
+        self.head_hidden_size
+    }
+
+    /// Classes; 0 without a classifier.
+    pub fn num_classes(&self) -> usize {
+        self.args.num_classes.unwrap_or(0)
+    }
+
+    /// Every feature level, from fine to coarse.
+    pub fn feature_info(&self) -> &[FeatureInfo] {
+        &self.feature_info
+    }
+
+    /// Paths of the classifier: more than one in distilled models.
+    pub fn get_classifier(&self) -> &'static [&'static str] {
+        self.architecture.classifier()
+    }
+
+    /// The layer of each parameter, counted from the input; `coarse` counts stages, else blocks.
+    ///
+    /// # Errors
+    /// A rule of the family that is no regular expression.
+    pub fn group_parameters(&self, coarse: bool) -> Result<Vec<(String, usize)>, ModelError> {
+        let params = self.states.iter().filter(|(_, spec)| spec.kind == StateKind::Param);
+        group_names(params.map(|(name, _)| name.as_str()), &self.architecture.group_matcher(coarse))
+            .map_err(|source| ModelError::Arguments { name: self.name.clone(), source })
+    }
+
+    /// The graph of a call for an input of `shape`: input [`INPUT`]; outputs `output` and `features.N`.
+    ///
+    /// # Errors
+    /// A shape that the network does not take, indices out of range.
+    pub fn graph(&self, call: &Call, shape: &[usize], training: bool) -> Result<Graph, ModelError> {
+        self.check_input(call, shape)?;
+        let b = Builder::new(training);
+        let x = b.input(INPUT, shape, DType::F32);
+        match call {
+            Call::Forward => b.output("output", self.write(&b, x)),
+            Call::ForwardFeatures => b.output("output", self.architecture.forward_features(&b, x)),
+            Call::ForwardHead { pre_logits } => {
+                b.output("output", self.architecture.forward_head(&b, x, *pre_logits));
+            }
+            Call::Intermediates(args) => self.write_intermediates(&b, x, args)?,
+        }
+        b.finish().map_err(|source| ModelError::Graph { name: self.name.clone(), source })
+    }
+
+    fn write_intermediates(
+        &self,
+        b: &Builder,
+        x: NodeId,
+        args: &IntermediatesArgs,
+    ) -> Result<(), ModelError> {
+        let levels = self.feature_info.len();
+        let chosen = args.indices.resolve(levels).map_err(|message| ModelError::Indices {
+            name: self.name.clone(),
+            last: levels.saturating_sub(1),
+            message,
+        })?;
+        let last = self.architecture.forward_features(b, x);
+        let taps = b.taps();
+        if !args.intermediates_only {
+            let early = chosen.last().and_then(|&i| taps.get(i)).filter(|_| args.stop_early);
+            b.output("output", early.map_or(last, |&(_, x)| x));
+        }
+        for i in chosen {
+            let Some(&(_, x)) = taps.get(i) else { continue };
+            let x = if args.norm { self.architecture.norm_intermediate(b, x) } else { x };
+            b.output(&format!("features.{i}"), x);
+        }
+        Ok(())
+    }
+
+    fn check_input(&self, call: &Call, shape: &[usize]) -> Result<(), ModelError> {
+        let chans = self.args.in_chans.unwrap_or(3);
+        let wrong = |expected: String| {
+            Err(ModelError::Input { name: self.name.clone(), expected, found: shape.to_vec() })
+        };
+        match call {
+            Call::ForwardHead { .. } if shape.is_empty() || shape.contains(&0) => {
+                wrong("features of at least one image".into())
+            }
+            Call::ForwardHead { .. } => Ok(()),
+            _ if shape.len() != 4 || shape[1] != chans || shape.contains(&0) => {
+                wrong(format!("images [B, {chans}, H, W]"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What a weight file says about its model: architecture, arguments and preprocessing.
+    pub fn metadata(&self) -> BTreeMap<String, String> {
+        let json = |value: serde_json::Result<String>| value.unwrap_or_default();
+        BTreeMap::from([
+            ("format".into(), "pt".into()),
+            ("architecture".into(), self.name.clone()),
+            ("num_classes".into(), self.num_classes().to_string()),
+            ("num_features".into(), self.num_features().to_string()),
+            ("model_args".into(), json(serde_json::to_string(&self.args))),
+            ("pretrained_cfg".into(), json(serde_json::to_string(&self.cfg))),
+        ])
+    }
+}
+
+impl Network for Blueprint {
+    fn write(&self, b: &Builder, images: NodeId) -> NodeId {
+        let features = self.architecture.forward_features(b, images);
+        self.architecture.forward_head(b, features, false)
+    }
+
+    fn no_weight_decay(&self) -> Vec<String> {
+        self.architecture.no_weight_decay()
+    }
+}

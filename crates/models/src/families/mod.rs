@@ -1,0 +1,22 @@
+//! One file per family: paper and licence, configuration, blocks, the function that writes the network, variants
+//! as a table, and what its published weights need to load.
+
+pub mod resnet;
+
+use crate::architecture::{Architecture, ArchitectureError, ModelArgs};
+
+/// Builds the architecture `name` of a family.
+pub type BuildFn = fn(name: &str, args: &ModelArgs) -> Result<Box<dyn Architecture>, ArchitectureError>;
+
+/// Every family that is written, by the name of timm's module.
+static FAMILIES: &[(&str, BuildFn)] = &[("resnet", resnet::build)];
+
+/// The function that builds architectures of `family`; `None` where it is not written yet.
+pub fn build_fn(family: &str) -> Option<BuildFn> {
+    FAMILIES.iter().find(|(name, _)| *name == family).map(|&(_, build)| build)
+}
+
+/// Names of the families that are written.
+pub fn written() -> impl Iterator<Item = &'static str> {
+    FAMILIES.iter().map(|&(name, _)| name)
+}

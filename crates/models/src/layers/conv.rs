@@ -1,0 +1,211 @@
+//! Convolution and linear layers, their padding and their initial weights.
+
+use timm_graph::{Builder, Conv2d, Init, NodeId};
+
+/// How a weight starts, before its shape is known.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum WeightInit {
+    /// PyTorch's default: uniform within ±1/√fan_in.
+    FanIn,
+    /// Normal with variance 2 / fan_out ("Delving Deep into Rectifiers", <https://arxiv.org/abs/1502.01852>);
+    /// fan_out counts all output channels, whatever the groups.
+    KaimingFanOut,
+    /// The same whatever the shape.
+    Fixed(Init),
+}
+
+impl WeightInit {
+    /// The rule for a weight `[O, I / groups, …]`.
+    pub fn of(self, shape: &[usize]) -> Init {
+        let window: usize = shape.iter().skip(2).product();
+        match self {
+            WeightInit::FanIn => Init::Uniform { bound: fan_in_bound(shape) },
+            WeightInit::KaimingFanOut => {
+                Init::Normal { std: (2.0 / (shape[0] * window).max(1) as f64).sqrt() as f32 }
+            }
+            WeightInit::Fixed(init) => init,
+        }
+    }
+}
+
+fn fan_in_bound(shape: &[usize]) -> f32 {
+    let fan_in: usize = shape.iter().skip(1).product();
+    (1.0 / fan_in.max(1) as f64).sqrt() as f32
+}
+
+/// Padding of a convolution or pooling window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Padding {
+    /// timm's default: ((stride − 1) + dilation · (kernel − 1)) / 2 on all sides.
+    Symmetric,
+    /// TensorFlow's SAME: output size is input size / stride rounded up; the odd one goes after.
+    Same,
+    /// This much on all sides.
+    Fixed(usize),
+}
+
+/// timm's symmetric padding of one axis.
+pub fn symmetric_padding(kernel: usize, stride: usize, dilation: usize) -> usize {
+    ((stride - 1) + dilation * (kernel - 1)) / 2
+}
+
+/// Padding before and after one axis of length `size`, as TensorFlow's SAME.
+pub fn same_padding(size: usize, kernel: usize, stride: usize, dilation: usize) -> [usize; 2] {
+    let covered = (size.div_ceil(stride).max(1) - 1) * stride + (kernel - 1) * dilation + 1;
+    let total = covered.saturating_sub(size);
+    [total / 2, total - total / 2]
+}
+
+/// Pads `x` `[B, C, H, W]` with `value` as TensorFlow's SAME does for a window.
+pub fn pad_same(b: &Builder, x: NodeId, kernel: usize, stride: usize, value: f32) -> NodeId {
+    let [height, width] = b.size(x);
+    let [top, bottom] = same_padding(height, kernel, stride, 1);
+    let [left, right] = same_padding(width, kernel, stride, 1);
+    b.pad(b.pad(x, 2, top, bottom, value), 3, left, right, value)
+}
+
+/// A 2-D convolution; `weight` `[O, I / groups, K, K]` and, if asked for, `bias` `[O]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Conv {
+    out_chans: usize,
+    kernel: [usize; 2],
+    stride: usize,
+    dilation: usize,
+    groups: usize,
+    padding: Padding,
+    bias: Option<WeightInit>,
+    init: WeightInit,
+}
+
+impl Conv {
+    /// A square kernel, stride 1, timm's symmetric padding, no bias, PyTorch's default init.
+    pub fn new(out_chans: usize, kernel: usize) -> Self {
+        Conv {
+            out_chans,
+            kernel: [kernel; 2],
+            stride: 1,
+            dilation: 1,
+            groups: 1,
+            padding: Padding::Symmetric,
+            bias: None,
+            init: WeightInit::FanIn,
+        }
+    }
+
+    pub fn kernel(self, height: usize, width: usize) -> Self {
+        Conv { kernel: [height, width], ..self }
+    }
+
+    pub fn stride(self, stride: usize) -> Self {
+        Conv { stride, ..self }
+    }
+
+    pub fn dilation(self, dilation: usize) -> Self {
+        Conv { dilation, ..self }
+    }
+
+    pub fn groups(self, groups: usize) -> Self {
+        Conv { groups, ..self }
+    }
+
+    pub fn padding(self, padding: Padding) -> Self {
+        Conv { padding, ..self }
+    }
+
+    /// With a bias that starts as PyTorch's default does.
+    pub fn bias(self) -> Self {
+        Conv { bias: Some(WeightInit::FanIn), ..self }
+    }
+
+    /// With a bias that starts as `init`.
+    pub fn bias_init(self, init: Init) -> Self {
+        Conv { bias: Some(WeightInit::Fixed(init)), ..self }
+    }
+
+    pub fn init(self, init: WeightInit) -> Self {
+        Conv { init, ..self }
+    }
+
+    /// Writes the convolution of `x` `[B, I, H, W]`.
+    pub fn write(&self, b: &Builder, x: NodeId) -> NodeId {
+        let in_chans = b.dim(x, 1);
+        if self.groups == 0 || !in_chans.is_multiple_of(self.groups) {
+            return b.fail(format!("{in_chans} input channels in {} groups", self.groups));
+        }
+        let shape = [self.out_chans, in_chans / self.groups, self.kernel[0], self.kernel[1]];
+        let weight = b.param("weight", &shape, self.init.of(&shape));
+        let mut pad = [0; 4];
+        for (axis, size) in b.size(x).into_iter().enumerate() {
+            let kernel = self.kernel[axis];
+            let [before, after] = match self.padding {
+                Padding::Symmetric => [symmetric_padding(kernel, self.stride, self.dilation); 2],
+                Padding::Same => same_padding(size, kernel, self.stride, self.dilation),
+                Padding::Fixed(pad) => [pad; 2],
+            };
+            (pad[2 * axis], pad[2 * axis + 1]) = (before, after);
+        }
+        let conv =
+            Conv2d { stride: [self.stride; 2], pad, dilation: [self.dilation; 2], groups: self.groups };
+        let y = b.conv2d(x, weight, conv);
+        match self.bias {
+            None => y,
+            Some(init) => b.add(y, b.per_channel(bias(b, &shape, init), 4)),
+        }
+    }
+}
+
+fn bias(b: &Builder, weight: &[usize], init: WeightInit) -> NodeId {
+    let init = match init {
+        WeightInit::Fixed(init) => init,
+        _ => Init::Uniform { bound: fan_in_bound(weight) },
+    };
+    b.param("bias", &weight[..1], init)
+}
+
+/// x · weightᵀ + bias over the last axis, with PyTorch's default init.
+pub fn linear(b: &Builder, x: NodeId, out_features: usize) -> NodeId {
+    linear_with(b, x, out_features, WeightInit::FanIn, Some(WeightInit::FanIn))
+}
+
+/// x · weightᵀ (+ bias) over the last axis; `weight` `[O, I]`, `bias` `[O]`.
+pub fn linear_with(
+    b: &Builder,
+    x: NodeId,
+    out_features: usize,
+    init: WeightInit,
+    bias_init: Option<WeightInit>,
+) -> NodeId {
+    let shape = [out_features, b.shape(x).last().copied().unwrap_or(1)];
+    let weight = b.param("weight", &shape, init.of(&shape));
+    let y = b.matmul_t(x, weight);
+    match bias_init {
+        None => y,
+        Some(init) => b.add(y, bias(b, &shape, init)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn same_padding_covers_every_input() {
+        for (size, kernel, stride, expected) in [
+            (224, 3, 2, [0, 1]),
+            (225, 3, 2, [1, 1]),
+            (7, 2, 1, [0, 1]),
+            (5, 1, 2, [0, 0]),
+            (1, 3, 2, [1, 1]),
+        ] {
+            assert_eq!(same_padding(size, kernel, stride, 1), expected, "{size} {kernel} {stride}");
+        }
+    }
+
+    #[test]
+    fn impossible_groups_are_named() {
+        let b = Builder::new(false);
+        let x = b.input("x", &[1, 6, 4, 4], timm_graph::DType::F32);
+        Conv::new(8, 3).groups(4).write(&b.at("conv1"), x);
+        assert_eq!(b.finish().unwrap_err().to_string(), "at 'conv1': 6 input channels in 4 groups");
+    }
+}

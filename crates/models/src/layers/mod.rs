@@ -1,0 +1,49 @@
+//! Layers: small functions and structs that write nodes.
+//!
+//! A layer takes a [`Builder`](timm_graph::Builder) that is already scoped to the layer's path and the input node;
+//! input channels come from the input's shape. What a layer stores is named as in timm's `state_dict`.
+
+mod act;
+mod attn;
+mod conv;
+mod drop;
+mod head;
+mod norm;
+mod pool;
+
+pub use act::Act;
+pub use attn::{Attn, SqueezeExcite, eca_kernel};
+pub use conv::{Conv, Padding, WeightInit, linear, linear_with, pad_same, same_padding, symmetric_padding};
+pub use drop::{drop_block, drop_path, drop_path_rates, dropout};
+pub use head::classifier;
+pub use norm::Norm;
+pub use pool::{AntiAlias, GlobalPool, avg_pool_same, blur_pool};
+
+/// `value` rounded to a multiple of `divisor` (at least `divisor`), not below `round_limit` · `value`.
+///
+/// From the MobileNet code base; `round_limit` is 0.9 there, 0 in squeeze-and-excitation.
+pub fn make_divisible(value: f64, divisor: usize, round_limit: f64) -> usize {
+    let step = divisor as f64;
+    let rounded = (((value + step / 2.0) / step).floor() * step).max(step);
+    (if rounded < round_limit * value { rounded + step } else { rounded }) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::make_divisible;
+
+    #[test]
+    fn rounds_as_timm() {
+        // Values of timm.layers.helpers.make_divisible.
+        for (value, limit, expected) in [
+            (16.0, 0.9, 16),
+            (20.0, 0.9, 24),
+            (11.0, 0.9, 16),
+            (11.0, 0.0, 8),
+            (3.0, 0.0, 8),
+            (18.0, 0.9, 24),
+        ] {
+            assert_eq!(make_divisible(value, 8, limit), expected, "{value}");
+        }
+    }
+}

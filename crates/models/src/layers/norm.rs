@@ -1,0 +1,80 @@
+//! Normalisation over channels.
+
+use timm_graph::{Builder, Init, NodeId, StateKind, StateSpec};
+
+/// A normalisation of `[B, C, H, W]` with a learned `weight` and `bias` per channel.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Norm {
+    /// By the statistics of each channel in the batch, in training; by their running averages otherwise
+    /// (<https://arxiv.org/abs/1502.03167>).
+    Batch { eps: f32, momentum: f32 },
+    /// By the statistics of each group of channels in each image (<https://arxiv.org/abs/1803.08494>).
+    Group { groups: usize, eps: f32 },
+    /// By the statistics over the channels at each position.
+    Layer2d { eps: f32 },
+}
+
+impl Norm {
+    /// Batch norm with PyTorch's eps 1e-5 and momentum 0.1.
+    pub const BATCH: Norm = Norm::Batch { eps: 1e-5, momentum: 0.1 };
+    /// Group norm with timm's 32 groups.
+    pub const GROUP: Norm = Norm::Group { groups: 32, eps: 1e-5 };
+
+    /// Writes the norm of `x`; `weight` is what the scale of every channel starts as.
+    pub fn write(self, b: &Builder, x: NodeId, weight: f32) -> NodeId {
+        let channels = b.dim(x, 1);
+        let affine = (
+            b.param("weight", &[channels], Init::Fill(weight)),
+            b.param("bias", &[channels], Init::Fill(0.0)),
+        );
+        match self {
+            Norm::Batch { eps, momentum } => batch_norm(b, x, affine, eps, momentum),
+            Norm::Group { groups, eps } => group_norm(b, x, affine, groups, eps),
+            Norm::Layer2d { eps } => {
+                let last = b.permute(x, &[0, 2, 3, 1]);
+                b.permute(b.layer_norm(last, affine.0, affine.1, eps), &[0, 3, 1, 2])
+            }
+        }
+    }
+}
+
+fn batch_norm(b: &Builder, x: NodeId, affine: (NodeId, NodeId), eps: f32, momentum: f32) -> NodeId {
+    let shape = b.shape(x);
+    let channels = b.dim(x, 1);
+    let mean = b.buffer("running_mean", &[channels], Init::Fill(0.0));
+    let var = b.buffer("running_var", &[channels], Init::Fill(1.0));
+    let counter = StateSpec { shape: vec![], kind: StateKind::Counter, init: Init::Fill(0.0) };
+    let batches = b.state("num_batches_tracked", counter);
+    if !b.training() {
+        return b.batch_norm(x, (mean, var), affine, eps);
+    }
+    let count = shape.iter().product::<usize>() / channels.max(1);
+    if count < 2 {
+        return b.fail("batch norm needs more than one value per channel in training: use a larger batch");
+    }
+    let stats = b.channel_stats(x);
+    let blend = |old, new, scale: f32| {
+        b.add(b.mul_scalar(old, 1.0 - momentum), b.mul_scalar(b.detach(new), momentum * scale))
+    };
+    b.update("running_mean", blend(mean, stats.0, 1.0));
+    // The running variance is the unbiased one, the batch is normalised by the biased one.
+    b.update("running_var", blend(var, stats.1, count as f32 / (count - 1) as f32));
+    b.update("num_batches_tracked", b.add_scalar(batches, 1.0));
+    b.batch_norm(x, stats, affine, eps)
+}
+
+fn group_norm(b: &Builder, x: NodeId, affine: (NodeId, NodeId), groups: usize, eps: f32) -> NodeId {
+    let shape = b.shape(x);
+    let channels = b.dim(x, 1);
+    if groups == 0 || !channels.is_multiple_of(groups) {
+        return b.fail(format!("group norm of {channels} channels in {groups} groups"));
+    }
+    // Each group of each image is one channel of a batch norm.
+    let rows = b.dim(x, 0) * groups;
+    let flat = b.reshape(x, &[1, rows, shape.iter().product::<usize>() / rows.max(1)]);
+    let stats = b.channel_stats(flat);
+    let flat = b.batch_norm(flat, stats, (b.fill(1.0, &[rows]), b.fill(0.0, &[rows])), eps);
+    let normed = b.reshape(flat, &shape);
+    let per_channel = |p| b.per_channel(p, shape.len());
+    b.add(b.mul(normed, per_channel(affine.0)), per_channel(affine.1))
+}

@@ -1,0 +1,114 @@
+//! Pooling: global pooling of heads, anti-aliased and padded local pooling.
+
+use timm_graph::{Builder, Conv2d, NodeId, Pool, ReduceOp};
+
+use super::{pad_same, symmetric_padding};
+
+/// Global pooling of `[B, C, H, W]`, by timm's names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GlobalPool {
+    /// `''`: none.
+    None,
+    Avg,
+    Max,
+    /// The mean of `avg` and `max`.
+    AvgMax,
+    /// `avg` and `max` side by side: twice the channels.
+    CatAvgMax,
+}
+
+impl GlobalPool {
+    /// What timm's name stands for; the `fast` variants compute the same.
+    ///
+    /// # Errors
+    /// A message with the valid names.
+    pub fn parse(name: &str) -> Result<Self, String> {
+        let name = name.to_ascii_lowercase();
+        Ok(match name.strip_prefix("fast").unwrap_or(&name) {
+            "" if name.is_empty() => GlobalPool::None,
+            "" | "avg" => GlobalPool::Avg,
+            "max" => GlobalPool::Max,
+            "avgmax" => GlobalPool::AvgMax,
+            "catavgmax" => GlobalPool::CatAvgMax,
+            _ => {
+                return Err(format!(
+                    "unknown global_pool '{name}'; it is one of avg, max, avgmax, catavgmax or '' for none"
+                ));
+            }
+        })
+    }
+
+    /// Writes the pooled `x`, `[B, C]`; unchanged without pooling.
+    pub fn write(self, b: &Builder, x: NodeId) -> NodeId {
+        let mean = || b.mean(x, &[2, 3]);
+        let max = || b.reduce(ReduceOp::Max, x, &[2, 3]);
+        let pooled = match self {
+            GlobalPool::None => return x,
+            GlobalPool::Avg => mean(),
+            GlobalPool::Max => max(),
+            GlobalPool::AvgMax => b.mul_scalar(b.add(mean(), max()), 0.5),
+            GlobalPool::CatAvgMax => b.concat(&[mean(), max()], 1),
+        };
+        b.flatten(pooled, 1)
+    }
+}
+
+/// What takes the place of a stride, so that shifting the image by a pixel changes less.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AntiAlias {
+    /// A binomial filter of size 3 (<https://arxiv.org/abs/1904.11486>).
+    Blur,
+    /// The mean of stride × stride positions.
+    Avg,
+}
+
+impl AntiAlias {
+    /// Writes `x` subsampled by `stride`.
+    pub fn write(self, b: &Builder, x: NodeId, stride: usize) -> NodeId {
+        match self {
+            AntiAlias::Blur => blur_pool(b, x, stride),
+            AntiAlias::Avg if stride == 1 => x,
+            AntiAlias::Avg => b.avg_pool(x, Pool::new(stride, stride)),
+        }
+    }
+}
+
+/// Binomial 3 × 3 filter of each channel with reflected borders, every `stride`-th position.
+pub fn blur_pool(b: &Builder, x: NodeId, stride: usize) -> NodeId {
+    let channels = b.dim(x, 1);
+    let pad = symmetric_padding(3, stride, 1);
+    let mut padded = x;
+    for (axis, size) in [2, 3].into_iter().zip(b.size(x)) {
+        if size <= pad {
+            return b.fail(format!("an axis of {size} is too small to be reflected by {pad}"));
+        }
+        let reflect = |i: usize| match i {
+            i if i < pad => pad - i,
+            i if i < pad + size => i - pad,
+            i => 2 * (size - 1) - (i - pad),
+        };
+        padded = b.gather(padded, axis, (0..size + 2 * pad).map(|i| reflect(i) as u32).collect());
+    }
+    let row = [0.25f32, 0.5, 0.25];
+    let filter: Vec<f32> = row.iter().flat_map(|v| row.map(|h| v * h)).collect();
+    let weight = b.constant(filter.repeat(channels), &[channels, 1, 3, 3]);
+    b.conv2d(padded, weight, Conv2d { stride: [stride; 2], groups: channels, ..Conv2d::default() })
+}
+
+/// Mean of 2 × 2 positions at every position, the far border padded with zeros that count.
+pub fn avg_pool_same(b: &Builder, x: NodeId) -> NodeId {
+    b.avg_pool(pad_same(b, x, 2, 1, 0.0), Pool::new(2, 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pooling_names() {
+        assert_eq!(GlobalPool::parse(""), Ok(GlobalPool::None));
+        assert_eq!(GlobalPool::parse("fast"), Ok(GlobalPool::Avg));
+        assert_eq!(GlobalPool::parse("fastcatavgmax"), Ok(GlobalPool::CatAvgMax));
+        assert!(GlobalPool::parse("token").unwrap_err().contains("avgmax"));
+    }
+}

@@ -1,0 +1,231 @@
+//! A model of the zoo: blueprint, weights and engine together, answering timm's calls.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use timm_graph::{Builder, Engine, EngineError, InputData, NodeId, Run, Store, Tensor};
+
+use crate::architecture::ModelArgs;
+use crate::blueprint::{Blueprint, INPUT};
+use crate::error::ModelError;
+use crate::init::{init_store, init_tensor};
+use crate::network::Network;
+use crate::plans::{Call, Indices, IntermediatesArgs, Plans};
+use crate::pretrained::Names;
+use crate::weights::{Adaptation, LoadReport, WeightFile};
+
+/// A network of the zoo with its weights. Any number of threads may call `forward` at once.
+///
+/// It is a [`Blueprint`] too: names, shapes, feature levels and graphs are that one's methods.
+pub struct Model {
+    blueprint: Blueprint,
+    store: Store,
+    engine: Arc<dyn Engine>,
+    plans: Plans,
+}
+
+impl std::ops::Deref for Model {
+    type Target = Blueprint;
+
+    fn deref(&self) -> &Blueprint {
+        &self.blueprint
+    }
+}
+
+impl Model {
+    /// Makes the model that timm calls `name` (`arch` or `arch.tag`), with freshly initialised weights.
+    ///
+    /// # Errors
+    /// As [`Blueprint::new`].
+    pub fn new(name: &str, args: &ModelArgs, engine: Arc<dyn Engine>) -> Result<Self, ModelError> {
+        Ok(Self::from_blueprint(Blueprint::new(name, args)?, engine))
+    }
+
+    /// Gives a blueprint freshly initialised weights and an engine.
+    pub fn from_blueprint(blueprint: Blueprint, engine: Arc<dyn Engine>) -> Self {
+        let store = init_store(blueprint.states(), blueprint.args().seed);
+        Model { blueprint, store, engine, plans: Plans::default() }
+    }
+
+    /// Parameters and buffers, in `state_dict` order.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Parameters and buffers, to be written.
+    pub fn store_mut(&mut self) -> &mut Store {
+        &mut self.store
+    }
+
+    /// The engine that runs the model.
+    pub fn engine(&self) -> &Arc<dyn Engine> {
+        &self.engine
+    }
+
+    // ---- running it -----------------------------------------------------------------------------------
+
+    /// Logits `[B, K]` of normalised images `[B, C, H, W]`; pooled features without a classifier.
+    ///
+    /// # Errors
+    /// Images of a shape that the network does not take.
+    pub fn forward(&self, images: &Tensor) -> Result<Tensor, ModelError> {
+        self.run_one(Call::Forward, images)
+    }
+
+    /// Unpooled features of images.
+    ///
+    /// # Errors
+    /// As [`Model::forward`].
+    pub fn forward_features(&self, images: &Tensor) -> Result<Tensor, ModelError> {
+        self.run_one(Call::ForwardFeatures, images)
+    }
+
+    /// Logits of unpooled features; with `pre_logits` what the classifier reads.
+    ///
+    /// # Errors
+    /// Features of a shape that the head does not take.
+    pub fn forward_head(&self, features: &Tensor, pre_logits: bool) -> Result<Tensor, ModelError> {
+        self.run_one(Call::ForwardHead { pre_logits }, features)
+    }
+
+    /// Unpooled features (unless `intermediates_only`) and the chosen intermediates, from fine to coarse.
+    ///
+    /// # Errors
+    /// Indices out of range, and as [`Model::forward`].
+    pub fn forward_intermediates(
+        &self,
+        images: &Tensor,
+        args: &IntermediatesArgs,
+    ) -> Result<(Option<Tensor>, Vec<Tensor>), ModelError> {
+        let mut outputs = self.run(Call::Intermediates(args.clone()), images)?;
+        let last = if args.intermediates_only { None } else { Some(outputs.remove(0)) };
+        Ok((last, outputs))
+    }
+
+    /// The feature maps of the chosen levels, from fine to coarse; only the part of the network that they need runs.
+    ///
+    /// # Errors
+    /// As [`Model::forward_intermediates`].
+    pub fn features(
+        &self,
+        images: &Tensor,
+        out_indices: impl Into<Indices>,
+    ) -> Result<Vec<Tensor>, ModelError> {
+        let args = IntermediatesArgs {
+            indices: out_indices.into(),
+            intermediates_only: true,
+            ..IntermediatesArgs::default()
+        };
+        Ok(self.forward_intermediates(images, &args)?.1)
+    }
+
+    fn run(&self, call: Call, x: &Tensor) -> Result<Vec<Tensor>, ModelError> {
+        let compile = |call: &Call| {
+            let graph = self.graph(call, &x.shape, false)?;
+            self.engine.compile(graph).map_err(|source| self.engine_error(source))
+        };
+        let plan = self.plans.get(call, &x.shape, compile)?;
+        let inputs = [(INPUT, InputData::F32(&x.data))];
+        let run = Run { inputs: &inputs, seed: 0, step: 0 };
+        plan.run(&self.store, run).map_err(|source| self.engine_error(source))
+    }
+
+    fn run_one(&self, call: Call, x: &Tensor) -> Result<Tensor, ModelError> {
+        Ok(self.run(call, x)?.swap_remove(0))
+    }
+
+    fn engine_error(&self, source: EngineError) -> ModelError {
+        ModelError::Engine { name: self.name().to_string(), source }
+    }
+
+    // ---- changing it ----------------------------------------------------------------------------------
+
+    /// A new classifier for `num_classes` (0: none), freshly initialised; `global_pool` stays unless given.
+    ///
+    /// # Errors
+    /// A pooling that the architecture does not know; the model is then unchanged.
+    pub fn reset_classifier(
+        &mut self,
+        num_classes: usize,
+        global_pool: Option<&str>,
+    ) -> Result<(), ModelError> {
+        let mut args = self.args().clone();
+        args.num_classes = Some(num_classes);
+        if let Some(pool) = global_pool {
+            args.global_pool = Some(pool.into());
+        }
+        let new = self.with_args(args)?;
+        let of_classifier =
+            |name: &str| name.rsplit_once('.').is_some_and(|(path, _)| new.get_classifier().contains(&path));
+        let mut store = Store::new();
+        for (name, spec) in new.states() {
+            let kept = self.store.get(name).filter(|e| !of_classifier(name) && e.tensor.shape == spec.shape);
+            let tensor = kept.map_or_else(|| init_tensor(name, spec, new.args().seed), |e| e.tensor.clone());
+            store.insert(name.as_str(), spec.kind, tensor);
+        }
+        *self = Model { blueprint: new, store, engine: self.engine.clone(), plans: Plans::default() };
+        Ok(())
+    }
+
+    /// Whether training recomputes blocks in the backward pass instead of keeping their values.
+    ///
+    /// # Errors
+    /// As [`Blueprint::with_args`].
+    pub fn set_grad_checkpointing(&mut self, enable: bool) -> Result<(), ModelError> {
+        self.blueprint = self.with_args(ModelArgs { grad_checkpointing: enable, ..self.args().clone() })?;
+        self.plans = Plans::default();
+        Ok(())
+    }
+
+    // ---- weights --------------------------------------------------------------------------------------
+
+    /// Loads a file whose names and shapes must all be the model's (`strict`), or of which the known ones are taken.
+    ///
+    /// # Errors
+    /// A damaged file; every missing, unexpected and misshapen name in one message. The model is then unchanged.
+    pub fn load_checkpoint(
+        &mut self,
+        path: impl AsRef<Path>,
+        strict: bool,
+    ) -> Result<LoadReport, ModelError> {
+        let mut file = WeightFile::open(path)?;
+        Ok(file.load(&mut self.store, strict, &Adaptation::default())?)
+    }
+
+    /// Loads a file of the pretrained tag, fitted to the model's `in_chans` and `num_classes` as timm does.
+    ///
+    /// # Errors
+    /// As [`Model::load_checkpoint`].
+    pub fn load_pretrained(&mut self, path: impl AsRef<Path>) -> Result<LoadReport, ModelError> {
+        let names =
+            |names: &Option<Names>| names.as_ref().map_or(Vec::new(), |names| names.as_slice().to_vec());
+        let cfg = self.pretrained_cfg();
+        let adaptation = Adaptation {
+            first_conv: names(&cfg.first_conv),
+            in_chans: [cfg.input_size[0], self.args().in_chans.unwrap_or(cfg.input_size[0])],
+            classifier: names(&cfg.classifier),
+            num_classes: [cfg.num_classes, self.num_classes()],
+            label_offset: cfg.label_offset.unwrap_or(0),
+        };
+        let report = WeightFile::open(path)?.load(&mut self.store, true, &adaptation)?;
+        Ok(report)
+    }
+
+    /// Writes the weights as a safetensors file that timm loads, whole or not at all.
+    ///
+    /// # Errors
+    /// A folder that cannot be written to, a full disk.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<(), ModelError> {
+        Ok(crate::weights::save(path, self.store.iter(), &self.metadata())?)
+    }
+}
+
+impl Network for Model {
+    fn write(&self, b: &Builder, images: NodeId) -> NodeId {
+        self.blueprint.write(b, images)
+    }
+
+    fn no_weight_decay(&self) -> Vec<String> {
+        self.blueprint.no_weight_decay()
+    }
+}
