@@ -1,0 +1,66 @@
+//! Gradient clipping, as graph nodes.
+
+use indexmap::IndexMap;
+use serde::{Deserialize, Serialize};
+use timm_graph::scalar::{Binary, Unary};
+use timm_graph::{Builder, NodeId};
+
+use crate::TrainError;
+
+/// How gradients are limited before the optimizer sees them.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Clip {
+    /// All gradients together to this Euclidean norm, scaled by at most 1 (Pascanu et al., arXiv:1211.5063).
+    Norm(f32),
+    /// Each number into ±value.
+    Value(f32),
+}
+
+impl Clip {
+    /// From timm's `--clip-grad` and `--clip-mode`.
+    ///
+    /// # Errors
+    /// A limit that is not positive, or another mode.
+    pub fn new(limit: f32, mode: &str) -> Result<Self, TrainError> {
+        if !(limit > 0.0 && limit.is_finite()) {
+            return Err(TrainError::Config(format!("clip-grad {limit} must be a positive number")));
+        }
+        match mode {
+            "norm" => Ok(Clip::Norm(limit)),
+            "value" => Ok(Clip::Value(limit)),
+            "agc" => Err(TrainError::Config("clip-mode agc is not there yet; use norm or value".into())),
+            other => Err(TrainError::unknown("clip-mode", other, &["norm", "value", "agc"])),
+        }
+    }
+
+    /// Replaces each gradient (the second of each pair) by its limited one.
+    pub fn write(&self, b: &Builder, gradients: &mut IndexMap<String, (NodeId, NodeId)>) {
+        match *self {
+            Clip::Value(limit) => {
+                for (_, gradient) in gradients.values_mut() {
+                    let below = b.binary(Binary::Min, *gradient, b.scalar(limit));
+                    *gradient = b.binary(Binary::Max, below, b.scalar(-limit));
+                }
+            }
+            Clip::Norm(limit) => {
+                let norm = global_norm(b, gradients.values().map(|g| g.1));
+                // The small number is PyTorch's.
+                let scale = b.div(b.scalar(limit), b.add_scalar(norm, 1e-6));
+                let scale = b.binary(Binary::Min, scale, b.scalar(1.0));
+                for (_, gradient) in gradients.values_mut() {
+                    *gradient = b.mul(*gradient, scale);
+                }
+            }
+        }
+    }
+}
+
+/// Euclidean norm of all values together, of shape `[]`.
+pub fn global_norm(b: &Builder, values: impl Iterator<Item = NodeId>) -> NodeId {
+    let squares = values.map(|g| {
+        let axes: Vec<usize> = (0..b.shape(g).len()).collect();
+        b.reshape(b.sum(b.unary(Unary::Square, g), &axes), &[])
+    });
+    let sum = squares.reduce(|a, s| b.add(a, s)).unwrap_or_else(|| b.scalar(0.0));
+    b.unary(Unary::Sqrt, sum)
+}

@@ -1,0 +1,57 @@
+//! Stochastic gradient descent with momentum (Sutskever et al., ICML 2013), as PyTorch defines it.
+
+use timm_graph::NodeId;
+
+use super::{Optimizer, OptimizerConfig, Param};
+use crate::TrainError;
+
+/// SGD: `momentum`, `nesterov`, `sgd` (Nesterov) and, with decoupled decay, `sgdw`, `nesterovw`.
+///
+/// The buffer is momentum · buffer + (1 − dampening) · gradient, except that it starts as the first gradient.
+#[derive(Clone, Copy, Debug)]
+pub struct Sgd {
+    pub momentum: f64,
+    /// Step along gradient + momentum · buffer instead of along the buffer.
+    pub nesterov: bool,
+    pub dampening: f64,
+    /// Decay the weight itself instead of adding to the gradient.
+    pub decoupled: bool,
+}
+
+impl Sgd {
+    /// # Errors
+    /// Momentum outside [0, 1).
+    pub fn new(config: &OptimizerConfig, nesterov: bool, decoupled: bool) -> Result<Self, TrainError> {
+        let momentum = config.momentum;
+        if !(0.0..1.0).contains(&momentum) {
+            return Err(TrainError::Config(format!("momentum {momentum} must be in [0, 1)")));
+        }
+        Ok(Sgd { momentum, nesterov, dampening: 0.0, decoupled })
+    }
+}
+
+impl Optimizer for Sgd {
+    fn scalars(&self, step: u64) -> Vec<(&'static str, f64)> {
+        if self.dampening == 0.0 {
+            return Vec::new();
+        }
+        vec![("gradient_share", if step <= 1 { 1.0 } else { 1.0 - self.dampening })]
+    }
+
+    fn update(&self, p: &Param) -> NodeId {
+        let b = p.b;
+        let (start, gradient) =
+            if self.decoupled { (p.decayed(), p.gradient) } else { (p.value, p.penalised_gradient()) };
+        let direction = if self.momentum == 0.0 {
+            gradient
+        } else {
+            let momentum = |x| b.mul_scalar(x, self.momentum as f32);
+            let share =
+                if self.dampening == 0.0 { gradient } else { b.mul(gradient, p.scalar("gradient_share")) };
+            let buffer = b.add(momentum(p.slot("momentum_buffer")), share);
+            p.set("momentum_buffer", buffer);
+            if self.nesterov { b.add(gradient, momentum(buffer)) } else { buffer }
+        };
+        b.sub(start, b.mul(direction, p.lr))
+    }
+}
