@@ -1,4 +1,17 @@
 //! JPEG through `zune-jpeg`.
+//!
+//! Its pixels are not exactly those of libjpeg-turbo, which Pillow uses. Measured on scikit-learn's two
+//! photographs (china, flower) at 500 x 375, qualities 75 and 90:
+//!
+//! | chroma | largest difference | mean difference | within 1 | within 2 |
+//! |---|---|---|---|---|
+//! | grey | 1 | 0.008 | 100% | 100% |
+//! | 4:4:4 | 3 | 0.012 | 99.85% | 99.999% |
+//! | 4:2:2 | 4 | 0.104 | 97.3% | 99.97% |
+//! | 4:2:0, baseline and progressive | 5 | 0.219 | 94.1% | 99.95% |
+//!
+//! After the resize to 224 pixels the largest difference is 4 and the mean of 4:2:0 is 0.28. Saturated
+//! colour edges are worse: up to 8 in this crate's synthetic fixtures.
 
 use zune_core::bytestream::ZCursor;
 use zune_core::colorspace::ColorSpace;
