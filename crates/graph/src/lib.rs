@@ -11,7 +11,10 @@
 
 pub mod builder;
 pub mod decompose;
+mod describe;
+pub mod dump;
 pub mod engine;
+pub mod flops;
 pub mod grad;
 pub mod graph;
 pub mod op;

@@ -162,24 +162,6 @@ pub enum Op {
 }
 
 impl Op {
-    /// The op's name with its attributes, as dumps and errors show it.
-    pub fn name(&self) -> String {
-        match self {
-            Op::Input { name, .. } => format!("Input {name:?}"),
-            Op::State { name, .. } => format!("State {name:?}"),
-            Op::Constant { data, .. } => format!("Constant ({} numbers)", data.len()),
-            Op::Fill { value, .. } => format!("Fill {value}"),
-            Op::Gather { axis, indices } => format!("Gather axis {axis} ({} indices)", indices.len()),
-            Op::ScatterAdd { axis, indices, .. } => {
-                format!("ScatterAdd axis {axis} ({} indices)", indices.len())
-            }
-            Op::Unary(op) => format!("{op:?}"),
-            Op::Binary(op) => format!("{op:?}"),
-            Op::Reduce { op, axes } => format!("{op:?} over {axes:?}"),
-            other => format!("{other:?}"),
-        }
-    }
-
     /// Elementwise: result entry i depends on entry i of each (broadcast) input only.
     pub fn is_elementwise(&self) -> bool {
         matches!(self, Op::Unary(_) | Op::Binary(_) | Op::Select | Op::Detach)

@@ -6,6 +6,7 @@
 
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
+#[inline]
 fn mix(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -13,16 +14,19 @@ fn mix(mut z: u64) -> u64 {
 }
 
 /// Where the numbers of one stream start: seed, step and stream mixed in one after the other.
+#[inline]
 pub fn key(seed: u64, step: u64, stream: u64) -> u64 {
     [seed, step, stream].iter().fold(0, |h, &v| mix(h ^ mix(v.wrapping_add(GOLDEN))).wrapping_add(GOLDEN))
 }
 
 /// 64 random bits for entry `index` of the stream that starts at `key`.
+#[inline]
 pub fn bits(key: u64, index: u64) -> u64 {
     mix(key.wrapping_add(index.wrapping_add(1).wrapping_mul(GOLDEN)))
 }
 
 /// Uniform in [0, 1) for entry `index` of the stream that starts at `key`: a multiple of 2⁻²⁴, exact in `f32`.
+#[inline]
 pub fn uniform_at(key: u64, index: u64) -> f32 {
     (bits(key, index) >> 40) as f32 * (1.0 / (1u32 << 24) as f32)
 }

@@ -179,7 +179,7 @@ mod tests {
     fn what_changes_something_stays() {
         assert_eq!(left(|b, x| b.mul_scalar(x, 0.0)).len(), 3, "x may hold NaN");
         assert_eq!(left(|b, x| b.sub(b.scalar(0.0), x)).len(), 3);
-        assert_eq!(left(|b, x| b.mul(x, b.fill(1.0, &[4, 2, 3])))[1], "Broadcast([4, 2, 3])");
+        assert_eq!(left(|b, x| b.mul(x, b.fill(1.0, &[4, 2, 3])))[1], "Broadcast to [4, 2, 3]");
         assert_eq!(left(|b, x| b.reshape(b.reshape(x, &[6]), &[3, 2])).len(), 2);
         assert_eq!(left(|b, x| b.slice(x, 1, 0, 2)).len(), 2);
     }
@@ -188,11 +188,11 @@ mod tests {
     fn constant_parts_become_numbers() {
         let table = |b: &Builder| b.constant(vec![1.0, 2.0, 3.0], &[3]);
         let folded = left(|b, x| b.add(x, b.unary(Unary::Square, b.add_scalar(table(b), 1.0))));
-        assert_eq!(folded, ["Input \"x\"", "Constant (3 numbers)", "Add"]);
+        assert_eq!(folded, ["Input \"x\"", "Constant of 3 numbers", "Add"]);
         // A repeated number folds at any size without being written out.
         let huge = [1 << 12, 2, 3];
         let folded = left(|b, x| b.mul(x, b.unary(Unary::Exp, b.broadcast_to(b.scalar(0.0), &huge))));
-        assert_eq!(folded, ["Input \"x\"", "Broadcast([4096, 2, 3])"]);
+        assert_eq!(folded, ["Input \"x\"", "Broadcast to [4096, 2, 3]"]);
     }
 
     #[test]
