@@ -1,0 +1,361 @@
+//! Runs a [`Compiled`] program: jobs, tiles, and the loops of each operation.
+
+use super::compile::{Access, Compiled, Op, SPLAT, Step};
+use crate::lanes::Lanes;
+use crate::math;
+use crate::multiversion;
+use crate::scratch::with_scratch;
+use crate::threads::{self, SendPtr};
+use timm_graph::scalar::{Binary, Unary};
+
+/// What one job works on.
+struct Job<'a> {
+    plan: &'a Compiled,
+    inputs: &'a [SendPtr<f32>],
+    outputs: &'a [SendPtr<f32>],
+    /// Whether each output is written at once, rather than when the tile is done.
+    direct: &'a [bool],
+    /// Tiles to run: all columns of row tiles counted together, or one column block of row tiles.
+    first: usize,
+    last: usize,
+    column_block: Option<usize>,
+    /// Accumulators of the sums, `sum_width` each.
+    sums: *mut f32,
+    sum_width: usize,
+}
+
+impl Compiled {
+    /// Number of elements of the output space.
+    pub fn elements(&self) -> usize {
+        self.outer.iter().product::<usize>() * self.middle * self.inner
+    }
+
+    /// Runs the program.
+    ///
+    /// # Safety
+    /// Each input is readable wherever its strides reach, each output writable over the whole output space.
+    /// An output may be the very memory of an input that lies like it (in place), and of no other input or
+    /// output in part or in whole.
+    ///
+    /// # Panics
+    /// If the number of pointers is not the program's, or the program was compiled for channel sums.
+    pub unsafe fn run(&self, inputs: &[*const f32], outputs: &[*mut f32]) {
+        assert!(self.sums.is_empty(), "a program with channel sums is run by run_channel_sums");
+        let (inputs, outputs, direct) = self.pointers(inputs, outputs);
+        let total = self.elements();
+        if total == 0 {
+            return;
+        }
+        let tiles = self.row_tiles * self.inner_blocks;
+        let tiles_per_job = tiles.div_ceil(total.div_ceil(self.job_elements));
+        threads::for_each(tiles.div_ceil(tiles_per_job), |job| {
+            let job = Job {
+                plan: self,
+                inputs: &inputs,
+                outputs: &outputs,
+                direct: &direct,
+                first: job * tiles_per_job,
+                last: tiles.min((job + 1) * tiles_per_job),
+                column_block: None,
+                sums: std::ptr::null_mut(),
+                sum_width: 0,
+            };
+            // SAFETY: the caller's promise; jobs have disjoint tiles.
+            with_scratch(self.scratch, |scratch| unsafe { run_job(&job, scratch.as_mut_ptr()) });
+        });
+    }
+
+    /// Runs a program from [`Program::compile_channel_sums`](super::Program::compile_channel_sums): writes
+    /// the written outputs, and fills each of `sums` (as long as the last dimension) with the sum of its
+    /// output over all other dimensions. Sums are carried in f32 over a few thousand numbers, then in f64.
+    ///
+    /// # Safety
+    /// As [`Compiled::run`].
+    ///
+    /// # Panics
+    /// If the number of pointers or sums, or the length of a sum, is not the program's.
+    pub unsafe fn run_channel_sums(
+        &self,
+        inputs: &[*const f32],
+        outputs: &[*mut f32],
+        sums: &mut [&mut [f32]],
+    ) {
+        assert_eq!(sums.len(), self.sums.len(), "number of sums");
+        for sum in sums.iter_mut() {
+            assert_eq!(sum.len(), self.inner, "a sum has one number per channel");
+            sum.fill(0.0);
+        }
+        let (inputs, outputs, direct) = self.pointers(inputs, outputs);
+        if self.elements() == 0 {
+            return;
+        }
+        let tile_elements = self.rows * self.cols;
+        // At least 64 rows a job, so that its sums are small beside what it reads.
+        let tiles_per_job = (self.job_elements / tile_elements).max(64 / self.rows).max(1);
+        let row_jobs = self.row_tiles.div_ceil(tiles_per_job);
+        let width = self.cols * self.sum_fold;
+        let job_width = sums.len() * width;
+        let mut partial = vec![0f32; row_jobs * self.inner_blocks * job_width];
+        let base = SendPtr(partial.as_mut_ptr());
+        threads::for_each(row_jobs * self.inner_blocks, |index| {
+            let (column_block, row_job) = (index / row_jobs, index % row_jobs);
+            let job = Job {
+                plan: self,
+                inputs: &inputs,
+                outputs: &outputs,
+                direct: &direct,
+                first: row_job * tiles_per_job,
+                last: self.row_tiles.min((row_job + 1) * tiles_per_job),
+                column_block: Some(column_block),
+                // SAFETY: each job has its own part.
+                sums: unsafe { base.add(index * job_width) },
+                sum_width: width,
+            };
+            // SAFETY: the caller's promise; jobs have disjoint tiles.
+            with_scratch(self.scratch, |scratch| unsafe { run_job(&job, scratch.as_mut_ptr()) });
+        });
+        let mut total = vec![0f64; self.cols];
+        for (s, sum) in sums.iter_mut().enumerate() {
+            for (block, channels) in sum.chunks_mut(self.cols).enumerate() {
+                total.fill(0.0);
+                for row_job in 0..row_jobs {
+                    let at = (block * row_jobs + row_job) * job_width + s * width;
+                    for part in partial[at..at + width].chunks(self.cols) {
+                        for (t, &p) in total.iter_mut().zip(part) {
+                            *t += p as f64;
+                        }
+                    }
+                }
+                for (c, &t) in channels.iter_mut().zip(&total) {
+                    *c = t as f32;
+                }
+            }
+        }
+    }
+
+    fn pointers(
+        &self,
+        inputs: &[*const f32],
+        outputs: &[*mut f32],
+    ) -> (Vec<SendPtr<f32>>, Vec<SendPtr<f32>>, Vec<bool>) {
+        assert_eq!(inputs.len(), self.inputs.len(), "number of inputs");
+        assert_eq!(outputs.len(), self.outputs.len(), "number of outputs");
+        let direct = outputs
+            .iter()
+            .zip(&self.outputs)
+            .map(|(&o, plan)| !plan.read_later.iter().any(|&i| inputs[i] == o.cast_const()))
+            .collect();
+        let inputs = inputs.iter().map(|&p| SendPtr(p.cast_mut())).collect();
+        (inputs, outputs.iter().map(|&p| SendPtr(p)).collect(), direct)
+    }
+}
+
+multiversion!(fn run_job<S>(job: &Job<'_>, scratch: *mut f32) = run_job_body);
+
+#[inline(always)]
+unsafe fn run_job_body<S: Lanes>(job: &Job<'_>, scratch: *mut f32) {
+    let plan = job.plan;
+    // SAFETY: slots have their home inside scratch, inputs and outputs are as `run` demands; offsets follow
+    // the strides over the output space.
+    unsafe {
+        let mut slots: Vec<*mut f32> = plan
+            .home
+            .iter()
+            .map(|home| home.map_or(std::ptr::null_mut(), |offset| scratch.add(offset)))
+            .collect();
+        for &(slot, value) in &plan.constants {
+            std::slice::from_raw_parts_mut(slots[slot], SPLAT).fill(value);
+        }
+        for (i, input) in plan.inputs.iter().enumerate() {
+            if input.access == Access::Uniform {
+                std::slice::from_raw_parts_mut(slots[i], SPLAT).fill(*job.inputs[i].0);
+            }
+        }
+        let mut repeated: Vec<usize> = vec![usize::MAX; plan.inputs.len()];
+        let mut index = vec![0usize; plan.outer.len()];
+        for tile in job.first..job.last {
+            let (row_tile, column_block) = match job.column_block {
+                Some(block) => (tile, block),
+                None => (tile / plan.inner_blocks, tile % plan.inner_blocks),
+            };
+            let outer = row_tile / plan.middle_blocks;
+            let row = (row_tile % plan.middle_blocks) * plan.rows;
+            let col = column_block * plan.cols;
+            let rows = plan.rows.min(plan.middle - row);
+            let cols = plan.cols.min(plan.inner - col);
+            let len = rows * cols;
+            let offset = (outer * plan.middle + row) * plan.inner + col;
+            let mut rest = outer;
+            for d in (0..index.len()).rev() {
+                index[d] = rest % plan.outer[d];
+                rest /= plan.outer[d];
+            }
+
+            for (i, input) in plan.inputs.iter().enumerate() {
+                if input.access == Access::Dense {
+                    slots[i] = job.inputs[i].add(offset);
+                    continue;
+                }
+                if input.access == Access::Uniform {
+                    continue;
+                }
+                let mut at = row * input.middle + col * input.inner;
+                for (&x, &stride) in index.iter().zip(&input.outer) {
+                    at += x * stride;
+                }
+                let source = job.inputs[i].add(at).cast_const();
+                match input.access {
+                    Access::Tile => std::slice::from_raw_parts_mut(slots[i], SPLAT).fill(*source),
+                    Access::InPlace => slots[i] = source.cast_mut(),
+                    Access::Repeat => {
+                        if repeated[i] != at {
+                            repeated[i] = at;
+                            // All rows of a full tile, so that later tiles find them.
+                            for r in 0..plan.rows {
+                                std::ptr::copy_nonoverlapping(source, slots[i].add(r * cols), cols);
+                            }
+                        }
+                    }
+                    _ => {
+                        for r in 0..rows {
+                            let (from, to) = (source.add(r * input.middle), slots[i].add(r * cols));
+                            for c in 0..cols {
+                                *to.add(c) = *from.add(c * input.inner);
+                            }
+                        }
+                    }
+                }
+            }
+            for (o, output) in plan.outputs.iter().enumerate() {
+                if job.direct[o] {
+                    slots[output.slot] = job.outputs[o].add(offset);
+                }
+            }
+            // One call in one place: the loops of all operations are inlined here, and they are large.
+            let uniform = if tile == job.first { plan.uniform_steps.as_slice() } else { &[] };
+            for (steps, len) in [(uniform, SPLAT), (&plan.tile_steps, SPLAT), (&plan.steps, len)] {
+                for step in steps {
+                    execute::<S>(step, &slots, len);
+                }
+            }
+            for (o, output) in plan.outputs.iter().enumerate() {
+                if !job.direct[o] {
+                    std::ptr::copy_nonoverlapping(slots[output.slot], job.outputs[o].add(offset), len);
+                }
+            }
+            for (s, &slot) in plan.sums.iter().enumerate() {
+                accumulate::<S>(job.sums.add(s * job.sum_width), job.sum_width, slots[slot], len, cols);
+            }
+        }
+    }
+}
+
+/// Adds the rows of a tile to an accumulator of `width` ≥ `cols` columns, folded if `width` is a multiple of
+/// `cols` (several rows side by side). A tile is summed by itself first, which keeps rounding errors small.
+#[inline(always)]
+unsafe fn accumulate<S: Lanes>(sums: *mut f32, width: usize, tile: *const f32, len: usize, cols: usize) {
+    // The last column block may be narrower than the accumulator.
+    let width = if width.is_multiple_of(cols) { width } else { cols };
+    let full = len / width;
+    let rest = len % width;
+    // SAFETY: `len` numbers of the tile are readable, `width` of the accumulator writable.
+    unsafe {
+        let l = S::LANES;
+        let mut c = 0;
+        while c + 4 * l <= width {
+            let mut s = [S::zero(); 4];
+            for r in 0..full {
+                let p = tile.add(r * width + c);
+                for i in 0..4 {
+                    s[i] = S::add(s[i], S::load(p.add(i * l)));
+                }
+            }
+            for i in 0..4 {
+                let to = sums.add(c + i * l);
+                S::store(to, S::add(S::load(to), s[i]));
+            }
+            c += 4 * l;
+        }
+        while c < width {
+            let n = l.min(width - c);
+            let mut s = S::zero();
+            for r in 0..full {
+                s = S::add(s, S::load_first(tile.add(r * width + c), n));
+            }
+            S::store_first(sums.add(c), S::add(S::load_first(sums.add(c), n), s), n);
+            c += n;
+        }
+        let mut c = 0;
+        while c < rest {
+            let n = l.min(rest - c);
+            let s = S::add(S::load_first(sums.add(c), n), S::load_first(tile.add(full * width + c), n));
+            S::store_first(sums.add(c), s, n);
+            c += n;
+        }
+    }
+}
+
+/// One loop over a block: loads every operand before the store, so the target may be an operand.
+macro_rules! map {
+    ($s:ident, $step:expr, $slots:expr, $len:expr, |$($x:ident = $index:literal),*| $value:expr) => {{
+        let dst = $slots[$step.dst];
+        $(let $x = {
+            let (slot, vector) = $step.src[$index];
+            ($slots[slot].cast_const(), vector as usize)
+        };)*
+        let mut i = 0;
+        while i + $s::LANES <= $len {
+            let value = {
+                $(let $x = $s::load($x.0.add(i * $x.1));)*
+                $value
+            };
+            $s::store(dst.add(i), value);
+            i += $s::LANES;
+        }
+        if i < $len {
+            let n = $len - i;
+            let value = {
+                $(let $x = $s::load_first($x.0.add(i * $x.1), n);)*
+                $value
+            };
+            $s::store_first(dst.add(i), value, n);
+        }
+    }};
+}
+
+#[inline(always)]
+unsafe fn execute<S: Lanes>(step: &Step, slots: &[*mut f32], len: usize) {
+    /// A loop of its own for each operation of the list.
+    macro_rules! unary_loops {
+        ($op:expr, $($name:ident)*) => {
+            match $op {
+                $(Unary::$name => map!(S, step, slots, len, |x = 0| math::unary::<S>(Unary::$name, x)),)*
+                Unary::LeakyRelu(slope) => {
+                    map!(S, step, slots, len, |x = 0| math::unary::<S>(Unary::LeakyRelu(slope), x))
+                }
+            }
+        };
+    }
+    macro_rules! binary_loops {
+        ($op:expr, $($name:ident)*) => {
+            match $op {
+                $(Binary::$name => {
+                    map!(S, step, slots, len, |a = 0, b = 1| math::binary::<S>(Binary::$name, a, b))
+                })*
+            }
+        };
+    }
+    // SAFETY: blocks have room for `len` numbers and splats for a whole vector; the rest is the caller's.
+    unsafe {
+        match step.op {
+            Op::Unary(op) => unary_loops!(op,
+                Neg Abs Sign Step Floor Exp Log Sqrt Rsqrt Recip Square Sin Cos Erf Tanh Sigmoid Softplus
+                Relu Relu6 Silu Gelu GeluTanh HardSigmoid HardSwish),
+            Op::Binary(op) => binary_loops!(op, Add Sub Mul Div Max Min Pow Gt Ge Eq),
+            Op::Select => map!(S, step, slots, len, |a = 0, b = 1, cond = 2| {
+                S::select(S::eq(cond, S::zero()), b, a)
+            }),
+            Op::Copy => map!(S, step, slots, len, |x = 0| x),
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! Memory that a thread keeps between jobs.
+
+use std::cell::RefCell;
+
+thread_local! {
+    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Calls `f` with `len` numbers of this thread's scratch memory, 64-byte aligned, with unspecified contents.
+///
+/// A call inside a call gets memory of its own.
+pub fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
+    let mut buffer = SCRATCH.take();
+    if buffer.len() < len + 16 {
+        buffer.resize(len + 16, 0.0);
+    }
+    let skip = buffer.as_ptr().align_offset(64).min(15);
+    let result = f(&mut buffer[skip..skip + len]);
+    SCRATCH.set(buffer);
+    result
+}
