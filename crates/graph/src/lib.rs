@@ -12,6 +12,7 @@
 pub mod builder;
 pub mod decompose;
 mod describe;
+pub mod draw;
 pub mod dump;
 pub mod engine;
 pub mod flops;
