@@ -17,6 +17,9 @@ pub mod softmax;
 pub mod random;
 pub mod scratch;
 pub(crate) mod pack;
+pub mod conv;
+pub mod gemm;
+pub(crate) mod pack;
 pub mod simd;
 pub mod threads;
 
@@ -24,3 +27,6 @@ pub mod threads;
 pub(crate) mod testing;
 #[cfg(test)]
 pub(crate) mod twin;
+
+#[cfg(test)]
+pub(crate) mod testing;

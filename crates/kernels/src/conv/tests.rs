@@ -1,0 +1,182 @@
+use timm_graph::scalar::Unary;
+
+use super::weight_grad::weight_grad_isa;
+use super::*;
+use crate::testing::{Random, assert_close, isas};
+
+/// Calls `visit(output index, input index, weight index)` for every product of a convolution.
+fn products(shape: &ConvShape, mut visit: impl FnMut(usize, usize, usize)) {
+    let (out_h, out_w) = (shape.out_h(), shape.out_w());
+    let (group_in, group_out) = (shape.c_in / shape.groups, shape.c_out / shape.groups);
+    for n in 0..shape.n {
+        for (oy, ox) in (0..out_h).flat_map(|y| (0..out_w).map(move |x| (y, x))) {
+            for (ky, kx) in (0..shape.kh).flat_map(|y| (0..shape.kw).map(move |x| (y, x))) {
+                let y = (oy * shape.stride[0] + ky * shape.dilation[0]) as isize - shape.pad[0] as isize;
+                let x = (ox * shape.stride[1] + kx * shape.dilation[1]) as isize - shape.pad[2] as isize;
+                if y < 0 || x < 0 || y >= shape.h as isize || x >= shape.w as isize {
+                    continue;
+                }
+                let input = ((n * shape.h + y as usize) * shape.w + x as usize) * shape.c_in;
+                let output = ((n * out_h + oy) * out_w + ox) * shape.c_out;
+                for o in 0..shape.c_out {
+                    for i in 0..group_in {
+                        let weight = ((o * group_in + i) * shape.kh + ky) * shape.kw + kx;
+                        visit(output + o, input + o / group_out * group_in + i, weight);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn check(shape: &ConvShape, random: &mut Random, case: usize) {
+    let (x, dy) = (random.numbers(shape.input_len() + 1), random.numbers(shape.output_len() + 1));
+    let (x, dy) = (&x[1..], &dy[1..]);
+    let weights = random.numbers(shape.weight_len());
+    let bias = random.numbers(shape.c_out);
+    let residual = random.numbers(shape.output_len());
+    let epilogue = Epilogue {
+        bias: (case % 2 == 0).then_some(&bias[..]),
+        residual: (case % 3 == 0).then_some(&residual[..]),
+        act: [None, Some(Unary::Relu), Some(Unary::Silu), None][case % 4],
+    };
+    let mut out = vec![0f64; shape.output_len()];
+    let (mut dx, mut dw) = (vec![0f64; x.len()], vec![0f64; weights.len()]);
+    products(shape, |o, i, w| {
+        out[o] += x[i] as f64 * weights[w] as f64;
+        dx[i] += dy[o] as f64 * weights[w] as f64;
+        dw[w] += dy[o] as f64 * x[i] as f64;
+    });
+    for (at, sum) in out.iter_mut().enumerate() {
+        *sum += epilogue.bias.map_or(0.0, |b| b[at % shape.c_out] as f64);
+        *sum += epilogue.residual.map_or(0.0, |r| r[at] as f64);
+        *sum = epilogue.act.map_or(*sum, |act| act.eval(*sum));
+    }
+    for isa in isas() {
+        let name = format!("{isa:?} {shape:?}");
+        // Stale numbers in the packed weights or the outputs would show as NaN.
+        let mut packed = vec![f32::NAN; shape.forward_layout(isa).len()];
+        pack_weights_isa(isa, shape, &weights, &mut packed);
+        let mut got = vec![f32::NAN; out.len()];
+        forward_isa(isa, shape, x, &packed, &mut got, &epilogue);
+        assert_close(&got, &out, &format!("forward {name}"));
+
+        let mut packed = vec![f32::NAN; shape.input_grad_layout(isa).len()];
+        pack_weights_for_input_grad_isa(isa, shape, &weights, &mut packed);
+        let mut got = vec![f32::NAN; dx.len()];
+        input_grad_isa(isa, shape, dy, &packed, &mut got);
+        assert_close(&got, &dx, &format!("input gradient {name}"));
+
+        let mut got = vec![f32::NAN; dw.len()];
+        weight_grad_isa(isa, shape, x, dy, &mut got);
+        assert_close(&got, &dw, &format!("weight gradient {name}"));
+    }
+}
+
+#[test]
+fn random_shapes_match_the_naive_convolution() {
+    let mut random = Random::new(3);
+    for case in 0..400 {
+        let groups = [1, 1, 1, 2, 3, 5, 8, 16][random.range(0, 8)];
+        let most = if groups == 1 { 90 } else { 20 };
+        let (group_in, group_out) = match case % 4 {
+            0 => (random.range(1, 5), random.range(1, most)),
+            1 => (random.range(1, most), random.range(1, 5)),
+            2 => ([4, 8, 16][random.range(0, 3)], [4, 8, 16][random.range(0, 3)]),
+            _ => (random.range(1, most), random.range(1, most)),
+        };
+        let kernel = [1, 1, 2, 3, 3, 5];
+        let shape = ConvShape {
+            n: random.range(1, 4),
+            h: random.range(1, 14),
+            w: random.range(1, 14),
+            c_in: groups * group_in,
+            c_out: groups * group_out,
+            kh: kernel[random.range(0, 6)],
+            kw: kernel[random.range(0, 6)],
+            stride: [random.range(1, 4), random.range(1, 4)],
+            pad: std::array::from_fn(|_| random.range(0, 4)),
+            dilation: [random.range(1, 3), random.range(1, 3)],
+            groups,
+        };
+        check(&shape, &mut random, case);
+    }
+}
+
+#[test]
+fn shapes_of_real_networks_match_the_naive_convolution() {
+    let mut random = Random::new(4);
+    let square = |n, size, c_in, c_out, kernel, stride, pad, groups| ConvShape {
+        n,
+        h: size,
+        w: size,
+        c_in,
+        c_out,
+        kh: kernel,
+        kw: kernel,
+        stride: [stride; 2],
+        pad: [pad; 4],
+        dilation: [1; 2],
+        groups,
+    };
+    let shapes = [
+        // Stem, ordinary, strided and 1×1 layers, a patch embedding, grouped, all larger than one job.
+        square(1, 64, 3, 40, 7, 2, 3, 1),
+        square(2, 28, 64, 64, 3, 1, 1, 1),
+        square(2, 28, 64, 96, 3, 2, 1, 1),
+        square(3, 20, 40, 200, 1, 1, 0, 1),
+        square(3, 21, 40, 72, 1, 2, 0, 1),
+        square(1, 64, 3, 96, 16, 16, 0, 1),
+        square(2, 14, 128, 128, 3, 1, 1, 32),
+        square(2, 15, 128, 128, 3, 2, 1, 16),
+        square(2, 14, 96, 96, 3, 1, 1, 4),
+        square(9, 7, 80, 80, 3, 1, 1, 1),
+        square(1, 1, 256, 10, 1, 1, 0, 1),
+        // The kernel exceeds the input on all sides; then even with its padding.
+        square(2, 2, 20, 20, 7, 1, 3, 1),
+        square(2, 2, 20, 20, 7, 1, 1, 1),
+        // Some taps see nothing but padding.
+        square(1, 3, 4, 6, 3, 4, 6, 1),
+    ];
+    for (case, shape) in shapes.iter().enumerate() {
+        check(shape, &mut random, case);
+    }
+}
+
+#[test]
+fn results_do_not_depend_on_the_number_of_threads() {
+    let mut random = Random::new(5);
+    let shape = ConvShape {
+        n: 2,
+        h: 40,
+        w: 40,
+        c_in: 64,
+        c_out: 80,
+        kh: 3,
+        kw: 3,
+        stride: [1; 2],
+        pad: [1; 4],
+        dilation: [1; 2],
+        groups: 1,
+    };
+    let (x, dy) = (random.numbers(shape.input_len()), random.numbers(shape.output_len()));
+    let weights = random.numbers(shape.weight_len());
+    let run = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a thread pool");
+        pool.install(|| {
+            let mut packed = vec![0.0; packed_len(&shape)];
+            pack_weights(&shape, &weights, &mut packed);
+            let mut out = vec![0.0; shape.output_len()];
+            forward(&shape, &x, &packed, &mut out, &Epilogue::default());
+            let mut packed = vec![0.0; input_grad_packed_len(&shape)];
+            pack_weights_for_input_grad(&shape, &weights, &mut packed);
+            let mut dx = vec![0.0; x.len()];
+            input_grad(&shape, &dy, &packed, &mut dx);
+            let mut dw = vec![0.0; weights.len()];
+            weight_grad(&shape, &x, &dy, &mut dw);
+            (out, dx, dw)
+        })
+    };
+    let one = run(1);
+    assert!(one == run(2) && one == run(5));
+}

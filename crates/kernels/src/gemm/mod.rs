@@ -1,0 +1,229 @@
+//! Matrix products with packed weights, and what may follow them in the same pass.
+
+pub(crate) mod product;
+pub(crate) mod tile;
+
+use std::cell::Cell;
+
+use timm_graph::scalar::Unary;
+
+use crate::pack::Layout;
+use crate::simd::{Isa, isa};
+use crate::threads::{SendPtr, for_each};
+use product::Product;
+
+/// What follows a product or convolution before it is stored: `act(product + bias + residual)`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Epilogue<'a> {
+    /// One number per output channel.
+    pub bias: Option<&'a [f32]>,
+    /// Laid out as the output.
+    pub residual: Option<&'a [f32]>,
+    /// `Relu` is applied in registers, any other to the tile just stored.
+    pub act: Option<Unary>,
+}
+
+/// Applies an activation to numbers that are still in the first-level cache.
+pub(crate) fn activate(act: Unary, row: &mut [f32]) {
+    for x in row {
+        *x = act.eval(*x as f64) as f32;
+    }
+}
+
+fn layout(isa: Isa, k: usize, n: usize) -> Layout {
+    Layout { isa, groups: 1, inputs: k, outputs: n, taps: 1 }
+}
+
+/// Numbers that a packed `[k, n]` matrix takes.
+pub fn gemm_packed_len(k: usize, n: usize) -> usize {
+    layout(isa(), k, n).len()
+}
+
+/// Packs the right-hand matrix `[k, n]`, whose element (i, j) is `b[i · row_stride + j · col_stride]`.
+///
+/// # Panics
+/// If a slice is too short.
+pub fn pack_b(k: usize, n: usize, b: &[f32], row_stride: usize, col_stride: usize, packed: &mut [f32]) {
+    layout(isa(), k, n).pack(b, 0, [col_stride, row_stride, 0], packed);
+}
+
+/// C = act(A · B + bias + residual): A `[m, k]` with element (i, j) at `a[i · a_row_stride + j · a_col_stride]`, B
+/// packed by [`pack_b`], C `[m, n]` with rows `c_row_stride` apart.
+///
+/// # Panics
+/// If a slice is too short.
+pub fn gemm(
+    m: usize,
+    n: usize,
+    k: usize,
+    a: &[f32],
+    a_row_stride: usize,
+    a_col_stride: usize,
+    packed_b: &[f32],
+    c: &mut [f32],
+    c_row_stride: usize,
+    epilogue: &Epilogue,
+) {
+    gemm_isa(isa(), m, n, k, a, a_row_stride, a_col_stride, packed_b, c, c_row_stride, epilogue);
+}
+
+pub(crate) fn gemm_isa(
+    isa: Isa,
+    m: usize,
+    n: usize,
+    k: usize,
+    a: &[f32],
+    a_row_stride: usize,
+    a_col_stride: usize,
+    packed_b: &[f32],
+    c: &mut [f32],
+    c_row_stride: usize,
+    epilogue: &Epilogue,
+) {
+    if m == 0 || n == 0 {
+        return;
+    }
+    let layout = layout(isa, k, n);
+    let c_len = (m - 1) * c_row_stride + n;
+    assert!(c.len() >= c_len && (m == 1 || c_row_stride >= n), "product: the output is too short");
+    assert!(packed_b.len() >= layout.len(), "product: the packed matrix is too short");
+    assert!(
+        k == 0 || a.len() > (m - 1) * a_row_stride + (k - 1) * a_col_stride,
+        "product: the left matrix is too short"
+    );
+    assert!(epilogue.bias.is_none_or(|b| b.len() >= n), "product: the bias is too short");
+    assert!(epilogue.residual.is_none_or(|r| r.len() >= c_len), "product: the residual is too short");
+    let product = Product {
+        layout,
+        packed: packed_b,
+        fused_taps: 1,
+        source_stride: a_col_stride,
+        out: SendPtr(c.as_mut_ptr()),
+        epilogue,
+    };
+    let tile_rows = product.tile_rows();
+    let (blocks, rows_per_block) = product.row_blocks(m, k * 4);
+    product.run(blocks, rows_per_block.min(m) * n * k, |block, rows| {
+        let first = block * rows_per_block;
+        rows.fill((m - first).min(rows_per_block), tile_rows, 1, 0, false, |row, table, _| {
+            // Inside `a`, whose length was checked, unless k = 0: then it is never read.
+            table[0] = a.as_ptr().wrapping_add((first + row) * a_row_stride);
+            (first + row) * c_row_stride
+        });
+    });
+}
+
+/// Where the elements of a batch of matrices stand: (b, i, j) at `b · batch + i · row + j · col`.
+#[derive(Clone, Copy, Debug)]
+pub struct Strides {
+    pub batch: usize,
+    pub row: usize,
+    pub col: usize,
+}
+
+impl Strides {
+    /// Dense `[batch, rows, cols]`.
+    pub fn dense(rows: usize, cols: usize) -> Strides {
+        Strides { batch: rows * cols, row: cols, col: 1 }
+    }
+
+    /// The transposed matrices.
+    pub fn transposed(self) -> Strides {
+        Strides { row: self.col, col: self.row, ..self }
+    }
+
+    fn end(&self, batch: usize, rows: usize, cols: usize) -> usize {
+        (batch - 1) * self.batch + (rows - 1) * self.row + (cols - 1) * self.col + 1
+    }
+}
+
+/// C[b] = A[b] · B[b] for matrices `[m, k]` and `[k, n]` with any strides; C's columns must be adjacent
+/// (`c_strides.col == 1`). A batch stride of 0 shares a matrix of A or B.
+///
+/// # Panics
+/// If a slice is too short or C's columns are not adjacent.
+pub fn batched_matmul(
+    batch: usize,
+    m: usize,
+    n: usize,
+    k: usize,
+    a: &[f32],
+    a_strides: Strides,
+    b: &[f32],
+    b_strides: Strides,
+    c: &mut [f32],
+    c_strides: Strides,
+) {
+    batched_matmul_isa(isa(), batch, m, n, k, a, a_strides, b, b_strides, c, c_strides);
+}
+
+thread_local! {
+    static PACKED: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
+
+pub(crate) fn batched_matmul_isa(
+    isa: Isa,
+    batch: usize,
+    m: usize,
+    n: usize,
+    k: usize,
+    a: &[f32],
+    a_strides: Strides,
+    b: &[f32],
+    b_strides: Strides,
+    c: &mut [f32],
+    c_strides: Strides,
+) {
+    if batch == 0 || m == 0 || n == 0 {
+        return;
+    }
+    assert!(c_strides.col == 1, "product: the output's columns must be adjacent");
+    assert!(c.len() >= c_strides.end(batch, m, n), "product: the output is too short");
+    assert!(k == 0 || a.len() >= a_strides.end(batch, m, k), "product: the left matrices are too short");
+    assert!(k == 0 || b.len() >= b_strides.end(batch, k, n), "product: the right matrices are too short");
+    assert!(batch == 1 || c_strides.batch >= (m - 1) * c_strides.row + n, "product: the outputs overlap");
+    let layout = layout(isa, k, n);
+    let target = SendPtr(c.as_mut_ptr());
+    let one = |index: usize, parallel: bool| {
+        let mut packed = PACKED.take();
+        if packed.len() < layout.len() {
+            packed.resize(layout.len(), 0.0);
+        }
+        if k > 0 {
+            let b = &b[index * b_strides.batch..];
+            layout.pack_with(b, 0, [b_strides.col, b_strides.row, 0], &mut packed, parallel);
+        }
+        // SAFETY: the outputs of a batch do not overlap, and the range lies inside c: both were checked.
+        let c = unsafe { target.slice(index * c_strides.batch, (m - 1) * c_strides.row + n) };
+        let a = a.get(index * a_strides.batch..).unwrap_or(&[]);
+        gemm_isa(
+            isa,
+            m,
+            n,
+            k,
+            a,
+            a_strides.row,
+            a_strides.col,
+            &packed,
+            c,
+            c_strides.row,
+            &Epilogue::default(),
+        );
+        PACKED.set(packed);
+    };
+    // A few large products share the threads one by one; many small ones are a job each.
+    let each = m * n * k;
+    if batch < 8 && each > 1 << 20 {
+        (0..batch).for_each(|index| one(index, true));
+    } else {
+        let per_job = ((1 << 18) / each.max(1)).clamp(1, batch);
+        for_each(batch.div_ceil(per_job), |job| {
+            for index in job * per_job..((job + 1) * per_job).min(batch) {
+                one(index, false);
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests;

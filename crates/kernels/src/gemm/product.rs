@@ -1,0 +1,196 @@
+//! Drives register tiles over rows and panels: the common engine of matrix products and convolutions.
+
+use std::cell::Cell;
+use std::ops::Range;
+
+use timm_graph::scalar::Unary;
+
+use super::Epilogue;
+use super::tile::{Tile, best_rows, fitting_rows, tile_fn};
+use crate::pack::{Layout, lanes};
+use crate::threads::{SendPtr, for_each};
+
+/// A product of gathered rows with packed weights.
+pub(crate) struct Product<'a> {
+    pub layout: Layout,
+    pub packed: &'a [f32],
+    /// Taps that are one contiguous run in the source (a kernel row); 1 unless `groups == 1`.
+    pub fused_taps: usize,
+    /// Numbers between consecutive input channels in the source.
+    pub source_stride: usize,
+    pub out: SendPtr<f32>,
+    pub epilogue: &'a Epilogue<'a>,
+}
+
+/// The rows of one job: where they are read and written. Reused from job to job.
+#[derive(Default)]
+pub(crate) struct Rows {
+    /// `[tile][tap][row]`; the last tile may be shorter.
+    pub pointers: Vec<*const f32>,
+    /// `[row]` offsets of the outputs, repeated up to whole tiles.
+    pub offsets: Vec<usize>,
+    pub count: usize,
+    /// A source for taps outside the input.
+    pub zeros: Vec<f32>,
+    /// A padded copy of the input that the job reads.
+    pub band: Vec<f32>,
+    pub order: Vec<u32>,
+    pub class_counts: Vec<u32>,
+}
+
+thread_local! {
+    static ROWS: Cell<Rows> = Cell::default();
+}
+
+/// Lends this thread's scratch. Taken out while in use, so that a job started meanwhile only pays an allocation.
+pub(crate) fn with_rows<R>(use_rows: impl FnOnce(&mut Rows) -> R) -> R {
+    let mut rows = ROWS.take();
+    let result = use_rows(&mut rows);
+    ROWS.set(rows);
+    result
+}
+
+/// Multiply-adds below which a job is not worth handing to another thread.
+const SMALLEST_JOB: usize = 1 << 20;
+/// Jobs that keep a large machine busy.
+const ENOUGH_JOBS: usize = 64;
+/// Tiles of a job, when there are plenty.
+const JOB_TILES: usize = 32;
+/// Bytes of input that a job should keep in the second-level cache.
+const JOB_SOURCE_BYTES: usize = 1 << 20;
+
+impl Product<'_> {
+    /// Rows of a full tile.
+    pub fn tile_rows(&self) -> usize {
+        best_rows(self.layout.isa, self.layout.widest())
+    }
+
+    /// Taps as the tile sees them.
+    pub fn taps(&self) -> usize {
+        self.layout.taps / self.fused_taps
+    }
+
+    /// Cuts `count` rows into ranges by shape alone, `source_bytes` being read for each row.
+    pub fn row_blocks(&self, count: usize, source_bytes: usize) -> (usize, usize) {
+        let tiles = count.div_ceil(self.tile_rows());
+        let cap = (JOB_SOURCE_BYTES / (source_bytes * self.tile_rows()).max(1)).clamp(8, JOB_TILES);
+        let blocks = if tiles < 24 { 1 } else { tiles.div_ceil(cap).next_multiple_of(4) };
+        let rows = tiles.div_ceil(blocks.max(1)).max(1) * self.tile_rows();
+        (count.div_ceil(rows), rows)
+    }
+
+    /// Runs jobs of (row block, range of panels). `fill` sets up the rows of a block.
+    pub fn run(&self, blocks: usize, work_per_block: usize, fill: impl Fn(usize, &mut Rows) + Sync) {
+        let panels = self.layout.panels();
+        if panels == 0 || blocks == 0 {
+            return;
+        }
+        let parts = ENOUGH_JOBS.div_ceil(blocks).min(panels).min((work_per_block / SMALLEST_JOB).max(1));
+        let per_part = panels.div_ceil(parts);
+        let parts = panels.div_ceil(per_part);
+        let job = |index: usize| {
+            let (part, block) = (index / blocks, index % blocks);
+            with_rows(|rows| {
+                fill(block, rows);
+                self.run_panels(rows, part * per_part..((part + 1) * per_part).min(panels));
+            });
+        };
+        if blocks * work_per_block < 2 * SMALLEST_JOB {
+            (0..blocks * parts).for_each(job);
+        } else {
+            for_each(blocks * parts, job);
+        }
+    }
+
+    /// Runs all rows of a job through a range of panels.
+    fn run_panels(&self, rows: &Rows, panels: Range<usize>) {
+        let isa = self.layout.isa;
+        let (taps, tile_rows) = (self.taps(), self.tile_rows());
+        let tiles = rows.count.div_ceil(tile_rows);
+        for panel in panels {
+            let panel = self.layout.panel(panel);
+            let mut tile = Tile {
+                table: std::ptr::null(),
+                taps,
+                run: panel.inputs * self.fused_taps,
+                stride: self.source_stride,
+                source_offset: panel.first_input * self.source_stride,
+                // SAFETY: a panel lies inside the packed weights, whose length the entry points check.
+                weights: unsafe { self.packed.as_ptr().add(panel.offset) },
+                // SAFETY: so does its first output channel inside a row of the output.
+                out: unsafe { self.out.add(panel.first_output) },
+                offsets: std::ptr::null(),
+                rows: 0,
+                width: panel.outputs,
+                bias: self.epilogue.bias.map_or(std::ptr::null(), |b| b[panel.first_output..].as_ptr()),
+                residual: self
+                    .epilogue
+                    .residual
+                    .map_or(std::ptr::null(), |r| r[panel.first_output..].as_ptr()),
+                relu: self.epilogue.act == Some(Unary::Relu),
+            };
+            debug_assert!(panel.outputs > (panel.vectors - 1) * lanes(isa));
+            for index in 0..tiles {
+                let first = index * tile_rows;
+                tile.rows = (rows.count - first).min(tile_rows);
+                tile.table = rows.pointers[first * taps..].as_ptr();
+                tile.offsets = rows.offsets[first..].as_ptr();
+                let kernel = tile_fn(isa, tile_height(tile.rows, tile_rows), panel.vectors);
+                // SAFETY: `fill` made a table for this many rows and taps; the kernel fits this machine, as isa
+                // is what was detected; jobs write disjoint rows and channels.
+                unsafe { kernel(&tile) };
+                if let Some(act) = self.epilogue.act.filter(|act| *act != Unary::Relu) {
+                    for row in &rows.offsets[first..first + tile.rows] {
+                        // SAFETY: these numbers were just written by this job.
+                        let row = unsafe { self.out.slice(panel.first_output + row, panel.outputs) };
+                        super::activate(act, row);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Rows of the tile kernel that serves `rows` rows where full tiles have `tile_rows`.
+pub(crate) fn tile_height(rows: usize, tile_rows: usize) -> usize {
+    if rows == tile_rows { tile_rows } else { fitting_rows(rows) }
+}
+
+impl Rows {
+    /// Sets the pointers of `count` rows: `row(index, table, height)` sets `table[tap * height]` for every tap (null
+    /// for none) and returns the output's offset. `zero_len` numbers are read in the place of a missing tap.
+    pub fn fill(
+        &mut self,
+        count: usize,
+        tile_rows: usize,
+        taps: usize,
+        zero_len: usize,
+        padded: bool,
+        mut row: impl FnMut(usize, &mut [*const f32], usize) -> usize,
+    ) {
+        if padded && self.zeros.len() < zero_len {
+            self.zeros.resize(zero_len, 0.0);
+        }
+        let zeros = self.zeros.as_ptr();
+        self.count = count;
+        let tiles = count.div_ceil(tile_rows);
+        self.pointers.resize(tiles * tile_rows * taps, std::ptr::null());
+        self.offsets.resize(tiles * tile_rows, 0);
+        for tile in 0..tiles {
+            let first = tile * tile_rows;
+            let height = tile_height((count - first).min(tile_rows), tile_rows);
+            let table = &mut self.pointers[first * taps..][..height * taps];
+            for p in 0..height {
+                let index = (first + p).min(count - 1);
+                self.offsets[first + p] = row(index, &mut table[p..], height);
+            }
+            if padded {
+                for tap in table.chunks_exact_mut(height) {
+                    if tap.iter().any(|p| !p.is_null()) {
+                        tap.iter_mut().filter(|p| p.is_null()).for_each(|p| *p = zeros);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,117 @@
+use timm_graph::scalar::Unary;
+
+use super::*;
+use crate::testing::{Random, assert_close, isas};
+
+/// The product in f64, one sum at a time.
+fn naive(
+    m: usize,
+    n: usize,
+    k: usize,
+    a: impl Fn(usize, usize) -> f32,
+    b: impl Fn(usize, usize) -> f32,
+) -> Vec<f64> {
+    let element = |i: usize, j: usize| (0..k).map(|l| a(i, l) as f64 * b(l, j) as f64).sum();
+    (0..m * n).map(|at| element(at / n, at % n)).collect()
+}
+
+#[test]
+fn gemm_matches_the_naive_product() {
+    let mut random = Random::new(1);
+    for case in 0..160 {
+        let (m, n) = (random.range(1, 40), random.range(1, 150));
+        let k = if case % 16 == 0 { 0 } else { random.range(1, 70) };
+        let (by_columns, c_row_stride) = (random.range(0, 2) == 1, n + random.range(0, 3));
+        let a = random.numbers(m * k + 5);
+        let b = random.numbers(k * n + 5);
+        let (a, b) = (&a[random.range(0, 3)..], &b[random.range(0, 3)..]);
+        let (a_row, a_col) = if by_columns { (1, m) } else { (k, 1) };
+        let (b_row, b_col) = if random.range(0, 2) == 1 { (1, k) } else { (n, 1) };
+        let bias = random.numbers(n);
+        let residual = random.numbers(m * c_row_stride);
+        let epilogue = Epilogue {
+            bias: (case % 2 == 0).then_some(&bias[..]),
+            residual: (case % 3 == 0).then_some(&residual[..]),
+            act: [None, Some(Unary::Relu), Some(Unary::Silu)][case % 3],
+        };
+        let product = naive(m, n, k, |i, l| a[i * a_row + l * a_col], |l, j| b[l * b_row + j * b_col]);
+        for isa in isas() {
+            let layout = layout(isa, k, n);
+            let mut packed = vec![f32::NAN; layout.len() + 1];
+            layout.pack(b, 0, [b_col, b_row, 0], &mut packed[1..]);
+            let mut c = vec![7.0f32; m * c_row_stride + 1];
+            let out = &mut c[1..];
+            gemm_isa(isa, m, n, k, a, a_row, a_col, &packed[1..], out, c_row_stride, &epilogue);
+            for i in 0..m {
+                let want: Vec<f64> = (0..n)
+                    .map(|j| {
+                        let sum = product[i * n + j]
+                            + epilogue.bias.map_or(0.0, |b| b[j] as f64)
+                            + epilogue.residual.map_or(0.0, |r| r[i * c_row_stride + j] as f64);
+                        epilogue.act.map_or(sum, |act| act.eval(sum))
+                    })
+                    .collect();
+                let row = &out[i * c_row_stride..][..c_row_stride.min(out.len() - i * c_row_stride)];
+                assert_close(&row[..n], &want, &format!("{isa:?} {m} {n} {k} row {i}"));
+                assert!(row[n..].iter().all(|x| *x == 7.0), "wrote between rows");
+            }
+        }
+    }
+}
+
+#[test]
+fn relu_keeps_nan() {
+    for isa in isas() {
+        let layout = layout(isa, 1, 3);
+        let mut packed = vec![0.0; layout.len()];
+        layout.pack(&[1.0, -1.0, f32::NAN], 0, [1, 3, 0], &mut packed);
+        let mut c = [0.0; 3];
+        let epilogue = Epilogue { act: Some(Unary::Relu), ..Epilogue::default() };
+        gemm_isa(isa, 1, 3, 1, &[2.0], 1, 1, &packed, &mut c, 3, &epilogue);
+        assert!(c[0] == 2.0 && c[1] == 0.0 && c[2].is_nan(), "{isa:?}: {c:?}");
+    }
+}
+
+#[test]
+fn batched_products_match_the_naive_product() {
+    let mut random = Random::new(2);
+    for case in 0..80 {
+        let large = case % 20 == 0;
+        let batch = if large { 2 } else { random.range(1, 20) };
+        let (m, n, k) = if large {
+            (130, 110, 90)
+        } else {
+            (random.range(1, 30), random.range(1, 70), random.range(0, 40))
+        };
+        let mut a_strides = Strides::dense(m, k);
+        let mut b_strides = Strides::dense(k, n);
+        if random.range(0, 2) == 1 {
+            a_strides = Strides::dense(k, m).transposed();
+        }
+        if random.range(0, 2) == 1 {
+            b_strides = Strides::dense(n, k).transposed();
+        }
+        if random.range(0, 4) == 0 {
+            b_strides.batch = 0;
+        }
+        let c_strides = Strides { batch: m * (n + 1), row: n + 1, col: 1 };
+        let (a, b) = (random.numbers(batch * m * k), random.numbers(batch * k * n));
+        for isa in isas() {
+            let mut c = vec![7.0f32; batch * m * (n + 1)];
+            batched_matmul_isa(isa, batch, m, n, k, &a, a_strides, &b, b_strides, &mut c, c_strides);
+            for index in 0..batch {
+                let at = |s: Strides, i: usize, j: usize| index * s.batch + i * s.row + j * s.col;
+                let want = naive(m, n, k, |i, l| a[at(a_strides, i, l)], |l, j| b[at(b_strides, l, j)]);
+                for i in 0..m {
+                    let row = &c[index * c_strides.batch + i * c_strides.row..][..n + 1];
+                    assert_close(
+                        &row[..n],
+                        &want[i * n..(i + 1) * n],
+                        &format!("{isa:?} {batch} {m} {n} {k}"),
+                    );
+                    assert_eq!(row[n], 7.0, "wrote between rows");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! What the tests of matrix products and convolutions share.
+
+use crate::simd::{Isa, isa};
+
+/// The instruction sets of this machine.
+pub(crate) fn isas() -> Vec<Isa> {
+    let all = [Isa::Portable, Isa::Avx2, Isa::Avx512];
+    let best = all.iter().position(|one| *one == isa()).expect("isa() is one of all");
+    all[..=best].to_vec()
+}
+
+/// A small generator (xorshift64*), the same numbers on each run.
+pub(crate) struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Random {
+        Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// At least `low`, less than `high`.
+    pub fn range(&mut self, low: usize, high: usize) -> usize {
+        low + (self.next() >> 33) as usize % (high - low)
+    }
+
+    /// Numbers between −1 and 1.
+    pub fn numbers(&mut self, len: usize) -> Vec<f32> {
+        (0..len).map(|_| (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0).collect()
+    }
+}
+
+/// Equal within 2e-6 of the largest magnitude, times a little for long sums.
+pub(crate) fn assert_close(got: &[f32], want: &[f64], name: &str) {
+    assert_eq!(got.len(), want.len(), "{name}: length");
+    let largest = want.iter().fold(1.0f64, |m, x| m.max(x.abs()));
+    for (at, (got, want)) in got.iter().zip(want).enumerate() {
+        let off = (*got as f64 - want).abs();
+        assert!(off <= 4e-6 * largest, "{name}: [{at}] is {got}, want {want}");
+    }
+}
