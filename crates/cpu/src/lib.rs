@@ -1,1 +1,56 @@
+//! The CPU engine: plans a graph and runs it on this machine's cores.
+//!
+//! The way of a graph through this crate:
+//!
+//! 1. [`timm_graph::rewrite`] folds what inference or training allows;
+//! 2. `plan` walks the nodes once and writes steps: images lie NHWC, reshapes and permutations are views,
+//!    elementwise nodes fuse (`fuse`), bias, residual and activation ride on the convolution or product
+//!    before them (`epilogue`), weights are packed once for each version of the store;
+//! 3. `in_place` lets elementwise steps overwrite what dies there, and updates write straight into the store;
+//! 4. `memory` gives every buffer its place in one block;
+//! 5. `run` executes: no allocation of work memory after the first run, any number of threads at once.
 
+mod epilogue;
+mod fuse;
+mod in_place;
+mod layout;
+mod lower;
+mod lower_products;
+mod memory;
+mod plan;
+mod run;
+
+use std::sync::Arc;
+
+use timm_graph::{Engine, EngineError, Executable, Graph, rewrite};
+
+pub use plan::{Span, Step};
+pub use run::CpuExecutable;
+
+/// The engine for this machine's cores. Threads are those of rayon's global pool.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CpuEngine;
+
+impl CpuEngine {
+    /// Compiles to the concrete executable, which can also profile its steps.
+    ///
+    /// # Errors
+    /// As [`Engine::compile`].
+    pub fn compile_cpu(&self, graph: Graph) -> Result<CpuExecutable, EngineError> {
+        let training = !graph.updates.is_empty();
+        let graph = if training { rewrite::for_training(&graph).graph } else { rewrite::for_inference(&graph).graph };
+        Ok(CpuExecutable::new(plan::plan(graph)?))
+    }
+}
+
+impl Engine for CpuEngine {
+    fn name(&self) -> String {
+        let threads = timm_kernels::threads::count();
+        let isa = format!("{:?}", timm_kernels::simd::isa()).to_lowercase();
+        format!("cpu ({isa}, {threads} thread{})", if threads == 1 { "" } else { "s" })
+    }
+
+    fn compile(&self, graph: Graph) -> Result<Arc<dyn Executable>, EngineError> {
+        Ok(Arc::new(self.compile_cpu(graph)?))
+    }
+}

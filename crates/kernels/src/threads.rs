@@ -38,3 +38,8 @@ impl<T> SendPtr<T> {
         unsafe { std::slice::from_raw_parts_mut(self.0.add(offset), len) }
     }
 }
+
+/// Threads that [`for_each`] uses.
+pub fn count() -> usize {
+    rayon::current_num_threads()
+}

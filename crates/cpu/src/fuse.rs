@@ -1,0 +1,334 @@
+//! Elementwise nodes gather in groups; a group becomes one pass over memory.
+//!
+//! A group is open as long as nobody outside it needs one of its members: later elementwise nodes of the same
+//! shape and layout join it. Reductions over all but the channel axis may look into an open group and compute
+//! what they need themselves, so that a gradient that is only summed is never stored.
+
+use std::collections::HashMap;
+
+use timm_graph::scalar::{Binary, Unary};
+use timm_graph::{NodeId, Op};
+use timm_kernels::elementwise::{Instr, Operand, Program};
+
+use crate::layout::Layout;
+use crate::plan::{Kernel, Planner, Value};
+
+/// More instructions than this are not computed twice just to save a store.
+const PEEK_LIMIT: usize = 16;
+
+/// The open groups of a plan in the making.
+pub struct Groups {
+    of: Vec<Option<usize>>,
+    groups: Vec<Group>,
+    /// For each node, how many of its readers computed it for themselves.
+    peeked: Vec<u32>,
+}
+
+#[derive(Clone)]
+struct Group {
+    members: Vec<NodeId>,
+    layout: Layout,
+    fixed: bool,
+}
+
+impl Groups {
+    /// No groups, for a graph of `nodes` nodes.
+    pub fn new(nodes: usize) -> Self {
+        Groups { of: vec![None; nodes], groups: Vec::new(), peeked: vec![0; nodes] }
+    }
+}
+
+impl Planner<'_> {
+    /// Puts an elementwise node into an open group, or opens one.
+    pub fn join_group(&mut self, id: NodeId) {
+        let graph = self.graph;
+        let node = graph.node(id);
+        let mut open: Vec<usize> = Vec::new();
+        let mut layout: Option<Layout> = None;
+        for &x in &node.inputs {
+            if graph.shape(x) != node.shape || matches!(graph.node(x).op, Op::Fill { .. }) {
+                continue;
+            }
+            let found = match self.groups.of[x.index()] {
+                Some(g) => self.groups.groups[g].layout.clone(),
+                None => self.value(x).layout,
+            };
+            // The first full operand decides, but any other order beats row-major: it came from an image op.
+            if layout.as_ref().is_none_or(|l| l.same_memory(&Layout::row_major(&l.shape))) {
+                layout = Some(found);
+            }
+        }
+        let layout = layout.unwrap_or_else(|| Layout::row_major(&node.shape));
+        for &x in &node.inputs {
+            match self.groups.of[x.index()] {
+                Some(g) => {
+                    let group = &self.groups.groups[g];
+                    let fits = group.layout.same_memory(&layout) && group.fixed == self.fixed[id.index()];
+                    if fits && !open.contains(&g) {
+                        open.push(g);
+                    } else if !fits {
+                        self.value(x);
+                    }
+                }
+                None if !matches!(graph.node(x).op, Op::Fill { .. }) => {
+                    self.value(x);
+                }
+                None => {}
+            }
+        }
+        let g = match open.split_first() {
+            Some((&g, others)) => {
+                for &other in others {
+                    let members = std::mem::take(&mut self.groups.groups[other].members);
+                    members.iter().for_each(|m| self.groups.of[m.index()] = Some(g));
+                    self.groups.groups[g].members.extend(members);
+                }
+                self.groups.groups[g].members.sort();
+                g
+            }
+            None => {
+                let fixed = self.fixed[id.index()];
+                self.groups.groups.push(Group { members: Vec::new(), layout, fixed });
+                self.groups.groups.len() - 1
+            }
+        };
+        self.groups.groups[g].members.push(id);
+        self.groups.of[id.index()] = Some(g);
+    }
+
+    /// Emits the step of the open group that `id` is a member of.
+    pub fn close_group_of(&mut self, id: NodeId) {
+        let g = self.groups.of[id.index()].expect("a node without a value is in an open group");
+        let Group { members, layout, .. } = self.groups.groups[g].clone();
+        let mut inside = vec![0u32; members.len()];
+        for m in &members {
+            for x in &self.graph.node(*m).inputs {
+                if let Ok(at) = members.binary_search(x) {
+                    inside[at] += 1;
+                }
+            }
+        }
+        let outputs: Vec<NodeId> = (0..members.len())
+            .filter(|&i| {
+                let m = members[i].index();
+                self.uses[m] > inside[i] + self.groups.peeked[m]
+            })
+            .map(|i| members[i])
+            .collect();
+        for m in &members {
+            self.groups.of[m.index()] = None;
+        }
+        let Some(&last) = outputs.last() else {
+            return; // everything was computed by whoever needed it
+        };
+        let mut code = Code::new(self, &members, &layout);
+        for (n, &out) in outputs.iter().enumerate() {
+            let src = code.registers[&out];
+            code.instrs.push(Instr::Store { src, output: n as u16 });
+        }
+        let (instrs, operands) = (code.instrs, code.operands);
+        let ops = instrs.len() - outputs.len();
+        let compiled = program(&layout, &operands, outputs.len(), instrs).compile();
+        let results: Vec<Value> = outputs.iter().map(|&out| self.new_value(out, layout.clone())).collect();
+        let exact = (0..operands.len()).filter(|&i| operands[i].1.layout.same_memory(&layout)).collect();
+        let reads = operands.iter().map(|(_, v)| v.span()).collect();
+        let writes = results.iter().map(Value::span).collect();
+        let kernel: Kernel = Box::new(move |args| {
+            // SAFETY: the plan sized every operand and result for these dims, and lets a result share memory
+            // with an operand only where both are read and written at the same positions.
+            unsafe { compiled.run(&args.read_pointers(), &args.write_pointers()) }
+        });
+        let flops = ops as u64 * layout.len() as u64;
+        self.push_counted(&format!("elementwise ({ops} ops)"), last, reads, writes, kernel, flops);
+        let steps = if self.fixed[last.index()] { &mut self.prepare } else { &mut self.steps };
+        steps.last_mut().expect("just pushed").exact_reads = exact;
+        for (out, value) in outputs.into_iter().zip(results) {
+            self.set(out, value);
+        }
+    }
+
+    /// Sums over all axes but channels (axis 1) of some values of `layout`, which `write` expresses with the
+    /// code's registers: one register for each sum. The operand `open` is computed on the fly if it is in an
+    /// open group of that layout and cheap.
+    pub fn channel_sums(
+        &mut self,
+        id: NodeId,
+        open: NodeId,
+        layout: &Layout,
+        write: impl FnOnce(&mut Code) -> Vec<u16>,
+    ) -> Value {
+        let members = self.peek(open, layout);
+        let mut code = Code::new(self, &members, layout);
+        let sums = write(&mut code);
+        for (n, &src) in sums.iter().enumerate() {
+            code.instrs.push(Instr::Store { src, output: n as u16 });
+        }
+        let (instrs, operands) = (code.instrs, code.operands);
+        if !members.is_empty() {
+            self.groups.peeked[open.index()] += 1;
+        }
+        let channels = layout.shape[1];
+        let count = sums.len();
+        let flops = (instrs.len() as u64) * layout.len() as u64;
+        let compiled = program(layout, &operands, count, instrs).compile_channel_sums(0);
+        let out = self.new_value(id, Layout::row_major(&[count, channels]));
+        let reads = operands.iter().map(|(_, v)| v.span()).collect();
+        let kernel: Kernel = Box::new(move |args| {
+            let mut sums: Vec<&mut [f32]> = args.write(0).chunks_mut(channels).collect();
+            // SAFETY: the plan sized every operand for these dims.
+            unsafe { compiled.run_channel_sums(&args.read_pointers(), &[], &mut sums) }
+        });
+        self.push_counted("channel sums", id, reads, vec![out.span()], kernel, flops);
+        out
+    }
+
+    /// Members of an open group that `id` needs, itself last; empty when `id` should be computed first.
+    fn peek(&mut self, id: NodeId, layout: &Layout) -> Vec<NodeId> {
+        let Some(g) = self.groups.of[id.index()] else { return Vec::new() };
+        if !self.groups.groups[g].layout.same_memory(layout) {
+            return Vec::new();
+        }
+        let mut needed = vec![id];
+        let mut at = 0;
+        while at < needed.len() {
+            for x in &self.graph.node(needed[at]).inputs {
+                if self.groups.of[x.index()] == Some(g) && !needed.contains(x) {
+                    needed.push(*x);
+                }
+            }
+            at += 1;
+        }
+        if needed.len() > PEEK_LIMIT {
+            return Vec::new();
+        }
+        needed.sort();
+        needed
+    }
+}
+
+fn program(layout: &Layout, operands: &[(NodeId, Value)], outputs: usize, instrs: Vec<Instr>) -> Program {
+    let rank = layout.shape.len();
+    let inputs = operands.iter().map(|(_, value)| {
+        let strides = value.layout.strides();
+        let lead = rank - strides.len();
+        let stride = |axis: usize| if axis < lead { 0 } else { strides[axis - lead] };
+        Operand { strides: layout.order.iter().map(|&axis| stride(axis)).collect() }
+    });
+    Program { dims: layout.dims(), inputs: inputs.collect(), outputs, instrs }
+}
+
+/// Instructions in the making: every node gets a register of its own.
+pub struct Code<'p, 'g> {
+    planner: &'p mut Planner<'g>,
+    layout: Layout,
+    pub registers: HashMap<NodeId, u16>,
+    pub instrs: Vec<Instr>,
+    operands: Vec<(NodeId, Value)>,
+    next: u16,
+}
+
+impl<'p, 'g> Code<'p, 'g> {
+    fn new(planner: &'p mut Planner<'g>, members: &[NodeId], layout: &Layout) -> Self {
+        let (registers, instrs, operands) = (HashMap::new(), Vec::new(), Vec::new());
+        let mut code = Code { planner, layout: layout.clone(), registers, instrs, operands, next: 0 };
+        for &m in members {
+            let register = code.member(m);
+            code.registers.insert(m, register);
+        }
+        code
+    }
+
+    fn fresh(&mut self) -> u16 {
+        self.next += 1;
+        self.next - 1
+    }
+
+    /// A register with f(a).
+    pub fn unary(&mut self, op: Unary, a: u16) -> u16 {
+        let dst = self.fresh();
+        self.instrs.push(Instr::Unary { op, dst, a });
+        dst
+    }
+
+    /// A register with f(a, b).
+    pub fn binary(&mut self, op: Binary, a: u16, b: u16) -> u16 {
+        let dst = self.fresh();
+        self.instrs.push(Instr::Binary { op, dst, a, b });
+        dst
+    }
+
+    /// A register with a number.
+    pub fn number(&mut self, value: f32) -> u16 {
+        let dst = self.fresh();
+        self.instrs.push(Instr::Const { dst, value });
+        dst
+    }
+
+    /// A register with a node's value, loaded or already there.
+    pub fn operand(&mut self, id: NodeId) -> u16 {
+        if let Some(&register) = self.registers.get(&id) {
+            return register;
+        }
+        let register = match &self.planner.graph.node(id).op {
+            Op::Fill { value, .. } if self.planner.computed(id).is_none() => self.number(*value),
+            _ => {
+                let full = self.planner.graph.shape(id) == self.layout.shape;
+                let layout = self.layout.clone();
+                let value = if full { self.planner.in_layout(id, &layout) } else { self.planner.value(id) };
+                self.load(id, value)
+            }
+        };
+        self.registers.insert(id, register);
+        register
+    }
+
+    /// A register with a per-channel vector `[C]` (axis 1 of the layout).
+    pub fn channel_vector(&mut self, id: NodeId) -> u16 {
+        let value = self.planner.value(id);
+        let mut shape = vec![1; self.layout.shape.len()];
+        shape[1] = self.layout.shape[1];
+        let layout = Layout::row_major(&shape);
+        self.load(id, Value { layout, ..value })
+    }
+
+    fn load(&mut self, id: NodeId, value: Value) -> u16 {
+        let dst = self.fresh();
+        self.instrs.push(Instr::Load { dst, input: self.operands.len() as u16 });
+        self.operands.push((id, value));
+        dst
+    }
+
+    fn member(&mut self, id: NodeId) -> u16 {
+        let graph = self.planner.graph;
+        let node = graph.node(id);
+        match &node.op {
+            Op::BatchNorm { eps } => {
+                let x = self.operand(node.inputs[0]);
+                let [mean, var, weight, bias] = std::array::from_fn(|i| self.channel_vector(node.inputs[i + 1]));
+                let eps = self.number(*eps);
+                let centred = self.binary(Binary::Sub, x, mean);
+                let shifted = self.binary(Binary::Add, var, eps);
+                let rstd = self.unary(Unary::Rsqrt, shifted);
+                let scale = self.binary(Binary::Mul, rstd, weight);
+                let scaled = self.binary(Binary::Mul, centred, scale);
+                self.binary(Binary::Add, scaled, bias)
+            }
+            Op::Unary(f) => {
+                let a = self.operand(node.inputs[0]);
+                self.unary(*f, a)
+            }
+            Op::Binary(f) => {
+                let (a, b) = (self.operand(node.inputs[0]), self.operand(node.inputs[1]));
+                self.binary(*f, a, b)
+            }
+            Op::Select => {
+                let [cond, a, b] = std::array::from_fn(|i| self.operand(node.inputs[i]));
+                let dst = self.fresh();
+                self.instrs.push(Instr::Select { dst, cond, a, b });
+                dst
+            }
+            // Detach and Broadcast: the operand itself, its strides say the rest.
+            _ => self.operand(node.inputs[0]),
+        }
+    }
+}

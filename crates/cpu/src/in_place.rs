@@ -1,0 +1,97 @@
+//! Passes over a finished plan that let elementwise steps overwrite what they read.
+
+use std::collections::HashMap;
+
+use crate::plan::{Place, Plan, Span};
+
+/// Lets the new value of a state be written straight into the state, where its step is elementwise and nobody
+/// reads the old value afterwards.
+pub fn states(plan: &mut Plan) {
+    let (mut writer, mut last_read) = (HashMap::new(), HashMap::new());
+    for (s, step) in plan.steps.iter().enumerate() {
+        for (w, span) in step.writes.iter().enumerate() {
+            if let Place::Buffer(n) = span.place {
+                writer.entry(n).or_insert((s, w));
+            }
+        }
+        for span in &step.reads {
+            last_read.insert(span.place, s);
+        }
+    }
+    let results = plan.outputs.iter().chain(plan.copies.iter().map(|(_, v)| v));
+    let wanted_old: Vec<Place> = results.map(|v| v.place).filter(|p| matches!(p, Place::State(_))).collect();
+    let mut renames: HashMap<usize, Place> = HashMap::new();
+    plan.copies.retain(|(state, value)| {
+        let place = Place::State(*state);
+        if wanted_old.contains(&place) {
+            return true;
+        }
+        let Place::Buffer(n) = value.place else { return true };
+        let Some(&(s, _)) = writer.get(&n) else { return true };
+        let step = &plan.steps[s];
+        let whole = plan.buffers[n].life.len == value.layout.len() && value.offset == 0;
+        let elementwise = step.name.starts_with("elementwise");
+        let late_reader = last_read.get(&place).is_some_and(|&last| last > s);
+        let inexact = (0..step.reads.len()).any(|r| step.reads[r].place == place && !step.exact_reads.contains(&r));
+        let taken = renames.contains_key(&n);
+        if !whole || !elementwise || late_reader || inexact || taken {
+            return true;
+        }
+        renames.insert(n, place);
+        false
+    });
+    rename(plan, &renames);
+}
+
+/// Lets the result of an elementwise step take the buffer of an operand that dies there.
+pub fn buffers(plan: &mut Plan) {
+    let mut renames: HashMap<usize, Place> = HashMap::new();
+    let resolve = |renames: &HashMap<usize, Place>, place: Place| {
+        let mut place = place;
+        while let Place::Buffer(n) = place {
+            match renames.get(&n) {
+                Some(&next) => place = next,
+                None => break,
+            }
+        }
+        place
+    };
+    for s in 0..plan.steps.len() {
+        let mut taken: Vec<usize> = Vec::new();
+        for w in 0..plan.steps[s].writes.len() {
+            let step = &plan.steps[s];
+            let Place::Buffer(target) = resolve(&renames, step.writes[w].place) else { continue };
+            let len = plan.buffers[target].life.len;
+            let donor = step.exact_reads.iter().find_map(|&r| {
+                let span = step.reads[r];
+                let Place::Buffer(n) = resolve(&renames, span.place) else { return None };
+                let buffer = &plan.buffers[n];
+                let dies = !buffer.fixed && buffer.life.last == s && n != target && !taken.contains(&n);
+                (dies && span.len == len && buffer.life.len == len && span.offset == 0).then_some(n)
+            });
+            if let Some(n) = donor {
+                taken.push(n);
+                renames.insert(target, Place::Buffer(n));
+                plan.buffers[n].life.last = plan.buffers[target].life.last;
+                plan.buffers[target].life.len = 0;
+            }
+        }
+    }
+    let flat = renames.keys().map(|&n| (n, resolve(&renames, Place::Buffer(n)))).collect();
+    rename(plan, &flat);
+}
+
+fn rename(plan: &mut Plan, renames: &HashMap<usize, Place>) {
+    let new = |place: Place| match place {
+        Place::Buffer(n) => renames.get(&n).copied().unwrap_or(place),
+        _ => place,
+    };
+    let spans = plan.steps.iter_mut().flat_map(|s| s.reads.iter_mut().chain(s.writes.iter_mut()));
+    spans.for_each(|span: &mut Span| span.place = new(span.place));
+    for value in plan.outputs.iter_mut().chain(plan.copies.iter_mut().map(|(_, v)| v)) {
+        value.place = new(value.place);
+    }
+    for &n in renames.keys() {
+        plan.buffers[n].life.len = 0;
+    }
+}

@@ -1,0 +1,238 @@
+//! Convolutions and matrix products as kernel calls, with packed weights and fused epilogues.
+
+use timm_graph::{Conv2d, EngineError, NodeId, Op};
+use timm_kernels::conv::{self, ConvShape};
+use timm_kernels::gemm::{self, Epilogue};
+
+use crate::epilogue::Fused;
+use crate::layout::Layout;
+use crate::plan::{Args, Kernel, Planner, Span, Value};
+
+/// The operands after the first two that an epilogue reads.
+#[derive(Clone, Copy)]
+struct Tail {
+    bias: bool,
+    residual: bool,
+    act: Option<timm_graph::scalar::Unary>,
+}
+
+impl Tail {
+    fn bind<'a>(&self, args: &'a Args<'_>) -> Epilogue<'a> {
+        Epilogue {
+            bias: self.bias.then(|| args.read(2)),
+            residual: self.residual.then(|| args.read(2 + self.bias as usize)),
+            act: self.act,
+        }
+    }
+}
+
+fn conv_shape(conv: &Conv2d, x: &[usize], w: &[usize]) -> ConvShape {
+    ConvShape {
+        n: x[0],
+        h: x[2],
+        w: x[3],
+        c_in: x[1],
+        c_out: w[0],
+        kh: w[2],
+        kw: w[3],
+        stride: conv.stride,
+        pad: conv.pad,
+        dilation: conv.dilation,
+        groups: conv.groups,
+    }
+}
+
+fn conv_flops(shape: &ConvShape) -> u64 {
+    let outputs = shape.n * shape.out_h() * shape.out_w() * shape.c_out;
+    2 * (outputs * shape.kh * shape.kw * shape.c_in / shape.groups) as u64
+}
+
+fn conv_name(kind: &str, s: &ConvShape) -> String {
+    let groups = match s.groups {
+        1 => String::new(),
+        g if g == s.c_in => " depthwise".into(),
+        g => format!(" groups {g}"),
+    };
+    let stride = if s.stride == [1, 1] { String::new() } else { format!(" s{}", s.stride[0]) };
+    format!("{kind} {}x{}{stride}{groups} {}->{} @{}x{}", s.kh, s.kw, s.c_in, s.c_out, s.h, s.w)
+}
+
+impl Planner<'_> {
+    /// A convolution or product with what follows it; `id` is the last node of the chain.
+    pub fn lower_fused(&mut self, id: NodeId, fused: &Fused) -> Result<(), EngineError> {
+        let graph = self.graph;
+        let layout = match graph.node(fused.root).op {
+            Op::Conv2d(_) => Layout::channels_last(graph.shape(fused.root)),
+            _ => Layout::row_major(graph.shape(fused.root)),
+        };
+        let mut extra: Vec<Span> = Vec::new();
+        if let Some(bias) = fused.bias {
+            extra.push(self.value(bias).span());
+        }
+        if let Some(residual) = fused.residual {
+            extra.push(self.in_layout(residual, &layout).span());
+        }
+        let tail = Tail { bias: fused.bias.is_some(), residual: fused.residual.is_some(), act: fused.activation };
+        let value = match &graph.node(fused.root).op {
+            Op::Conv2d(conv) => self.conv(fused.root, conv, extra, tail, id),
+            _ => self.linear(fused.root, extra, tail, id),
+        };
+        self.set(id, value);
+        Ok(())
+    }
+
+    /// A convolution, product, or derivative of one, on its own.
+    pub fn lower_product(&mut self, id: NodeId) {
+        let plain = Tail { bias: false, residual: false, act: None };
+        let graph = self.graph;
+        let node = graph.node(id);
+        let value = match &node.op {
+            Op::Conv2d(conv) => self.conv(id, conv, vec![], plain, id),
+            Op::Conv2dInputGrad { conv, .. } => self.conv_input_grad(id, conv),
+            Op::Conv2dWeightGrad { conv, .. } => self.conv_weight_grad(id, conv),
+            Op::MatMul { .. } if graph.shape(node.inputs[1]).len() == 2 => self.linear(id, vec![], plain, id),
+            Op::MatMul { trans_a, trans_b } => self.batched(id, *trans_a, *trans_b),
+            other => unreachable!("{} is no product", other.name()),
+        };
+        self.set(id, value);
+    }
+
+    fn conv(&mut self, root: NodeId, conv: &Conv2d, extra: Vec<Span>, tail: Tail, id: NodeId) -> Value {
+        let graph = self.graph;
+        let (x, w) = (graph.node(root).inputs[0], graph.node(root).inputs[1]);
+        let shape = conv_shape(conv, graph.shape(x), graph.shape(w));
+        let input = self.channels_last(x);
+        let (packed, kernel): (Value, Kernel) = {
+            let pack = move |w: &[f32], packed: &mut [f32]| conv::pack_weights(&shape, w, packed);
+            let packed = self.packed(w, &format!("conv {shape:?}"), conv::packed_len(&shape), pack);
+            let kernel = move |args: &Args| {
+                conv::forward(&shape, args.read(0), args.read(1), args.write(0), &tail.bind(args));
+            };
+            (packed, Box::new(kernel))
+        };
+        let out = self.new_value(id, Layout::channels_last(graph.shape(root)));
+        let reads = [vec![input.span(), packed.span()], extra].concat();
+        self.push_counted(&conv_name("conv", &shape), id, reads, vec![out.span()], kernel, conv_flops(&shape));
+        out
+    }
+
+    fn conv_input_grad(&mut self, id: NodeId, conv: &Conv2d) -> Value {
+        let graph = self.graph;
+        let (dy, w) = (graph.node(id).inputs[0], graph.node(id).inputs[1]);
+        let shape = conv_shape(conv, graph.shape(id), graph.shape(w));
+        let input = self.channels_last(dy);
+        let (packed, kernel): (Value, Kernel) = {
+            let pack = move |w: &[f32], packed: &mut [f32]| conv::pack_weights_for_input_grad(&shape, w, packed);
+            let len = conv::input_grad_packed_len(&shape);
+            let packed = self.packed(w, &format!("input grad {shape:?}"), len, pack);
+            let kernel = move |args: &Args| conv::input_grad(&shape, args.read(0), args.read(1), args.write(0));
+            (packed, Box::new(kernel))
+        };
+        let out = self.new_value(id, Layout::channels_last(graph.shape(id)));
+        let name = conv_name("conv input grad", &shape);
+        self.push_counted(&name, id, vec![input.span(), packed.span()], vec![out.span()], kernel, conv_flops(&shape));
+        out
+    }
+
+    fn conv_weight_grad(&mut self, id: NodeId, conv: &Conv2d) -> Value {
+        let graph = self.graph;
+        let (x, dy) = (graph.node(id).inputs[0], graph.node(id).inputs[1]);
+        let shape = conv_shape(conv, graph.shape(x), graph.shape(id));
+        let (input, gradient) = (self.channels_last(x), self.channels_last(dy));
+        let kernel: Kernel =
+            Box::new(move |args| conv::weight_grad(&shape, args.read(0), args.read(1), args.write(0)));
+        let out = self.new_value(id, Layout::row_major(graph.shape(id)));
+        let name = conv_name("conv weight grad", &shape);
+        let reads = vec![input.span(), gradient.span()];
+        self.push_counted(&name, id, reads, vec![out.span()], kernel, conv_flops(&shape));
+        out
+    }
+
+    /// A product with one plain matrix: all leading axes of the left side are rows.
+    fn linear(&mut self, root: NodeId, extra: Vec<Span>, tail: Tail, id: NodeId) -> Value {
+        let graph = self.graph;
+        let node = graph.node(root);
+        let &Op::MatMul { trans_a, trans_b } = &node.op else { unreachable!("a product") };
+        let (a, b) = (node.inputs[0], node.inputs[1]);
+        let rank = node.shape.len();
+        let left = if rank == 2 { self.value(a) } else { self.row_major(a) };
+        let strides = left.layout.strides();
+        let (n, k) = (node.shape[rank - 1], if trans_b { graph.shape(b)[1] } else { graph.shape(b)[0] });
+        let m = node.shape.iter().product::<usize>() / n.max(1);
+        let (row, col) = match (rank, trans_a) {
+            (2, false) => (strides[0], strides[1]),
+            (2, true) => (strides[1], strides[0]),
+            _ => (k, 1),
+        };
+        let right = self.value(b);
+        let b_strides = right.layout.strides();
+        let (b_row, b_col) = if trans_b { (b_strides[1], b_strides[0]) } else { (b_strides[0], b_strides[1]) };
+        let pack = move |w: &[f32], packed: &mut [f32]| gemm::pack_b(k, n, w, b_row, b_col, packed);
+        let key = format!("matrix {k}x{n} {b_row} {b_col}");
+        let packed = self.packed_value(b, &right, &key, gemm::gemm_packed_len(k, n), pack);
+        let kernel: Kernel = Box::new(move |args| {
+            gemm::gemm(m, n, k, args.read(0), row, col, args.read(1), args.write(0), n, &tail.bind(args));
+        });
+        let out = self.new_value(id, Layout::row_major(&node.shape));
+        let reads = [vec![left.span(), packed.span()], extra].concat();
+        let flops = 2 * (m * n * k) as u64;
+        self.push_counted(&format!("linear {m}x{k}->{n}"), id, reads, vec![out.span()], kernel, flops);
+        out
+    }
+
+    fn batched(&mut self, id: NodeId, trans_a: bool, trans_b: bool) -> Value {
+        let graph = self.graph;
+        let node = graph.node(id);
+        let (a, b) = (self.row_major(node.inputs[0]), self.row_major(node.inputs[1]));
+        let strides = |v: &Value, transposed: bool| {
+            let s = &v.layout.shape;
+            let dense = gemm::Strides::dense(s[s.len() - 2], s[s.len() - 1]);
+            if transposed { dense.transposed() } else { dense }
+        };
+        let (sa, sb) = (strides(&a, trans_a), strides(&b, trans_b));
+        let rank = node.shape.len();
+        let (m, n) = (node.shape[rank - 2], node.shape[rank - 1]);
+        let k = a.layout.shape[if trans_a { rank - 2 } else { rank - 1 }];
+        let batch = node.shape[..rank - 2].iter().product();
+        let kernel: Kernel = Box::new(move |args| {
+            let sc = gemm::Strides::dense(m, n);
+            gemm::batched_matmul(batch, m, n, k, args.read(0), sa, args.read(1), sb, args.write(0), sc);
+        });
+        let out = self.new_value(id, Layout::row_major(&node.shape));
+        let flops = 2 * (batch * m * n * k) as u64;
+        let name = format!("matmul {batch}x {m}x{k}x{n}");
+        self.push_counted(&name, id, vec![a.span(), b.span()], vec![out.span()], kernel, flops);
+        out
+    }
+
+    fn packed(
+        &mut self,
+        weight: NodeId,
+        key: &str,
+        len: usize,
+        pack: impl Fn(&[f32], &mut [f32]) + Send + Sync + 'static,
+    ) -> Value {
+        let value = self.row_major(weight);
+        self.packed_value(weight, &value, key, len, pack)
+    }
+
+    /// The packed form of a weight: made once for each way of packing it.
+    fn packed_value(
+        &mut self,
+        weight: NodeId,
+        value: &Value,
+        key: &str,
+        len: usize,
+        pack: impl Fn(&[f32], &mut [f32]) + Send + Sync + 'static,
+    ) -> Value {
+        let key = (weight, key.to_string());
+        if let Some(done) = self.derived.get(&key) {
+            return done.clone();
+        }
+        let out = self.new_value(weight, Layout::row_major(&[len]));
+        let kernel: Kernel = Box::new(move |args| pack(args.read(0), args.write(0)));
+        self.push_step("pack weights", weight, vec![value.span()], vec![out.span()], kernel);
+        self.derived.insert(key, out.clone());
+        out
+    }
+}

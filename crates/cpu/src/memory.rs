@@ -1,0 +1,101 @@
+//! The static memory plan: which buffers live when, and where each lies in one block.
+
+/// A buffer of a plan and the steps between which it holds its value.
+#[derive(Clone, Copy, Debug)]
+pub struct Lifetime {
+    /// Elements.
+    pub len: usize,
+    /// Step that writes it.
+    pub first: usize,
+    /// Last step that reads it.
+    pub last: usize,
+}
+
+/// Buffers start at multiples of this many elements (one 64-byte cache line).
+const ALIGN: usize = 16;
+
+/// Places every buffer so that those alive at the same time never overlap. Returns the offsets and the size
+/// of the whole block, in elements. Large buffers are placed first, each at the lowest free offset.
+pub fn place(buffers: &[Lifetime]) -> (Vec<usize>, usize) {
+    let mut by_size: Vec<usize> = (0..buffers.len()).collect();
+    by_size.sort_by_key(|&i| std::cmp::Reverse((buffers[i].len, std::cmp::Reverse(i))));
+    let mut offsets = vec![0; buffers.len()];
+    let mut placed: Vec<usize> = Vec::with_capacity(buffers.len()); // ordered by offset
+    let mut total = 0;
+    for i in by_size {
+        let len = buffers[i].len.next_multiple_of(ALIGN);
+        let mut offset = 0;
+        for &other in &placed {
+            let alive_together = buffers[other].first <= buffers[i].last && buffers[i].first <= buffers[other].last;
+            if !alive_together {
+                continue;
+            }
+            if offset + len <= offsets[other] {
+                break;
+            }
+            offset = offset.max(offsets[other] + buffers[other].len.next_multiple_of(ALIGN));
+        }
+        offsets[i] = offset;
+        total = total.max(offset + len);
+        let at = placed.partition_point(|&other| offsets[other] <= offset);
+        placed.insert(at, i);
+    }
+    (offsets, total)
+}
+
+/// A block of numbers that starts on a cache line. Fresh pages are touched once, when it is made.
+pub struct Block {
+    lines: Vec<Line>,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([f32; ALIGN]);
+
+impl Block {
+    /// A block of at least `len` zeros.
+    pub fn new(len: usize) -> Self {
+        Block { lines: vec![Line([0.0; ALIGN]); len.div_ceil(ALIGN)] }
+    }
+
+    /// The first number.
+    pub fn as_mut_ptr(&mut self) -> *mut f32 {
+        self.lines.as_mut_ptr().cast()
+    }
+
+    /// The first number, to be read.
+    pub fn as_ptr(&self) -> *const f32 {
+        self.lines.as_ptr().cast()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_alive_together_never_overlap() {
+        let mut seed = 1u64;
+        let mut next = |n: u64| {
+            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (seed >> 33) % n
+        };
+        let buffers: Vec<Lifetime> = (0..200)
+            .map(|_| {
+                let first = next(50) as usize;
+                Lifetime { len: next(1000) as usize + 1, first, last: first + next(10) as usize }
+            })
+            .collect();
+        let (offsets, total) = place(&buffers);
+        let sum: usize = buffers.iter().map(|b| b.len).sum();
+        assert!(total < sum / 2, "no reuse: {total} of {sum}");
+        for i in 0..200 {
+            assert!(offsets[i] + buffers[i].len <= total && offsets[i] % ALIGN == 0);
+            for j in 0..i {
+                let together = buffers[i].first <= buffers[j].last && buffers[j].first <= buffers[i].last;
+                let apart = offsets[i] + buffers[i].len <= offsets[j] || offsets[j] + buffers[j].len <= offsets[i];
+                assert!(!together || apart, "{i} and {j} overlap");
+            }
+        }
+    }
+}

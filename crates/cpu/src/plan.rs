@@ -1,0 +1,390 @@
+//! From a graph to a list of steps over planned memory.
+//!
+//! One walk over the nodes in their order. Each node becomes a [`Value`]: a place in memory and a layout.
+//! Reshapes and permutations are only new views; elementwise nodes gather in open groups ([`crate::fuse`])
+//! that become one step when somebody needs a result; everything else is lowered to kernel calls
+//! ([`crate::lower`]). What depends on parameters alone becomes a `prepare` step, run once for each version of
+//! the store.
+
+use std::collections::{HashMap, HashSet};
+
+use timm_graph::{DType, EngineError, Graph, NodeId, Op};
+
+use crate::epilogue::{self, Fused};
+use crate::fuse::Groups;
+use crate::in_place;
+use crate::layout::Layout;
+use crate::memory::Lifetime;
+use crate::run::Inputs;
+
+/// Where numbers lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Place {
+    /// The n-th input of the graph.
+    Input(usize),
+    /// The n-th state entry of the graph.
+    State(usize),
+    /// The n-th constant of the plan.
+    Constant(usize),
+    /// The n-th planned buffer.
+    Buffer(usize),
+}
+
+/// A node's result: a view of some place.
+#[derive(Clone, Debug)]
+pub struct Value {
+    pub place: Place,
+    /// Elements from the start of the place.
+    pub offset: usize,
+    pub layout: Layout,
+    pub dtype: DType,
+    /// Known before the first run: depends on parameters and constants only.
+    pub fixed: bool,
+}
+
+impl Value {
+    /// What a step reads or writes.
+    pub fn span(&self) -> Span {
+        Span { place: self.place, offset: self.offset, len: self.layout.len() }
+    }
+}
+
+/// A range of elements that a step reads or writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    pub place: Place,
+    pub offset: usize,
+    pub len: usize,
+}
+
+/// What a kernel call gets: its spans resolved to memory, and the run's randomness.
+pub struct Args<'a> {
+    pub(crate) reads: &'a [(*const f32, usize)],
+    pub(crate) writes: &'a [(*mut f32, usize)],
+    pub seed: u64,
+    pub step: u64,
+}
+
+impl Args<'_> {
+    /// The `i`-th operand.
+    pub fn read(&self, i: usize) -> &[f32] {
+        let (ptr, len) = self.reads[i];
+        // SAFETY: the executable resolved the span inside a live allocation of at least this length, and no
+        // step that is not elementwise writes what it reads.
+        unsafe { std::slice::from_raw_parts(ptr, len) }
+    }
+
+    /// The `i`-th operand, of bytes.
+    pub fn read_bytes(&self, i: usize) -> &[u8] {
+        let (ptr, len) = self.reads[i];
+        // SAFETY: as for `read`; the planner hands bytes to the byte kernels only.
+        unsafe { std::slice::from_raw_parts(ptr.cast(), len) }
+    }
+
+    /// The `i`-th result.
+    #[allow(clippy::mut_from_ref)]
+    pub fn write(&self, i: usize) -> &mut [f32] {
+        let (ptr, len) = self.writes[i];
+        // SAFETY: as for `read`; a step's results never overlap each other, and each kernel asks once.
+        unsafe { std::slice::from_raw_parts_mut(ptr, len) }
+    }
+
+    /// All operands as pointers, for kernels that may work in place.
+    pub fn read_pointers(&self) -> Vec<*const f32> {
+        self.reads.iter().map(|r| r.0).collect()
+    }
+
+    /// All results as pointers, for kernels that may work in place.
+    pub fn write_pointers(&self) -> Vec<*mut f32> {
+        self.writes.iter().map(|w| w.0).collect()
+    }
+}
+
+/// A kernel call with its shapes bound.
+pub type Kernel = Box<dyn Fn(&Args) + Send + Sync>;
+
+/// One kernel call over planned memory.
+pub struct Step {
+    /// What runs, for profiles: `conv 3x3`, `elementwise (4 ops)`.
+    pub name: String,
+    /// The node it computes (the last one, for fused steps).
+    pub node: NodeId,
+    pub reads: Vec<Span>,
+    pub writes: Vec<Span>,
+    pub kernel: Kernel,
+    /// Floating-point operations of the step, multiply and add counted as two; 0 where nobody counts.
+    pub flops: u64,
+    /// Operands that the kernel reads only where it writes at that moment: it may overwrite them.
+    pub exact_reads: Vec<usize>,
+}
+
+/// A buffer while planning.
+#[derive(Clone, Copy, Debug)]
+pub struct Buffer {
+    /// Holds a value that only depends on the store.
+    pub fixed: bool,
+    pub life: Lifetime,
+}
+
+/// The finished list of steps.
+pub struct Plan {
+    pub graph: Graph,
+    /// Run once for each version of the store.
+    pub prepare: Vec<Step>,
+    /// Run each time.
+    pub steps: Vec<Step>,
+    pub buffers: Vec<Buffer>,
+    pub constants: Vec<std::sync::Arc<[f32]>>,
+    pub outputs: Vec<Value>,
+    /// New values of states that no step writes in place: (state, value).
+    pub copies: Vec<(usize, Value)>,
+}
+
+pub(crate) struct Planner<'g> {
+    pub graph: &'g Graph,
+    pub uses: Vec<u32>,
+    values: Vec<Option<Value>>,
+    pub groups: Groups,
+    pub prepare: Vec<Step>,
+    pub steps: Vec<Step>,
+    pub buffers: Vec<Buffer>,
+    pub constants: Vec<std::sync::Arc<[f32]>>,
+    /// Nodes that depend on the store and constants only.
+    pub fixed: Vec<bool>,
+    /// Convolutions and products with what follows them, by the last node of the chain.
+    pub fused: HashMap<NodeId, Fused>,
+    /// Copies of values in other layouts, and packed weights, by a text that says which.
+    pub derived: HashMap<(NodeId, String), Value>,
+}
+
+/// Plans `graph`, which the caller has already rewritten for the occasion.
+pub fn plan(graph: Graph) -> Result<Plan, EngineError> {
+    let (prepare, steps, buffers, constants, outputs, copies) = {
+        let mut planner = Planner::new(&graph);
+        planner.walk()?;
+        let outputs: Vec<Value> = graph.outputs.values().map(|&id| planner.value(id)).collect();
+        let mut copies = Vec::new();
+        for (name, &id) in &graph.updates {
+            let state = graph.states.get_index_of(name).expect("the builder checks updates");
+            copies.push((state, planner.row_major(id)));
+        }
+        let end = planner.steps.len();
+        for value in outputs.iter().chain(copies.iter().map(|(_, v)| v)) {
+            planner.touch(value.span(), end);
+        }
+        let Planner { prepare, steps, buffers, constants, .. } = planner;
+        (prepare, steps, buffers, constants, outputs, copies)
+    };
+    let mut plan = Plan { graph, prepare, steps, buffers, constants, outputs, copies };
+    in_place::states(&mut plan);
+    in_place::buffers(&mut plan);
+    Ok(plan)
+}
+
+impl<'g> Planner<'g> {
+    fn new(graph: &'g Graph) -> Self {
+        let live = graph.live();
+        let mut uses = vec![0; graph.nodes.len()];
+        for (i, node) in graph.nodes.iter().enumerate().filter(|(i, _)| live[*i]) {
+            let _ = i;
+            node.inputs.iter().for_each(|x| uses[x.index()] += 1);
+        }
+        graph.outputs.values().chain(graph.updates.values()).for_each(|x| uses[x.index()] += 1);
+        let mut fixed = vec![false; graph.nodes.len()];
+        for (i, node) in graph.nodes.iter().enumerate() {
+            fixed[i] = match node.op {
+                Op::Input { .. } | Op::Uniform { .. } => false,
+                Op::State { .. } => graph.updates.is_empty(),
+                _ => node.inputs.iter().all(|x| fixed[x.index()]),
+            };
+        }
+        Planner {
+            graph,
+            fused: epilogue::find(graph, &uses),
+            uses,
+            values: vec![None; graph.nodes.len()],
+            groups: Groups::new(graph.nodes.len()),
+            prepare: Vec::new(),
+            steps: Vec::new(),
+            buffers: Vec::new(),
+            constants: Vec::new(),
+            fixed,
+            derived: HashMap::new(),
+        }
+    }
+
+    fn walk(&mut self) -> Result<(), EngineError> {
+        let live = self.graph.live();
+        let absorbed: HashSet<NodeId> = self.fused.values().flat_map(|f| f.absorbed.iter().copied()).collect();
+        for i in 0..self.graph.nodes.len() {
+            let id = NodeId(i as u32);
+            if live[i] && !absorbed.contains(&id) {
+                self.visit(id)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn visit(&mut self, id: NodeId) -> Result<(), EngineError> {
+        let graph = self.graph;
+        let node = graph.node(id);
+        if let Some(fused) = self.fused.get(&id).cloned() {
+            return self.lower_fused(id, &fused);
+        }
+        match &node.op {
+            Op::Input { name, dtype, .. } => {
+                let n = graph.inputs().position(|(other, _)| other == name).expect("it is an input");
+                self.leaf(id, Place::Input(n), *dtype);
+            }
+            Op::State { name, .. } => {
+                let n = graph.states.get_index_of(name).expect("the builder registers states");
+                self.leaf(id, Place::State(n), DType::F32);
+            }
+            Op::Constant { data, .. } => {
+                self.constants.push(data.clone());
+                self.leaf(id, Place::Constant(self.constants.len() - 1), DType::F32);
+            }
+            // Most fills end inside elementwise groups as plain numbers: made only when asked for.
+            Op::Fill { .. } => {}
+            Op::Unary(_)
+            | Op::Binary(_)
+            | Op::Select
+            | Op::Detach
+            | Op::Broadcast(_)
+            | Op::BatchNorm { .. } => self.join_group(id),
+            Op::Reshape(shape) => {
+                let x = self.value(node.inputs[0]);
+                let (x, layout) = match x.layout.reshaped(shape) {
+                    Some(layout) => (x, layout),
+                    None => {
+                        let row_major = Layout::row_major(&x.layout.shape);
+                        (self.in_layout(node.inputs[0], &row_major), Layout::row_major(shape))
+                    }
+                };
+                self.set(id, Value { layout, ..x });
+            }
+            Op::Permute(order) => {
+                let x = self.value(node.inputs[0]);
+                let layout = x.layout.permuted(order);
+                self.set(id, Value { layout, ..x });
+            }
+            _ => self.lower(id)?,
+        }
+        Ok(())
+    }
+
+    fn leaf(&mut self, id: NodeId, place: Place, dtype: DType) {
+        let layout = Layout::row_major(&self.graph.node(id).shape);
+        self.set(id, Value { place, offset: 0, layout, dtype, fixed: self.fixed[id.index()] });
+    }
+
+    /// Records the value of a node.
+    pub fn set(&mut self, id: NodeId, value: Value) {
+        self.values[id.index()] = Some(value);
+    }
+
+    /// The value of a node if it has been computed.
+    pub fn computed(&self, id: NodeId) -> Option<&Value> {
+        self.values[id.index()].as_ref()
+    }
+
+    /// The value of a node, computing what was put off: an open elementwise group, a fill.
+    pub fn value(&mut self, id: NodeId) -> Value {
+        if self.values[id.index()].is_none() {
+            match &self.graph.node(id).op {
+                Op::Fill { value, .. } => {
+                    let (number, layout) = (*value, Layout::row_major(self.graph.shape(id)));
+                    let out = self.new_value(id, layout);
+                    let kernel: Kernel = Box::new(move |args| args.write(0).fill(number));
+                    self.push_step("fill", id, vec![], vec![out.span()], kernel);
+                    self.set(id, out);
+                }
+                _ => self.close_group_of(id),
+            }
+        }
+        self.values[id.index()].clone().expect("nodes are visited in topological order")
+    }
+
+    /// The value of a node in a given layout, copied where needed.
+    pub fn in_layout(&mut self, id: NodeId, layout: &Layout) -> Value {
+        let value = self.value(id);
+        if value.layout.same_memory(layout) {
+            return Value { layout: layout.clone(), ..value };
+        }
+        let key = (id, format!("{:?}", layout.order));
+        if let Some(done) = self.derived.get(&key) {
+            return done.clone();
+        }
+        let copy = self.relayout(id, &value, layout);
+        self.derived.insert(key, copy.clone());
+        copy
+    }
+
+    /// Row-major form of a node's value.
+    pub fn row_major(&mut self, id: NodeId) -> Value {
+        let layout = Layout::row_major(&self.graph.node(id).shape.clone());
+        self.in_layout(id, &layout)
+    }
+
+    /// NHWC form of a node's value.
+    pub fn channels_last(&mut self, id: NodeId) -> Value {
+        let layout = Layout::channels_last(&self.graph.node(id).shape.clone());
+        self.in_layout(id, &layout)
+    }
+
+    /// A new buffer for the value of a node.
+    pub fn new_value(&mut self, id: NodeId, layout: Layout) -> Value {
+        let fixed = self.fixed[id.index()];
+        let place = self.new_buffer(layout.len(), fixed);
+        Value { place, offset: 0, layout, dtype: DType::F32, fixed }
+    }
+
+    /// A new buffer of `len` elements.
+    pub fn new_buffer(&mut self, len: usize, fixed: bool) -> Place {
+        let at = if fixed { self.prepare.len() } else { self.steps.len() };
+        self.buffers.push(Buffer { fixed, life: Lifetime { len, first: at, last: at } });
+        Place::Buffer(self.buffers.len() - 1)
+    }
+
+    /// Appends a step; it belongs to the preparation if its node is fixed.
+    pub fn push_step(&mut self, name: &str, id: NodeId, reads: Vec<Span>, writes: Vec<Span>, kernel: Kernel) {
+        self.push_counted(name, id, reads, writes, kernel, 0);
+    }
+
+    /// [`Planner::push_step`] with the floating-point operations that it takes.
+    pub fn push_counted(
+        &mut self,
+        name: &str,
+        id: NodeId,
+        reads: Vec<Span>,
+        writes: Vec<Span>,
+        kernel: Kernel,
+        flops: u64,
+    ) {
+        let fixed = self.fixed[id.index()];
+        let at = if fixed { self.prepare.len() } else { self.steps.len() };
+        for span in reads.iter().chain(&writes) {
+            if fixed { self.touch_prepare(*span, at) } else { self.touch(*span, at) }
+        }
+        let step = Step { name: name.into(), node: id, reads, writes, kernel, flops, exact_reads: Vec::new() };
+        if fixed { self.prepare.push(step) } else { self.steps.push(step) }
+    }
+
+    fn touch_prepare(&mut self, span: Span, at: usize) {
+        if let Place::Buffer(n) = span.place {
+            let life = &mut self.buffers[n].life;
+            life.last = life.last.max(at);
+        }
+    }
+
+    /// A step of the run reads or writes a span: its buffer must live until then.
+    pub fn touch(&mut self, span: Span, at: usize) {
+        if let Place::Buffer(n) = span.place {
+            let buffer = &mut self.buffers[n];
+            // A fixed value that a run reads stays for good.
+            let until = if buffer.fixed { usize::MAX } else { at };
+            buffer.life.last = buffer.life.last.max(until);
+        }
+    }
+
+}

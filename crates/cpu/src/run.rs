@@ -1,0 +1,240 @@
+//! Running a plan: memory from a pool, prepared values kept for each version of the store.
+
+use std::sync::{Arc, Mutex};
+
+use timm_graph::{DType, EngineError, Executable, InputData, Op, Run, Store, Tensor};
+
+use crate::layout::Layout;
+use crate::memory::{self, Block, Lifetime};
+use crate::plan::{Args, Place, Plan, Span, Step, Value};
+
+/// A planned graph, ready to run on any number of threads at once.
+pub struct CpuExecutable {
+    pub(crate) plan: Plan,
+    /// Offsets of the buffers, each in its own kind of block.
+    offsets: Vec<usize>,
+    fixed_len: usize,
+    work_len: usize,
+    /// Prepared values and the store version they were made from.
+    prepared: Mutex<Option<(u64, Arc<Block>)>>,
+    /// Work blocks that no run uses at the moment.
+    idle: Mutex<Vec<Block>>,
+}
+
+impl CpuExecutable {
+    pub(crate) fn new(plan: Plan) -> Self {
+        let mut offsets = vec![0; plan.buffers.len()];
+        let mut place = |fixed: bool| {
+            let which: Vec<usize> = (0..plan.buffers.len()).filter(|&i| plan.buffers[i].fixed == fixed).collect();
+            let lives: Vec<Lifetime> = which.iter().map(|&i| plan.buffers[i].life).collect();
+            let (placed, total) = memory::place(&lives);
+            which.iter().zip(placed).for_each(|(&i, offset)| offsets[i] = offset);
+            total
+        };
+        let (fixed_len, work_len) = (place(true), place(false));
+        let (prepared, idle) = (Mutex::new(None), Mutex::new(Vec::new()));
+        CpuExecutable { plan, offsets, fixed_len, work_len, prepared, idle }
+    }
+
+    /// The steps of one run, for profiles and dumps.
+    pub fn steps(&self) -> impl Iterator<Item = &Step> {
+        self.plan.steps.iter()
+    }
+
+    fn prepared(&self, store: &Store, memory: &mut Memory) -> Arc<Block> {
+        let mut cache = self.prepared.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some((version, block)) = &*cache
+            && *version == store.version()
+        {
+            return block.clone();
+        }
+        // Drop the old values first: two sets of packed weights need not exist at once.
+        let _ = cache.take();
+        let mut block = Block::new(self.fixed_len);
+        memory.fixed = block.as_mut_ptr();
+        for step in &self.plan.prepare {
+            memory.run(self, step);
+        }
+        let block = Arc::new(block);
+        *cache = Some((store.version(), block.clone()));
+        block
+    }
+
+    fn check_inputs<'a>(&self, run: &Run<'a>) -> Result<Vec<InputData<'a>>, EngineError> {
+        let wanted = self.plan.graph.inputs().map(|(name, node)| {
+            let given = run.inputs.iter().find(|(n, _)| *n == name);
+            let data = given.ok_or_else(|| EngineError::MissingInput(name.to_string()))?.1;
+            if data.len() != node.len() || data.dtype() != node.dtype {
+                return Err(EngineError::InputShape {
+                    name: name.to_string(),
+                    found: format!("{} numbers of {:?}", data.len(), data.dtype()),
+                    expected: format!("{:?} of {:?}", node.shape, node.dtype),
+                });
+            }
+            Ok(data)
+        });
+        wanted.collect()
+    }
+
+    /// Runs all steps; `each` is called after each with its index. State pointers must be valid for what the
+    /// steps do with them.
+    fn execute(
+        &self,
+        store: &Store,
+        states: Vec<*mut f32>,
+        run: &Run,
+        each: &mut dyn FnMut(usize),
+    ) -> Result<(Vec<Tensor>, Vec<(usize, Vec<f32>)>), EngineError> {
+        let inputs = self.check_inputs(run)?;
+        let idle = self.idle.lock().unwrap_or_else(|e| e.into_inner()).pop();
+        let mut work = idle.unwrap_or_else(|| Block::new(self.work_len));
+        let mut memory = Memory {
+            inputs: inputs.iter().map(|i| match i {
+                InputData::F32(data) => data.as_ptr(),
+                InputData::U8(data) => data.as_ptr().cast(),
+            }).collect(),
+            states,
+            constants: self.plan.constants.iter().map(|c| c.as_ptr()).collect(),
+            fixed: std::ptr::null_mut(),
+            work: work.as_mut_ptr(),
+            seed: run.seed,
+            step: run.step,
+        };
+        let prepared = self.prepared(store, &mut memory);
+        memory.fixed = prepared.as_ptr().cast_mut();
+        for (i, step) in self.plan.steps.iter().enumerate() {
+            memory.run(self, step);
+            each(i);
+        }
+        let outputs = self.plan.outputs.iter().map(|value| memory.tensor(self, value)).collect();
+        let copies = self.plan.copies.iter().map(|(state, v)| (*state, memory.tensor(self, v).data)).collect();
+        self.idle.lock().unwrap_or_else(|e| e.into_inner()).push(work);
+        Ok((outputs, copies))
+    }
+
+    fn read_only_states(&self, store: &Store) -> Result<Vec<*mut f32>, EngineError> {
+        store.check(&self.plan.graph.states)?;
+        let names = self.plan.graph.states.keys();
+        let entry = |name| store.get(name).expect("checked").tensor.data.as_ptr().cast_mut();
+        Ok(names.map(|name| entry(name)).collect())
+    }
+
+    /// Runs a graph without updates and reports the seconds of each step.
+    ///
+    /// # Errors
+    /// As [`Executable::run`].
+    pub fn profile(&self, store: &Store, run: Run) -> Result<Vec<f64>, EngineError> {
+        if !self.plan.graph.updates.is_empty() {
+            return Err(EngineError::NeedsStep);
+        }
+        let states = self.read_only_states(store)?;
+        let mut seconds = Vec::with_capacity(self.plan.steps.len());
+        // The preparation must not count: run it first.
+        self.execute(store, states.clone(), &run, &mut |_| {})?;
+        let mut last = std::time::Instant::now();
+        self.execute(store, states, &run, &mut |_| {
+            seconds.push(last.elapsed().as_secs_f64());
+            last = std::time::Instant::now();
+        })?;
+        Ok(seconds)
+    }
+}
+
+impl Executable for CpuExecutable {
+    fn run(&self, store: &Store, run: Run) -> Result<Vec<Tensor>, EngineError> {
+        if !self.plan.graph.updates.is_empty() {
+            return Err(EngineError::NeedsStep);
+        }
+        let states = self.read_only_states(store)?;
+        Ok(self.execute(store, states, &run, &mut |_| {})?.0)
+    }
+
+    fn step(&self, store: &mut Store, run: Run) -> Result<Vec<Tensor>, EngineError> {
+        store.check(&self.plan.graph.states)?;
+        // Before the first write, so that an error changes nothing.
+        self.check_inputs(&run)?;
+        let mut pointers = vec![std::ptr::null_mut(); self.plan.graph.states.len()];
+        for (name, entry) in store.iter_mut() {
+            if let Some(n) = self.plan.graph.states.get_index_of(name) {
+                pointers[n] = entry.tensor.data.as_mut_ptr();
+            }
+        }
+        let (outputs, copies) = self.execute(store, pointers, &run, &mut |_| {})?;
+        for (state, data) in copies {
+            let name = self.plan.graph.states.get_index(state).expect("numbered").0;
+            store.get_mut(name).expect("checked").tensor.data = data;
+        }
+        Ok(outputs)
+    }
+
+    fn workspace_bytes(&self) -> usize {
+        (self.work_len + self.fixed_len) * size_of::<f32>()
+    }
+}
+
+/// Where everything is during one run.
+struct Memory {
+    inputs: Vec<*const f32>,
+    states: Vec<*mut f32>,
+    constants: Vec<*const f32>,
+    fixed: *mut f32,
+    work: *mut f32,
+    seed: u64,
+    step: u64,
+}
+
+impl Memory {
+    fn pointer(&self, exe: &CpuExecutable, span: &Span) -> *mut f32 {
+        let base = match span.place {
+            Place::Input(n) => self.inputs[n].cast_mut(),
+            Place::State(n) => self.states[n],
+            Place::Constant(n) => self.constants[n].cast_mut(),
+            Place::Buffer(n) => {
+                let block = if exe.plan.buffers[n].fixed { self.fixed } else { self.work };
+                block.wrapping_add(exe.offsets[n])
+            }
+        };
+        base.wrapping_add(span.offset)
+    }
+
+    fn run(&self, exe: &CpuExecutable, step: &Step) {
+        let reads: Vec<(*const f32, usize)> =
+            step.reads.iter().map(|s| (self.pointer(exe, s).cast_const(), s.len)).collect();
+        let writes: Vec<(*mut f32, usize)> = step.writes.iter().map(|s| (self.pointer(exe, s), s.len)).collect();
+        (step.kernel)(&Args { reads: &reads, writes: &writes, seed: self.seed, step: self.step });
+    }
+
+    fn tensor(&self, exe: &CpuExecutable, value: &Value) -> Tensor {
+        let span = value.span();
+        let pointer = self.pointer(exe, &span).cast_const();
+        let shape = value.layout.shape.clone();
+        if value.dtype == DType::U8 {
+            // SAFETY: an input of bytes, checked to have this many.
+            let bytes = unsafe { std::slice::from_raw_parts(pointer.cast::<u8>(), span.len) };
+            let data = bytes.iter().map(|&b| b as f32).collect();
+            return Tensor { shape, data };
+        }
+        // SAFETY: the span lies inside its block, input, state or constant, and nothing writes it now.
+        let data = unsafe { std::slice::from_raw_parts(pointer, span.len) };
+        if value.layout.same_memory(&Layout::row_major(&shape)) {
+            return Tensor { shape, data: data.to_vec() };
+        }
+        let mut out = vec![0.0; span.len];
+        crate::lower::copy_to_row_major(&value.layout, data, &mut out);
+        Tensor { shape, data: out }
+    }
+}
+
+/// The inputs of a graph, in the order in which its nodes name them.
+pub(crate) trait Inputs {
+    fn inputs(&self) -> impl Iterator<Item = (&str, &timm_graph::Node)>;
+}
+
+impl Inputs for timm_graph::Graph {
+    fn inputs(&self) -> impl Iterator<Item = (&str, &timm_graph::Node)> {
+        self.nodes.iter().filter_map(|node| match &node.op {
+            Op::Input { name, .. } => Some((name.as_str(), node)),
+            _ => None,
+        })
+    }
+}

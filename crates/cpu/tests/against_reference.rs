@@ -1,0 +1,330 @@
+//! Every op, its derivative, and the ways in which steps fuse and share memory, against the naive `f64`
+//! interpreter.
+
+use timm_cpu::CpuEngine;
+use timm_graph::reference::ReferenceEngine;
+use timm_graph::scalar::{Binary, Unary};
+use timm_graph::{
+    Builder, Conv2d, DType, Engine, Graph, Init, InputData, NodeId, Op, Pool, ReduceOp, Run, StateKind, StateSpec,
+    Store, Tensor, grad::gradients,
+};
+
+fn noise(seed: u64, len: usize) -> Vec<f32> {
+    let key = timm_graph::random::key(seed, 0, 0);
+    (0..len as u64).map(|i| timm_graph::random::uniform_at(key, i) * 2.0 - 1.0).collect()
+}
+
+/// A store with numbers for every state of a graph: around zero, or around one for what must be positive.
+fn store_for(graph: &Graph) -> Store {
+    let mut store = Store::new();
+    for (i, (name, spec)) in graph.states.iter().enumerate() {
+        let positive = name.ends_with("var") || name.contains("positive");
+        let data = noise(i as u64 + 100, spec.shape.iter().product());
+        let data = data.into_iter().map(|v| if positive { 1.0 + 0.5 * v } else { v }).collect();
+        store.insert(name.clone(), spec.kind, Tensor::new(&spec.shape, data));
+    }
+    store
+}
+
+fn assert_close(what: &str, got: &[f32], want: &[f32], tolerance: f32) {
+    assert_eq!(got.len(), want.len(), "{what}: length");
+    let scale = want.iter().fold(1e-3f32, |m, v| m.max(v.abs()));
+    for (i, (g, w)) in got.iter().zip(want).enumerate() {
+        assert!((g - w).abs() <= tolerance * scale, "{what}: element {i} is {g}, should be {w} (scale {scale})");
+    }
+}
+
+/// Runs a graph on both engines, twice on ours, and compares outputs and updated states.
+fn compare(what: &str, graph: Graph, inputs: &[(&str, InputData)]) {
+    let run = Run { inputs, seed: 7, step: 3 };
+    let (cpu, reference) = (CpuEngine.compile(graph.clone()), ReferenceEngine.compile(graph.clone()));
+    let (cpu, reference) = (cpu.unwrap_or_else(|e| panic!("{what}: {e}")), reference.unwrap());
+    let store = store_for(&graph);
+    let (mut ours, mut theirs) = (store.clone(), store);
+    for round in 0..2 {
+        let (got, want) = if graph.updates.is_empty() {
+            (cpu.run(&ours, run).unwrap(), reference.run(&theirs, run).unwrap())
+        } else {
+            (cpu.step(&mut ours, run).unwrap(), reference.step(&mut theirs, run).unwrap())
+        };
+        for ((name, g), w) in graph.outputs.keys().zip(&got).zip(&want) {
+            assert_eq!(g.shape, w.shape, "{what}: shape of {name}");
+            assert_close(&format!("{what}: {name}, round {round}"), &g.data, &w.data, 2e-5);
+        }
+        for ((name, g), (_, w)) in ours.iter().zip(theirs.iter()) {
+            assert_close(&format!("{what}: state {name}, round {round}"), &g.tensor.data, &w.tensor.data, 2e-5);
+        }
+    }
+}
+
+/// Compares `write(b, params)` forward, and backward by all params through a random projection.
+fn check(what: &str, shapes: &[&[usize]], write: impl Fn(&Builder, &[NodeId]) -> NodeId) {
+    let forward = |b: &Builder| {
+        let named = |i: usize| if i == 0 { "positive".to_string() } else { format!("p{i}") };
+        let params: Vec<NodeId> =
+            (0..shapes.len()).map(|i| b.param(&named(i), shapes[i], Init::Fill(0.0))).collect();
+        let y = write(b, &params);
+        (params, y)
+    };
+    let b = Builder::new(false);
+    let (_, y) = forward(&b);
+    b.output("y", y);
+    compare(&format!("{what} forward"), b.finish().unwrap(), &[]);
+
+    let b = Builder::new(true);
+    let (params, y) = forward(&b);
+    let shape = b.shape(y);
+    let weights = b.constant(noise(55, shape.iter().product()), &shape);
+    let axes: Vec<usize> = (0..shape.len()).collect();
+    let loss = b.reshape(b.sum(b.mul(y, weights), &axes), &[]);
+    let grads = gradients(&b, loss, &params).unwrap();
+    for (i, &g) in grads.iter().enumerate() {
+        b.output(&format!("grad {i}"), g);
+    }
+    compare(&format!("{what} backward"), b.finish().unwrap(), &[]);
+}
+
+#[test]
+fn unary_functions() {
+    use Unary::*;
+    for f in [
+        Neg, Abs, Sign, Step, Floor, Exp, Log, Sqrt, Rsqrt, Recip, Square, Sin, Cos, Erf, Tanh, Sigmoid, Softplus,
+        Relu, Relu6, Silu, Gelu, GeluTanh, HardSigmoid, HardSwish, LeakyRelu(0.1),
+    ] {
+        check(&format!("{f:?}"), &[&[3, 7, 5]], |b, p| b.unary(f, p[0]));
+    }
+}
+
+#[test]
+fn binary_functions_broadcast() {
+    use Binary::*;
+    for f in [Add, Sub, Mul, Div, Max, Min, Pow, Gt, Ge, Eq] {
+        for other in [&[2, 3, 4][..], &[1, 3, 1], &[4], &[2, 1, 4], &[]] {
+            // The base of a power and a divisor must be positive: p[0] is.
+            check(&format!("{f:?} {other:?}"), &[&[2, 3, 4], other], |b, p| match f {
+                Div => b.binary(f, p[1], p[0]),
+                _ => b.binary(f, p[0], p[1]),
+            });
+        }
+    }
+}
+
+#[test]
+fn select_and_detach() {
+    check("select", &[&[4, 5], &[4, 5]], |b, p| {
+        let condition = b.unary(Unary::Step, p[1]);
+        b.select(condition, p[0], b.mul(p[1], b.detach(p[0])))
+    });
+}
+
+#[test]
+fn shapes() {
+    check("reshape", &[&[2, 6, 4]], |b, p| b.reshape(p[0], &[3, 16]));
+    check("permute", &[&[2, 3, 4, 5]], |b, p| b.permute(p[0], &[3, 1, 0, 2]));
+    check("permuted operands", &[&[4, 3], &[3, 4]], |b, p| b.mul(b.permute(p[0], &[1, 0]), p[1]));
+    check("broadcast", &[&[3, 1]], |b, p| b.broadcast_to(p[0], &[2, 3, 4]));
+    check("slice", &[&[4, 7, 3]], |b, p| b.push(Op::Slice { axis: 1, start: 1, len: 3, step: 2 }, &[p[0]]));
+    check("pad", &[&[2, 3, 4]], |b, p| {
+        b.push(Op::Pad { axis: 1, before: 2, after: 1, step: 2, value: 0.5 }, &[p[0]])
+    });
+    check("concat", &[&[2, 3, 4], &[2, 1, 4], &[2, 2, 4]], |b, p| b.concat(p, 1));
+    check("gather", &[&[2, 5, 3]], |b, p| b.gather(p[0], 1, vec![4, 0, 0, 2, 3, 1]));
+    check("channels of an image", &[&[2, 6, 5, 4]], |b, p| {
+        let y = b.max_pool(p[0], Pool::new(2, 1));
+        let (first, second) = (b.slice(y, 1, 0, 2), b.slice(y, 1, 2, 4));
+        b.concat(&[second, b.pad(first, 1, 1, 2, 0.5)], 1)
+    });
+}
+
+#[test]
+fn reductions() {
+    for op in [ReduceOp::Sum, ReduceOp::Mean, ReduceOp::Max] {
+        for axes in [&[0][..], &[1], &[2], &[3], &[0, 2, 3], &[2, 3], &[0, 1, 2, 3], &[1, 3]] {
+            check(&format!("{op:?} {axes:?}"), &[&[2, 5, 3, 4]], |b, p| b.reduce(op, p[0], axes));
+            check(&format!("image {op:?} {axes:?}"), &[&[2, 5, 4, 4]], |b, p| {
+                b.reduce(op, b.avg_pool(p[0], Pool::new(2, 1)), axes)
+            });
+        }
+    }
+}
+
+#[test]
+fn products() {
+    check("matmul", &[&[5, 7], &[7, 3]], |b, p| b.matmul(p[0], p[1]));
+    check("linear", &[&[2, 5, 7], &[3, 7]], |b, p| b.matmul_t(p[0], p[1]));
+    check("linear, one row", &[&[1, 70], &[33, 70]], |b, p| b.matmul_t(p[0], p[1]));
+    check("linear + bias + gelu", &[&[2, 5, 7], &[19, 7], &[19]], |b, p| {
+        b.unary(Unary::Gelu, b.add(b.matmul_t(p[0], p[1]), p[2]))
+    });
+    for (ta, tb) in [(false, false), (false, true), (true, false), (true, true)] {
+        let a: &[usize] = if ta { &[2, 3, 6, 5] } else { &[2, 3, 5, 6] };
+        let other: &[usize] = if tb { &[2, 3, 4, 6] } else { &[2, 3, 6, 4] };
+        check(&format!("batched {ta} {tb}"), &[a, other], |b, p| {
+            b.push(Op::MatMul { trans_a: ta, trans_b: tb }, &[p[0], p[1]])
+        });
+    }
+}
+
+#[test]
+fn convolutions() {
+    let cases: &[(&str, &[usize], &[usize], Conv2d)] = &[
+        ("3x3", &[2, 5, 7, 6], &[4, 5, 3, 3], Conv2d { pad: [1; 4], ..Default::default() }),
+        ("1x1", &[2, 20, 7, 6], &[70, 20, 1, 1], Conv2d::default()),
+        ("stride", &[2, 5, 9, 8], &[4, 5, 3, 3], Conv2d { stride: [2, 2], pad: [1; 4], ..Default::default() }),
+        ("1x1 stride", &[2, 8, 7, 7], &[16, 8, 1, 1], Conv2d { stride: [2, 2], ..Default::default() }),
+        ("stem", &[1, 3, 20, 18], &[16, 3, 7, 7], Conv2d { stride: [2, 2], pad: [3; 4], ..Default::default() }),
+        ("dilated", &[1, 4, 9, 9], &[6, 4, 3, 3], Conv2d { dilation: [2, 2], pad: [2; 4], ..Default::default() }),
+        ("uneven pad", &[1, 3, 8, 8], &[4, 3, 3, 3], Conv2d { stride: [2, 2], pad: [0, 1, 0, 1], ..Default::default() }),
+        ("grouped", &[2, 8, 6, 5], &[12, 2, 3, 3], Conv2d { groups: 4, pad: [1; 4], ..Default::default() }),
+        ("depthwise", &[2, 19, 6, 5], &[19, 1, 3, 3], Conv2d { groups: 19, pad: [1; 4], ..Default::default() }),
+        (
+            "depthwise stride",
+            &[2, 6, 7, 7],
+            &[6, 1, 5, 5],
+            Conv2d { groups: 6, stride: [2, 2], pad: [2; 4], ..Default::default() },
+        ),
+        ("depthwise x2", &[1, 4, 6, 5], &[8, 1, 3, 3], Conv2d { groups: 4, pad: [1; 4], ..Default::default() }),
+    ];
+    for (name, x, w, conv) in cases {
+        check(name, &[x, w], |b, p| b.conv2d(p[0], p[1], *conv));
+        check(&format!("{name} + bias + residual + relu"), &[x, w, &[w[0]]], |b, p| {
+            let y = b.conv2d(p[0], p[1], *conv);
+            let biased = b.add(y, b.per_channel(p[2], 4));
+            let twin = b.conv2d(b.mul_scalar(p[0], 0.5), p[1], *conv);
+            b.relu(b.add(biased, twin))
+        });
+    }
+}
+
+#[test]
+fn pools() {
+    for pool in [
+        Pool::new(3, 2).pad(1),
+        Pool::new(2, 2),
+        Pool { ceil: true, ..Pool::new(3, 2) },
+        Pool { ceil: true, count_include_pad: false, ..Pool::new(2, 2) },
+        Pool { count_include_pad: false, ..Pool::new(3, 1).pad(1) },
+    ] {
+        check(&format!("max {pool:?}"), &[&[2, 5, 8, 7]], |b, p| b.max_pool(p[0], pool));
+        check(&format!("avg {pool:?}"), &[&[2, 5, 8, 7]], |b, p| b.avg_pool(p[0], pool));
+    }
+}
+
+#[test]
+fn norms_and_softmax() {
+    check("layer norm", &[&[2, 5, 7], &[7], &[7]], |b, p| b.layer_norm(p[0], p[1], p[2], 1e-6));
+    check("softmax", &[&[2, 5, 7]], |b, p| b.softmax(p[0]));
+    check("log softmax", &[&[2, 5, 7]], |b, p| b.log_softmax(p[0]));
+    check("batch norm, given statistics", &[&[5], &[2, 5, 4, 3], &[5], &[5], &[5]], |b, p| {
+        b.relu(b.batch_norm(p[1], (p[2], p[0]), (p[3], p[4]), 1e-5))
+    });
+    check("batch norm, own statistics", &[&[3], &[2, 3, 4, 3], &[3]], |b, p| {
+        let y = b.conv2d(p[1], b.reshape(b.mul(p[0], p[2]), &[3, 1, 1, 1]), Conv2d { groups: 3, ..Default::default() });
+        let stats = b.channel_stats(y);
+        b.relu(b.batch_norm(y, stats, (p[0], p[2]), 1e-5))
+    });
+}
+
+#[test]
+fn a_residual_block_with_folded_norms() {
+    let b = Builder::new(false);
+    let x = b.input("x", &[2, 8, 9, 7], DType::F32);
+    let norm = |b: &Builder, x, c: usize| {
+        let state = |name: &str| b.state(name, StateSpec { shape: vec![c], kind: StateKind::Buffer, init: Init::Fill(1.0) });
+        let (weight, bias) = (b.param("weight", &[c], Init::Fill(1.0)), b.param("bias", &[c], Init::Fill(0.0)));
+        b.batch_norm(x, (state("running_mean"), state("running_var")), (weight, bias), 1e-5)
+    };
+    let conv = |b: &Builder, x, shape: &[usize], conv| b.conv2d(x, b.param("weight", shape, Init::Fill(0.0)), conv);
+    let padded = Conv2d { pad: [1; 4], ..Default::default() };
+    let y = conv(&b.at("conv1"), x, &[8, 8, 3, 3], padded);
+    let y = b.relu(norm(&b.at("bn1"), y, 8));
+    let y = conv(&b.at("conv2"), y, &[16, 8, 3, 3], Conv2d { stride: [2, 2], ..padded });
+    let y = norm(&b.at("bn2"), y, 16);
+    let s = conv(&b.at("down.0"), x, &[16, 8, 1, 1], Conv2d { stride: [2, 2], ..Default::default() });
+    let s = norm(&b.at("down.1"), s, 16);
+    let y = b.relu(b.add(y, s));
+    b.output("map", y);
+    b.output("pooled", b.flatten(b.mean(y, &[2, 3]), 1));
+    let data = noise(9, 2 * 8 * 9 * 7);
+    compare("residual block", b.finish().unwrap(), &[("x", InputData::F32(&data))]);
+}
+
+#[test]
+fn bytes_become_normalised_images() {
+    let b = Builder::new(false);
+    let x = b.input("images", &[2, 4, 5, 3], DType::U8);
+    let x = b.permute(b.to_float(x), &[0, 3, 1, 2]);
+    let scale = b.per_channel(b.constant(vec![0.1, 0.2, 0.3], &[3]), 4);
+    b.output("y", b.max_pool(b.mul(x, scale), Pool::new(2, 1)));
+    let bytes: Vec<u8> = (0..120).map(|i| (i * 37 % 256) as u8).collect();
+    compare("bytes", b.finish().unwrap(), &[("images", InputData::U8(&bytes))]);
+}
+
+#[test]
+fn random_numbers_are_the_same_everywhere() {
+    let b = Builder::new(false);
+    let u = b.at("drop").uniform(&[3, 50]);
+    b.output("u", u);
+    b.output("mask", b.binary(Binary::Ge, u, b.scalar(0.3)));
+    compare("uniform", b.finish().unwrap(), &[]);
+}
+
+#[test]
+fn updates_in_place_and_swapped() {
+    let b = Builder::new(true);
+    let p = b.param("p", &[40], Init::Fill(0.0));
+    let slot = |name: &str| b.state(name, StateSpec { shape: vec![40], kind: StateKind::Slot, init: Init::Fill(0.0) });
+    let (m, left, right) = (slot("m"), slot("left"), slot("right"));
+    let g = b.mul(p, b.add_scalar(p, 0.3));
+    let m2 = b.add(b.mul_scalar(m, 0.9), g);
+    let p2 = b.sub(p, b.mul_scalar(m2, 0.1));
+    b.output("norm of the old", b.sum(b.unary(Unary::Square, p), &[0]));
+    b.output("new", p2);
+    b.update("m", m2);
+    b.update("p", p2);
+    // Each takes the other's old value.
+    b.update("left", right);
+    b.update("right", left);
+    compare("updates", b.finish().unwrap(), &[]);
+}
+
+#[test]
+fn one_executable_on_many_threads() {
+    let b = Builder::new(false);
+    let x = b.input("x", &[1, 16, 12, 12], DType::F32);
+    let w = b.param("w", &[32, 16, 3, 3], Init::Fill(0.0));
+    b.output("y", b.relu(b.conv2d(x, w, Conv2d::default())));
+    let graph = b.finish().unwrap();
+    let store = store_for(&graph);
+    let exe = CpuEngine.compile(graph).unwrap();
+    let inputs: Vec<Vec<f32>> = (0..4).map(|i| noise(i, 16 * 144)).collect();
+    let run_one = |data: &[f32]| exe.run(&store, Run { inputs: &[("x", InputData::F32(data))], ..Run::default() });
+    let alone: Vec<Tensor> = inputs.iter().map(|x| run_one(x).unwrap().remove(0)).collect();
+    std::thread::scope(|scope| {
+        for t in 0..4 {
+            let (run_one, inputs, alone) = (&run_one, &inputs, &alone);
+            scope.spawn(move || {
+                for i in 0..20 {
+                    let which = (i + t) % 4;
+                    assert_eq!(run_one(&inputs[which]).unwrap()[0], alone[which]);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn wrong_calls_are_errors() {
+    let b = Builder::new(false);
+    let x = b.input("x", &[2, 3], DType::F32);
+    b.output("y", b.add(x, b.param("w", &[3], Init::Fill(0.0))));
+    let graph = b.finish().unwrap();
+    let store = store_for(&graph);
+    let exe = CpuEngine.compile(graph).unwrap();
+    let message = |run: Run, store: &Store| exe.run(store, run).unwrap_err().to_string();
+    assert_eq!(message(Run::default(), &store), "input 'x' was not given");
+    let short = [("x", InputData::F32(&[1.0]))];
+    let run = Run { inputs: &short, ..Run::default() };
+    assert_eq!(message(run, &store), "input 'x' is 1 numbers of F32, the graph was traced for [2, 3] of F32");
+    assert_eq!(message(run, &Store::new()), "the store has no 'w'");
+}
