@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use indexmap::IndexMap;
 use timm_graph::{Builder, DType, Graph, NodeId, StateKind, StateSpec};
 
-use crate::architecture::{Architecture, FeatureInfo, ModelArgs};
+use crate::architecture::{Architecture, ArchitectureError, FeatureInfo, ModelArgs};
 use crate::error::ModelError;
 use crate::families;
 use crate::groups::group_names;
@@ -71,12 +71,18 @@ impl Blueprint {
         let Some(build) = families::build_fn(family) else {
             return Err(ModelError::NotWritten { name, family });
         };
+        let chans = args.in_chans.unwrap_or(cfg.input_size[0]);
+        if chans == 0 {
+            let source = ArchitectureError("in_chans is 0, it must be at least 1".into());
+            return Err(ModelError::Arguments { name, source });
+        }
         let architecture =
             build(&name, &args).map_err(|source| ModelError::Arguments { name: name.clone(), source })?;
         let failed = |source| ModelError::Graph { name: name.clone(), source };
         let [height, width] = args.img_size.unwrap_or([cfg.input_size[1], cfg.input_size[2]]);
-        let chans = args.in_chans.unwrap_or(cfg.input_size[0]);
-        let feature_info = architecture.feature_info([chans, height, width]).map_err(failed)?;
+        // Where any size will do, one that every stride divides: the reductions come out exact.
+        let even = |size: usize| if args.img_size.is_some() { size } else { size.next_multiple_of(64) };
+        let feature_info = architecture.feature_info([chans, even(height), even(width)]).map_err(failed)?;
         let b = Builder::new(false);
         let x = b.input(INPUT, &[1, chans, height, width], DType::F32);
         let features = architecture.forward_features(&b, x);

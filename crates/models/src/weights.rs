@@ -207,8 +207,10 @@ impl WeightFile {
         }
         let mut tensors = IndexMap::new();
         for name in parsed.offset_keys() {
-            if let Some(info) = parsed.info(&name) {
-                tensors.insert(without_wrappers(&name).to_string(), info.clone());
+            let Some(info) = parsed.info(&name) else { continue };
+            let name = without_wrappers(&name).to_string();
+            if tensors.insert(name.clone(), info.clone()).is_some() {
+                return Err(bad(format!("'{name}' is in it twice, with and without a wrapper's prefix")));
             }
         }
         let metadata = parsed.metadata().clone().unwrap_or_default().into_iter().collect();
