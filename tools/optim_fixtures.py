@@ -1,0 +1,201 @@
+#!/usr/bin/env python3
+"""Records losses, optimizers, clipping, averages and schedules of the real timm as
+crates/train/tests/data/{optim,schedules}.json.
+
+    python tools/optim_fixtures.py
+
+Needs torch and timm. Everything is computed in f64, so the numbers are the mathematics and not one
+machine's rounding.
+"""
+
+import itertools
+import json
+from pathlib import Path
+
+import torch
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3, dispatch_clip_grad
+
+OUT = Path(__file__).resolve().parent.parent / "crates/train/tests/data"
+STEPS = 20
+SHAPES = {"conv.weight": [3, 2, 2, 2], "norm.weight": [3], "norm.bias": [3], "head.weight": [4, 3], "head.bias": [4],
+          "cls_token": [1, 1, 5]}
+
+torch.set_default_dtype(torch.float64)
+
+
+def floats(tensor):
+    return tensor.detach().reshape(-1).tolist()
+
+
+class Net(torch.nn.Module):
+    """Parameters of a small network, with names; the gradients are given from outside."""
+
+    def __init__(self, generator):
+        super().__init__()
+        for name, shape in SHAPES.items():
+            path, _, leaf = name.rpartition(".")
+            module = self
+            if path:
+                if not hasattr(self, path):
+                    self.add_module(path, torch.nn.Module())
+                module = getattr(self, path)
+            # Values that f32 holds exactly, so that both sides start from the same numbers.
+            value = torch.randn(shape, generator=generator).float().double()
+            module.register_parameter(leaf, torch.nn.Parameter(value))
+
+    def no_weight_decay(self):
+        return {"cls_token"}
+
+
+def gradients(generator):
+    """Mixed magnitudes; one parameter's gradient is zero at first, one is huge once."""
+    steps = []
+    for step in range(STEPS):
+        grads = {}
+        for i, (name, shape) in enumerate(SHAPES.items()):
+            scale = 10.0 ** (i - 3)
+            grad = torch.randn(shape, generator=generator) * scale
+            if name == "norm.bias" and step < 3:
+                grad = grad * 0
+            if name == "head.weight" and step == 7:
+                grad = grad * 1e4
+            grads[name] = grad.float().double()
+        steps.append(grads)
+    return steps
+
+
+def optimizers():
+    cases = [
+        dict(opt="sgd", momentum=0.9, weight_decay=0.05),
+        dict(opt="momentum", momentum=0.0, weight_decay=0.05),
+        dict(opt="momentum", momentum=0.8, weight_decay=0.0),
+        dict(opt="nesterov", momentum=0.9, weight_decay=1e-3),
+        dict(opt="sgdw", momentum=0.9, weight_decay=0.05),
+        dict(opt="nesterovw", momentum=0.5, weight_decay=0.05),
+        dict(opt="adam", weight_decay=0.05),
+        dict(opt="adam", weight_decay=0.05, betas=[0.8, 0.95], eps=1e-3),
+        dict(opt="adamw", weight_decay=0.05),
+        dict(opt="adamw", weight_decay=0.1, betas=[0.95, 0.98], eps=1e-6),
+        dict(opt="adamw", weight_decay=0.05, clip=["norm", 1.0]),
+        dict(opt="sgd", momentum=0.9, weight_decay=0.05, clip=["value", 0.05]),
+        dict(opt="adamw", weight_decay=0.05, ema=[0.9, False]),
+        dict(opt="sgd", momentum=0.9, weight_decay=0.05, ema=[0.9, True]),
+    ]
+    recorded = []
+    for case in cases:
+        generator = torch.Generator().manual_seed(7)
+        net = Net(generator)
+        steps = gradients(generator)
+        kwargs = {k: v for k, v in case.items() if k in ("opt", "momentum", "weight_decay", "betas", "eps")}
+        lrs = [0.02 * (1 + step % 3) for step in range(STEPS)]
+        optimizer = create_optimizer_v2(net, lr=lrs[0], **kwargs)
+        ema = ModelEmaV3(net, decay=case["ema"][0], use_warmup=case["ema"][1]) if "ema" in case else None
+        for step, (grads, lr) in enumerate(zip(steps, lrs)):
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            for name, parameter in net.named_parameters():
+                parameter.grad = grads[name].clone()
+            if "clip" in case:
+                dispatch_clip_grad(net.parameters(), case["clip"][1], mode=case["clip"][0])
+            optimizer.step()
+            if ema is not None:
+                ema.update(net, step=step + 1)
+        result = dict(case, lrs=lrs, end={n: floats(p) for n, p in net.named_parameters()})
+        if ema is not None:
+            result["averages"] = {n: floats(p) for n, p in ema.module.named_parameters()}
+        state = {}
+        for name, parameter in net.named_parameters():
+            for slot, value in optimizer.state[parameter].items():
+                if torch.is_tensor(value) and value.shape == parameter.shape:
+                    state[f"{name}.{slot}"] = floats(value)
+        result["state"] = state
+        recorded.append(result)
+    generator = torch.Generator().manual_seed(7)
+    net = Net(generator)
+    return dict(
+        shapes=SHAPES,
+        start={n: floats(p) for n, p in net.named_parameters()},
+        gradients=[{n: floats(g) for n, g in grads.items()} for grads in gradients(generator)],
+        cases=recorded,
+    )
+
+
+def losses():
+    generator = torch.Generator().manual_seed(3)
+    recorded = []
+    for kind, scale, (batch, classes) in itertools.product(
+        ["ce", "smooth", "soft"], [1.0, 30.0, 1e4], [(1, 2), (5, 7), (3, 10)]
+    ):
+        logits = (torch.randn(batch, classes, generator=generator) * scale).float().double().requires_grad_()
+        labels = torch.randint(classes, (batch,), generator=generator)
+        targets = torch.rand(batch, classes, generator=generator)
+        targets = (targets / targets.sum(1, keepdim=True)).float().double()
+        if kind == "ce":
+            loss = torch.nn.functional.cross_entropy(logits, labels)
+        elif kind == "smooth":
+            loss = LabelSmoothingCrossEntropy(0.1)(logits, labels)
+        else:
+            loss = SoftTargetCrossEntropy()(logits, targets)
+        loss.backward()
+        given = floats(targets) if kind == "soft" else [float(x) for x in labels]
+        recorded.append(dict(kind=kind, shape=[batch, classes], logits=floats(logits), targets=given,
+                             loss=loss.item(), gradient=floats(logits.grad)))
+    return recorded
+
+
+def schedules():
+    base = dict(sched="cosine", num_epochs=30, warmup_epochs=0, warmup_lr=1e-5, min_lr=0.0, warmup_prefix=False,
+                cooldown_epochs=0, decay_rate=0.1, decay_epochs=None, decay_milestones=[9, 18, 27], cycle_mul=1.0,
+                cycle_decay=0.5, cycle_limit=1, k_decay=1.0)
+    variants = []
+    for sched in ["cosine", "tanh", "poly", "step", "multistep", "constant", "wsd", "rsqrt", "none"]:
+        for warmup, prefix in [(0, False), (5, False), (5, True)]:
+            if sched == "rsqrt" and warmup == 0:
+                continue
+            case = dict(base, sched=sched, warmup_epochs=warmup, warmup_prefix=prefix)
+            if sched == "step":
+                case["decay_epochs"] = 2.4
+                case["decay_rate"] = 0.97
+            if sched == "poly":
+                case["decay_rate"] = 0.9
+            variants += [case, dict(case, min_lr=1e-4, cooldown_epochs=4)]
+            if sched in ("cosine", "tanh", "poly"):
+                variants += [dict(case, cycle_limit=3), dict(case, cycle_limit=3, cycle_mul=2.0, cycle_decay=0.3),
+                             dict(case, k_decay=1.7, num_epochs=300, warmup_prefix=prefix)]
+            if sched == "step":
+                variants += [dict(case, decay_epochs=None, num_epochs=300), dict(case, decay_epochs=3)]
+            if sched in ("wsd", "rsqrt"):
+                variants += [dict(case, decay_epochs=7), dict(case, decay_epochs=0.35)]
+    recorded = []
+    for case, per_epoch in itertools.product(variants, [0, 7]):
+        parameter = torch.nn.Parameter(torch.zeros(1))
+        optimizer = torch.optim.SGD([parameter], lr=0.05)
+        kwargs = dict(case)
+        scheduler, total = create_scheduler_v2(
+            optimizer, step_on_epochs=per_epoch == 0, updates_per_epoch=per_epoch, **kwargs)
+        length = total + 3
+        values = []
+        if per_epoch:
+            length = min(length, 40) * per_epoch
+        for t in range(length):
+            if scheduler is not None:
+                scheduler.step_update(t) if per_epoch else scheduler.step(t)
+            values.append(optimizer.param_groups[0]["lr"])
+        # Long plans: the first, and then every seventh value.
+        every = 1 if length <= 60 else 7
+        recorded.append(dict(case, updates_per_epoch=per_epoch, total=total, every=every, values=values[::every]))
+    return recorded
+
+
+def main():
+    OUT.mkdir(parents=True, exist_ok=True)
+    (OUT / "optim.json").write_text(json.dumps(dict(optimizers=optimizers(), losses=losses())))
+    (OUT / "schedules.json").write_text(json.dumps(schedules()))
+    for path in OUT.iterdir():
+        print(path.name, path.stat().st_size)
+
+
+main()
