@@ -172,13 +172,15 @@ pub fn resize(
         (None, None) => Ok(crop_rows(out, first, |row| &source(row)[window.x * 3..][..row_bytes])),
         (None, Some(rows)) => Ok(vertical(out, &rows, |row| &source(row)[window.x * 3..][..row_bytes])),
         (Some(columns), rows) => {
-            let mut between = vec![0; (last - first) * row_bytes];
-            // One byte of slack lets the kernel read pixels four bytes at a time.
+            // One byte of slack lets the kernel read and write pixels four bytes at a time.
+            let mut between = vec![0; (last - first) * row_bytes + 1];
             let mut padded = vec![0; region.width * 3 + 1];
-            for (row, out) in (first..last).zip(between.chunks_exact_mut(row_bytes)) {
+            for row in first..last {
                 padded[..region.width * 3].copy_from_slice(source(row));
-                dispatch::horizontal(&padded, &columns, out);
+                let start = (row - first) * row_bytes;
+                dispatch::horizontal(&padded, &columns, &mut between[start..=start + row_bytes]);
             }
+            between.pop();
             let row_between = |row: usize| &between[(row - first) * row_bytes..][..row_bytes];
             match rows {
                 None => Ok(Image { data: between, ..out }),
@@ -265,6 +267,7 @@ impl Taps {
     }
 }
 
+#[inline(always)]
 fn clip(sum: i32) -> u8 {
     (sum >> PRECISION).clamp(0, 255) as u8
 }
@@ -296,21 +299,25 @@ mod dispatch {
     dispatched!(horizontal, horizontal_avx2, horizontal_body, (row: &[u8], taps: &Taps, out: &mut [u8]));
     dispatched!(vertical, vertical_avx2, vertical_body, (rows: &[&[u8]], weights: &[i32], out: &mut [u8]));
 
-    /// `row` has one byte more than its pixels.
+    /// `row` and `out` have one byte more than their pixels.
     #[inline(always)]
     fn horizontal_body(row: &[u8], taps: &Taps, out: &mut [u8]) {
-        for (index, pixel) in out.chunks_exact_mut(3).enumerate() {
+        for index in 0..out.len() / 3 {
             let (start, weights) = taps.get(index);
-            // Four lanes, of which the last is the next pixel's red and is dropped.
+            // Four lanes, the last of which is the next pixel's red: it is written over by the next pixel.
+            // Using it all the same makes a whole vector of a pixel.
             let mut sums = [HALF; 4];
-            let source = &row[start * 3..(start + weights.len()) * 3 + 1];
-            for (window, &weight) in source.windows(4).step_by(3).zip(weights) {
+            let mut source = &row[start * 3..];
+            for &weight in weights {
+                let Some(values) = source.first_chunk::<4>() else { break };
                 for lane in 0..4 {
-                    sums[lane] = sums[lane].wrapping_add(weight.wrapping_mul(i32::from(window[lane])));
+                    sums[lane] = sums[lane].wrapping_add(weight.wrapping_mul(i32::from(values[lane])));
                 }
+                source = &source[3..];
             }
-            for (out, sum) in pixel.iter_mut().zip(sums) {
-                *out = clip(sum);
+            let pixel = &mut out[index * 3..index * 3 + 4];
+            for lane in 0..4 {
+                pixel[lane] = clip(sums[lane]);
             }
         }
     }
@@ -318,12 +325,12 @@ mod dispatch {
     #[inline(always)]
     fn vertical_body(rows: &[&[u8]], weights: &[i32], out: &mut [u8]) {
         const LANES: usize = 32;
-        let whole = out.len() / LANES * LANES;
-        let (blocks, rest) = out.split_at_mut(whole);
-        for (block, out) in blocks.chunks_exact_mut(LANES).enumerate() {
+        let (blocks, rest) = out.as_chunks_mut::<LANES>();
+        let whole = blocks.len() * LANES;
+        for (block, out) in blocks.iter_mut().enumerate() {
             let mut sums = [HALF; LANES];
             for (row, &weight) in rows.iter().zip(weights) {
-                let source = &row[block * LANES..][..LANES];
+                let Some(source) = row[block * LANES..].first_chunk::<LANES>() else { break };
                 for lane in 0..LANES {
                     sums[lane] = sums[lane].wrapping_add(weight.wrapping_mul(i32::from(source[lane])));
                 }
