@@ -1,11 +1,15 @@
 //! The fixtures themselves: readable, made with the weights and inputs that our rule makes, and of the models that the
 //! table knows.
 
+#[path = "support/keys.rs"]
+mod keys;
 mod support;
 
 use std::path::Path;
 
-use support::{Fixture, Recorded, Report, fill_values, fixture_paths, input_values, keys_sha};
+use keys::keys_sha;
+use support::training::TrainingFixture;
+use support::{Fixture, Recorded, Report, fill_values, fixture_paths, input_values, read_json_gz};
 use timm_models::pretrained::model_info;
 
 fn fixtures() -> Vec<Fixture> {
@@ -45,6 +49,33 @@ fn weights_and_inputs_are_made_as_they_were() {
         let entries = fixture.state_dict.iter();
         let weights: Vec<_> = entries.filter_map(|(key, shape, _)| fixture.values(key, shape)).collect();
         assert!(fixture.fill_check.accepts(weights.iter().flatten()), "weights of {}", fixture.model);
+    }
+}
+
+/// The training crate's fixtures, read by the same support module.
+#[test]
+fn training_fixtures_are_whole() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../train/tests/fixtures");
+    let fixtures: Vec<TrainingFixture> =
+        fixture_paths(&folder).iter().map(|path| read_json_gz(path)).collect();
+    assert_eq!(fixtures.len(), 2);
+    for fixture in &fixtures {
+        assert!(fixture.input_check.accepts(&fixture.input()), "input of {}", fixture.model);
+        let entries = fixture.state_dict.iter();
+        let weights: Vec<_> = entries.filter_map(|(key, shape, _)| fixture.values(key, shape)).collect();
+        assert!(fixture.fill_check.accepts(weights.iter().flatten()), "weights of {}", fixture.model);
+        let trained = |key: &str| !key.contains("running_") && !key.ends_with("num_batches_tracked");
+        let parameters = fixture.state_dict.iter().filter(|(key, ..)| trained(key)).count();
+        assert_eq!(
+            (fixture.gradients.len(), weights.len()),
+            (parameters, parameters + fixture.statistics.len())
+        );
+        assert_eq!(fixture.labels.len(), fixture.batch);
+        for (name, run) in &fixture.runs {
+            assert_eq!((run.losses.len(), run.state.len()), (fixture.steps, weights.len()), "{name}");
+            assert_eq!(run.ema.len(), run.options.ema_decay.map_or(0, |_| weights.len()), "{name}");
+            assert!(run.state.values().all(|tensor| tensor.tolerance() < 5e-3), "{name} is well-conditioned");
+        }
     }
 }
 

@@ -4,6 +4,8 @@
 //! Another crate's tests can use it too: `#[path = "../../models/tests/support/mod.rs"] mod support;`.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub mod training;
+
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::fs::File;
@@ -105,18 +107,6 @@ pub fn input_values(batch: usize, channels: usize, height: usize, width: usize) 
         }
     }
     out
-}
-
-/// First 16 hex digits of SHA-256 over the `[key, shape, dtype]` list as Python's `json.dumps` writes it: the
-/// `keys_sha` of the model table.
-pub fn keys_sha<'a>(entries: impl IntoIterator<Item = (&'a str, &'a [usize], &'a str)>) -> String {
-    use sha2::{Digest, Sha256};
-    let entries: Vec<_> = entries
-        .into_iter()
-        .map(|(key, shape, dtype)| format!("[\"{key}\", {shape:?}, \"{dtype}\"]"))
-        .collect();
-    let digest = Sha256::digest(format!("[{}]", entries.join(", ")));
-    digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Sum and length of a set of numbers.
@@ -351,6 +341,18 @@ impl Report {
 
     /// Compares a tensor with its summary.
     pub fn tensor(&mut self, label: &str, expected: &Summary, shape: &[usize], actual: &[f32]) {
+        self.tensor_within(label, expected, shape, actual, self.tolerance);
+    }
+
+    /// Compares a tensor with its summary, with a tolerance of its own.
+    pub fn tensor_within(
+        &mut self,
+        label: &str,
+        expected: &Summary,
+        shape: &[usize],
+        actual: &[f32],
+        tolerance: f64,
+    ) {
         if !self.same_shape(label, &expected.shape, shape, actual) {
             return;
         }
@@ -363,7 +365,7 @@ impl Report {
         for &(index, value) in &expected.samples {
             worst = worse(worst, (f64::from(actual[index]) - value).abs());
         }
-        self.note(label, worst, largest);
+        self.note(label, worst, largest, tolerance);
     }
 
     /// Compares a classifier's output `[batch, classes]`.
@@ -390,12 +392,12 @@ impl Report {
                 self.fail(label, format!("image {i}: class {} is not the best", expected.argmax[i]));
             }
         }
-        self.note(label, worst, largest);
+        self.note(label, worst, largest, self.tolerance);
     }
 
-    /// Compares single numbers, `deviation` and `magnitude` being in the same unit.
+    /// Compares single numbers, relative to the larger one.
     pub fn number(&mut self, label: &str, expected: f64, actual: f64) {
-        self.note(label, (expected - actual).abs(), expected.abs().max(actual.abs()));
+        self.note(label, (expected - actual).abs(), expected.abs().max(actual.abs()), self.tolerance);
     }
 
     /// Compares things that must be equal.
@@ -415,9 +417,9 @@ impl Report {
         shape == expected && actual.len() == expected.iter().product::<usize>()
     }
 
-    fn note(&mut self, label: &str, deviation: f64, magnitude: f64) {
+    fn note(&mut self, label: &str, deviation: f64, magnitude: f64, tolerance: f64) {
         let relative = if deviation == 0.0 { 0.0 } else { deviation / magnitude };
-        if relative.is_nan() || relative > self.tolerance {
+        if relative.is_nan() || relative > tolerance {
             self.fail(
                 label,
                 format!("deviates by {relative:.2e} of {magnitude:.4}, may by {:.1e}", self.tolerance),
