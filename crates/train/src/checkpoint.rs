@@ -395,3 +395,112 @@ fn crash_point() -> Result<(), TrainError> {
         }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use timm_graph::Tensor;
+
+    fn folder(name: &str) -> (PathBuf, RunFolder) {
+        let dir = std::env::temp_dir().join(format!("timm-checkpoint-{}-{name}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        let folder = RunFolder::create(&dir, &serde_json::Map::new(), BTreeMap::new()).expect("a folder");
+        (dir, folder)
+    }
+
+    fn store(value: f32) -> Store {
+        let mut store = Store::new();
+        store.insert("weight", StateKind::Param, Tensor::full(&[3], value));
+        store.insert("count", StateKind::Counter, Tensor::full(&[], value));
+        store.insert("optimizer.weight.exp_avg", StateKind::Slot, Tensor::full(&[3], -value));
+        store
+    }
+
+    /// Writes epochs 0, 1, … from where the folder is, each as its number says, with these metrics.
+    fn run(folder: &RunFolder, metrics: &[f64]) -> Result<(), TrainError> {
+        let mut state = match folder.state_path().exists() {
+            true => folder.read_state(&mut store(0.0))?,
+            false => State::default(),
+        };
+        while state.epoch < metrics.len() {
+            let epoch = state.epoch;
+            let row = SummaryRow { epoch, train_loss: epoch as f64, ..SummaryRow::default() };
+            folder.save_epoch(&store(epoch as f32), &mut state, &row, Some(metrics[epoch]), false, 2)?;
+        }
+        Ok(())
+    }
+
+    fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+        let entries = fs::read_dir(dir).expect("folder").flatten();
+        let name = |entry: &fs::DirEntry| entry.file_name().into_string().expect("a name");
+        entries.map(|e| (name(&e), fs::read(e.path()).expect("a file"))).collect()
+    }
+
+    #[test]
+    fn a_crash_between_any_two_files_loses_nothing() {
+        let metrics = [3.0, 5.0, 4.0, 5.0, 6.0, 1.0];
+        let (whole_dir, whole) = folder("whole");
+        run(&whole, &metrics).expect("writes");
+        let wanted = files(&whole_dir);
+        assert!(
+            wanted.contains_key("checkpoint-1.safetensors")
+                && wanted.contains_key("checkpoint-4.safetensors")
+        );
+        let mut crashes = 0;
+        for after in 0.. {
+            let (dir, folder) = folder(&format!("crash-{after}"));
+            CRASH_AFTER.with(|left| left.set(Some(after)));
+            let crashed = run(&folder, &metrics).is_err();
+            CRASH_AFTER.with(|left| left.set(None));
+            if folder.state_path().exists() {
+                let mut read = store(0.0);
+                let state = folder.read_state(&mut read).expect("what is on disk is whole");
+                // State and numbers are of the same moment.
+                let value = read.get("weight").expect("weight").tensor.data[0];
+                assert_eq!(value as usize + 1, state.epoch);
+                assert_eq!(read.get("optimizer.weight.exp_avg").expect("slot").tensor.data[0], -value);
+                assert_eq!(read.get("count").expect("count").tensor.data[0], value);
+            }
+            run(&folder, &metrics).expect("resumes");
+            assert_eq!(files(&dir), wanted, "crash after {after} files");
+            let _ = fs::remove_dir_all(&dir);
+            if !crashed {
+                break;
+            }
+            crashes += 1;
+        }
+        let _ = fs::remove_dir_all(&whole_dir);
+        assert!(crashes > 20, "{crashes}");
+    }
+
+    #[test]
+    fn ranks_as_timm_does() {
+        let mut state = State::default();
+        for (epoch, metric) in
+            [Some(2.0), None, Some(5.0), None, Some(5.0), Some(1.0)].into_iter().enumerate()
+        {
+            state.epoch = epoch;
+            state.rank(metric, false, 4);
+        }
+        // Best first, ties to the earlier; then the unranked, newest first.
+        let epochs: Vec<usize> = state.history.iter().map(|h| h.0).collect();
+        assert_eq!((epochs, state.best), (vec![2, 4, 0, 5], Some((5.0, 2))));
+        let mut losses = State::default();
+        for (epoch, metric) in [None, Some(0.5), Some(0.25), None].into_iter().enumerate() {
+            losses.epoch = epoch;
+            losses.rank(metric, true, 3);
+        }
+        let epochs: Vec<usize> = losses.history.iter().map(|h| h.0).collect();
+        assert_eq!((epochs, losses.best), (vec![2, 1, 3], Some((0.25, 2))));
+    }
+
+    #[test]
+    fn a_weight_file_is_no_state() {
+        let (dir, folder) = folder("weights");
+        run(&folder, &[1.0]).expect("writes");
+        fs::copy(folder.last_path(), folder.state_path()).expect("copies");
+        let error = folder.read_state(&mut store(0.0)).expect_err("no state").to_string();
+        assert!(error.contains("--initial-checkpoint"), "{error}");
+        let _ = fs::remove_dir_all(&dir);
+    }
+}

@@ -39,6 +39,10 @@ pub struct ScheduleConfig {
     pub lr_cycle_limit: u32,
     /// Cosine, poly: exponent of the time (Zhang & Li, arXiv:2004.05909).
     pub lr_k_decay: f64,
+    /// WSD, rsqrt: the form of the decay: `linear` (rsqrt), `1-sqrt` (WSD), `cosine`, `power` or `exp`.
+    pub lr_decay_fn: Option<String>,
+    /// Rsqrt: the time scale in epochs, else that of the warm-up.
+    pub lr_stable_timescale: Option<f64>,
     /// Not supported: asked for, it is an error.
     pub lr_noise: Option<Vec<f64>>,
 }
@@ -61,6 +65,8 @@ impl Default for ScheduleConfig {
             lr_cycle_decay: 0.5,
             lr_cycle_limit: 1,
             lr_k_decay: 1.0,
+            lr_decay_fn: None,
+            lr_stable_timescale: None,
             lr_noise: None,
         }
     }
@@ -74,6 +80,39 @@ enum Wave {
     /// Hsueh et al., arXiv:1806.01593, from −7 to 3.
     Tanh,
     Poly(f64),
+}
+
+/// How the last part of WSD and rsqrt falls, from 1 to 0.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fall {
+    Linear,
+    OneMinusSqrt,
+    Cosine,
+    Exp,
+}
+
+impl Fall {
+    fn new(name: &str) -> Result<Self, TrainError> {
+        match name {
+            "linear" => Ok(Fall::Linear),
+            // timm's power is 0.5 unless its class is used directly.
+            "1-sqrt" | "power" => Ok(Fall::OneMinusSqrt),
+            "cosine" => Ok(Fall::Cosine),
+            "exp" => Ok(Fall::Exp),
+            _ => {
+                Err(TrainError::unknown("lr-decay-fn", name, &["linear", "1-sqrt", "cosine", "power", "exp"]))
+            }
+        }
+    }
+
+    fn at(self, done: f64) -> f64 {
+        match self {
+            Fall::Linear => 1.0 - done,
+            Fall::OneMinusSqrt => 1.0 - done.sqrt(),
+            Fall::Cosine => 0.5 * (1.0 + (PI * done).cos()),
+            Fall::Exp => (0.1f64.powf(done) - 0.1) / 0.9,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -93,6 +132,7 @@ enum Shape {
     StableDecay {
         decay: f64,
         timescale: Option<f64>,
+        fall: Fall,
     },
 }
 
@@ -173,11 +213,14 @@ impl Schedule {
                 if !(0.0 < decay && decay <= length) {
                     return bad(format!("sched {}: {decay} of decay in a length of {length}", config.sched));
                 }
-                let timescale = (config.sched == "rsqrt").then_some(warmup);
-                if timescale == Some(0.0) {
-                    return bad("sched rsqrt needs warmup-epochs: they set its time scale".into());
+                let rsqrt = config.sched == "rsqrt";
+                let timescale = rsqrt.then_some(config.lr_stable_timescale.map_or(warmup, |t| t * unit));
+                if timescale.is_some_and(|t| t.is_nan() || t <= 0.0) {
+                    return bad("sched rsqrt needs warmup-epochs or an lr-stable-timescale above 0".into());
                 }
-                Shape::StableDecay { decay, timescale }
+                let fall = if rsqrt { "linear" } else { "1-sqrt" };
+                let fall = Fall::new(config.lr_decay_fn.as_deref().unwrap_or(fall))?;
+                Shape::StableDecay { decay, timescale, fall }
             }
             other => return Err(TrainError::unknown("schedule", other, NAMES)),
         };
@@ -245,7 +288,7 @@ impl Schedule {
                 // A milestone counts one unit early, as in timm.
                 self.lr * rate.powi(at.iter().filter(|&&m| m <= t + 1.0).count() as i32)
             }
-            Shape::StableDecay { decay, timescale } => {
+            Shape::StableDecay { decay, timescale, fall } => {
                 let stable = timescale.map_or(1.0, |scale| (1.0 + t / scale).powf(-0.5));
                 let stable_lr = (self.lr * stable).max(self.min_lr);
                 let into = t - (self.length - decay);
@@ -253,8 +296,7 @@ impl Schedule {
                     return stable_lr;
                 }
                 let done = (into / decay).min(1.0);
-                let left = if timescale.is_some() { 1.0 - done } else { 1.0 - done.sqrt() };
-                self.min_lr + (stable_lr - self.min_lr) * left
+                self.min_lr + (stable_lr - self.min_lr) * fall.at(done)
             }
             Shape::Cycles(wave) => self.cycle(*wave, t),
         }
