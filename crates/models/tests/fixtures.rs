@@ -1,15 +1,12 @@
 //! The fixtures themselves: readable, made with the weights and inputs that our rule makes, and of the models that the
 //! table knows.
 
-#[path = "support/keys.rs"]
-mod keys;
 mod support;
 
 use std::path::Path;
 
-use keys::keys_sha;
 use support::training::TrainingFixture;
-use support::{Fixture, Recorded, Report, fill_values, fixture_paths, input_values, read_json_gz};
+use support::{Fixture, Recorded, Report, fill_values, fixture_paths, input_values, keys_sha, read_json_gz};
 use timm_models::pretrained::model_info;
 
 fn fixtures() -> Vec<Fixture> {

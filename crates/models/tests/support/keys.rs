@@ -1,4 +1,4 @@
-//! The digest of a key list that the model table holds. Apart from the rest, as it needs the `sha2` crate.
+//! The digest of a key list that the model table holds.
 
 /// First 16 hex digits of SHA-256 over the `[key, shape, dtype]` list as Python's `json.dumps` writes it: the
 /// `keys_sha` of the model table.

@@ -1,9 +1,11 @@
 //! Reads the parity fixtures that `tools/fixtures.py` recorded, makes the weights and inputs they were recorded with,
 //! and compares. The rules are in `tools/README.md`.
 //!
-//! Another crate's tests can use it too: `#[path = "../../models/tests/support/mod.rs"] mod support;`.
+//! Another crate's tests can use it too, with `flate2` and `sha2` among its dev-dependencies:
+//! `#[path = "../../models/tests/support/mod.rs"] mod support;`.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+mod keys;
 pub mod training;
 
 use std::collections::BTreeMap;
@@ -13,6 +15,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+
+pub use keys::keys_sha;
 
 /// FNV-1a, 64 bits.
 pub fn name_hash(name: &str) -> u64 {
