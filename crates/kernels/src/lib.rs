@@ -4,6 +4,7 @@
 //! a naive twin in its tests. Work is cut into jobs by shape alone, never by the number of threads, so
 //! results do not depend on it.
 
+pub mod depthwise;
 pub mod elementwise;
 pub mod conv;
 pub mod gemm;
@@ -17,9 +18,6 @@ pub mod softmax;
 pub mod random;
 pub mod scratch;
 pub(crate) mod pack;
-pub mod conv;
-pub mod gemm;
-pub(crate) mod pack;
 pub mod simd;
 pub mod threads;
 
@@ -27,6 +25,3 @@ pub mod threads;
 pub(crate) mod testing;
 #[cfg(test)]
 pub(crate) mod twin;
-
-#[cfg(test)]
-pub(crate) mod testing;

@@ -90,8 +90,9 @@ impl Compiled {
             return;
         }
         let tile_elements = self.rows * self.cols;
-        // At least 64 rows a job, so that its sums are small beside what it reads.
-        let tiles_per_job = (self.job_elements / tile_elements).max(64 / self.rows).max(1);
+        // At least 64 rows a job, so that its sums are small beside what it reads; few tiles, so that they are
+        // exact enough in f32.
+        let tiles_per_job = (self.job_elements / tile_elements).min(32).max(64 / self.rows).max(1);
         let row_jobs = self.row_tiles.div_ceil(tiles_per_job);
         let width = self.cols * self.sum_fold;
         let job_width = sums.len() * width;
@@ -150,10 +151,7 @@ impl Compiled {
     }
 }
 
-multiversion!(fn run_job<S>(job: &Job<'_>, scratch: *mut f32) = run_job_body);
-
-#[inline(always)]
-unsafe fn run_job_body<S: Lanes>(job: &Job<'_>, scratch: *mut f32) {
+unsafe fn run_job(job: &Job<'_>, scratch: *mut f32) {
     let plan = job.plan;
     // SAFETY: slots have their home inside scratch, inputs and outputs are as `run` demands; offsets follow
     // the strides over the output space.
@@ -231,11 +229,10 @@ unsafe fn run_job_body<S: Lanes>(job: &Job<'_>, scratch: *mut f32) {
                     slots[output.slot] = job.outputs[o].add(offset);
                 }
             }
-            // One call in one place: the loops of all operations are inlined here, and they are large.
             let uniform = if tile == job.first { plan.uniform_steps.as_slice() } else { &[] };
             for (steps, len) in [(uniform, SPLAT), (&plan.tile_steps, SPLAT), (&plan.steps, len)] {
                 for step in steps {
-                    execute::<S>(step, &slots, len);
+                    execute(step, &slots, len);
                 }
             }
             for (o, output) in plan.outputs.iter().enumerate() {
@@ -244,16 +241,20 @@ unsafe fn run_job_body<S: Lanes>(job: &Job<'_>, scratch: *mut f32) {
                 }
             }
             for (s, &slot) in plan.sums.iter().enumerate() {
-                accumulate::<S>(job.sums.add(s * job.sum_width), job.sum_width, slots[slot], len, cols);
+                accumulate(job.sums.add(s * job.sum_width), job.sum_width, slots[slot], len, cols);
             }
         }
     }
 }
 
+multiversion!(fn accumulate<S>(
+    sums: *mut f32, width: usize, tile: *const f32, len: usize, cols: usize,
+) = accumulate_body);
+
 /// Adds the rows of a tile to an accumulator of `width` ≥ `cols` columns, folded if `width` is a multiple of
 /// `cols` (several rows side by side). A tile is summed by itself first, which keeps rounding errors small.
 #[inline(always)]
-unsafe fn accumulate<S: Lanes>(sums: *mut f32, width: usize, tile: *const f32, len: usize, cols: usize) {
+unsafe fn accumulate_body<S: Lanes>(sums: *mut f32, width: usize, tile: *const f32, len: usize, cols: usize) {
     // The last column block may be narrower than the accumulator.
     let width = if width.is_multiple_of(cols) { width } else { cols };
     let full = len / width;
@@ -323,8 +324,17 @@ macro_rules! map {
     }};
 }
 
+/// `op` on each number of `x`, in place.
+pub(crate) fn apply_unary(op: Unary, x: &mut [f32]) {
+    let step = Step { op: Op::Unary(op), dst: 0, src: [(0, true); 3] };
+    // SAFETY: the only slot is x.
+    unsafe { execute(&step, &[x.as_mut_ptr()], x.len()) };
+}
+
+multiversion!(fn execute<S>(step: &Step, slots: &[*mut f32], len: usize) = execute_body);
+
 #[inline(always)]
-unsafe fn execute<S: Lanes>(step: &Step, slots: &[*mut f32], len: usize) {
+unsafe fn execute_body<S: Lanes>(step: &Step, slots: &[*mut f32], len: usize) {
     /// A loop of its own for each operation of the list.
     macro_rules! unary_loops {
         ($op:expr, $($name:ident)*) => {

@@ -1,0 +1,525 @@
+//! Max and average pooling of NHWC images, forward and backward.
+//!
+//! Jobs are bands of output rows (forward) or input rows (backward, which gathers instead of scattering, so
+//! that no two jobs write the same place). Loops over channels are vectors.
+
+use crate::lanes::Lanes;
+use crate::multiversion;
+use crate::threads::{self, SendPtr};
+
+/// A pooling of [n, h, w, c] to [n, out_h, out_w, c].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolShape {
+    pub n: usize,
+    pub h: usize,
+    pub w: usize,
+    pub c: usize,
+    pub kh: usize,
+    pub kw: usize,
+    /// Down, right.
+    pub stride: [usize; 2],
+    /// Top, left, bottom, right. Bottom and right only matter to the divisor of average pooling.
+    pub pad: [usize; 4],
+    /// Down, right; average pooling needs 1.
+    pub dilation: [usize; 2],
+    pub out_h: usize,
+    pub out_w: usize,
+    /// Whether average pooling divides by the places in the padding too (not those beyond it, which
+    /// `ceil_mode` may add).
+    pub count_include_pad: bool,
+}
+
+impl PoolShape {
+    fn check(&self, x: usize, y: usize) {
+        assert_eq!(x, self.n * self.h * self.w * self.c, "input length of {self:?}");
+        assert_eq!(y, self.n * self.out_h * self.out_w * self.c, "output length of {self:?}");
+        assert!(self.kh > 0 && self.kw > 0 && self.stride[0] > 0 && self.stride[1] > 0, "{self:?}");
+        assert!(self.dilation[0] > 0 && self.dilation[1] > 0, "{self:?}");
+    }
+
+    /// The taps of output position `o` that lie inside the input: first tap, one past the last.
+    #[inline(always)]
+    fn taps(&self, axis: usize, o: usize) -> (usize, usize) {
+        let (k, size) = if axis == 0 { (self.kh, self.h) } else { (self.kw, self.w) };
+        let (pad, dilation) = (self.pad[axis], self.dilation[axis]);
+        let start = o * self.stride[axis];
+        // start + tap · dilation − pad in 0..size.
+        let first = pad.saturating_sub(start).div_ceil(dilation);
+        let last = (size + pad).saturating_sub(start).div_ceil(dilation).min(k);
+        (first.min(last), last)
+    }
+
+    /// The output positions whose window may hold input position `i`: first, one past the last.
+    #[inline(always)]
+    fn windows(&self, axis: usize, i: usize) -> (usize, usize) {
+        let (k, out) = if axis == 0 { (self.kh, self.out_h) } else { (self.kw, self.out_w) };
+        let reach = (k - 1) * self.dilation[axis];
+        let at = i + self.pad[axis];
+        let first = at.saturating_sub(reach).div_ceil(self.stride[axis]);
+        (first, (at / self.stride[axis] + 1).min(out))
+    }
+
+    /// 1 / divisor of average pooling at an output position.
+    fn scale(&self, oy: usize, ox: usize) -> f32 {
+        let span = |axis: usize, o: usize, k: usize, size: usize| {
+            let start = o * self.stride[axis];
+            // Up to the end of the padding, as PyTorch counts.
+            let end = (start + k).min(size + self.pad[axis] + self.pad[axis + 2]);
+            if self.count_include_pad {
+                end - start.min(end)
+            } else {
+                let (low, high) = (start.max(self.pad[axis]), end.min(size + self.pad[axis]));
+                high.saturating_sub(low)
+            }
+        };
+        let area = span(0, oy, self.kh, self.h) * span(1, ox, self.kw, self.w);
+        if area == 0 { 0.0 } else { 1.0 / area as f32 }
+    }
+
+    /// Rows of a job, for images of `rows` rows of `len` numbers.
+    fn band(rows: usize, len: usize) -> usize {
+        (16_384 / len.max(1)).clamp(1, rows.max(1))
+    }
+}
+
+/// Runs `row(image, row)` for all rows, in jobs of bands of rows of one image.
+fn for_each_row(images: usize, rows: usize, len: usize, row: impl Fn(usize, usize) + Send + Sync) {
+    let band = PoolShape::band(rows, len);
+    let bands = rows.div_ceil(band);
+    threads::for_each(images * bands, |job| {
+        let (image, first) = (job / bands, (job % bands) * band);
+        for y in first..rows.min(first + band) {
+            row(image, y);
+        }
+    });
+}
+
+/// Max pooling: padding counts as −∞, NaN wins.
+///
+/// # Panics
+/// If the lengths do not fit.
+pub fn max_pool(shape: &PoolShape, x: &[f32], y: &mut [f32]) {
+    shape.check(x.len(), y.len());
+    let len = shape.out_w * shape.c;
+    let out = SendPtr(y.as_mut_ptr());
+    for_each_row(shape.n, shape.out_h, shape.w * shape.c * shape.stride[0], |image, oy| {
+        // SAFETY: each row is written once.
+        unsafe {
+            let to = out.slice((image * shape.out_h + oy) * len, len);
+            max_row(shape, &x[image * shape.h * shape.w * shape.c..], oy, to);
+        }
+    });
+}
+
+multiversion!(fn max_row<S>(shape: &PoolShape, x: &[f32], oy: usize, y: &mut [f32]) = max_row_body);
+
+#[inline(always)]
+unsafe fn max_row_body<S: Lanes>(s: &PoolShape, x: &[f32], oy: usize, y: &mut [f32]) {
+    let (y0, y1) = s.taps(0, oy);
+    // SAFETY: taps lie inside the image, channels inside a pixel.
+    unsafe {
+        for ox in 0..s.out_w {
+            let (x0, x1) = s.taps(1, ox);
+            let to = y.as_mut_ptr().add(ox * s.c);
+            let mut c = 0;
+            while c < s.c {
+                // Four vectors at a time where there are as many: independent chains.
+                if c + 4 * S::LANES <= s.c {
+                    let mut best = [S::splat(f32::NEG_INFINITY); 4];
+                    for ky in y0..y1 {
+                        for kx in x0..x1 {
+                            let p = x.as_ptr().add(pixel(s, oy, ox, ky, kx) * s.c + c);
+                            for i in 0..4 {
+                                // The new one second: a NaN in it stays; one in `best` must too.
+                                best[i] = S::max_nan(best[i], S::load(p.add(i * S::LANES)));
+                            }
+                        }
+                    }
+                    for i in 0..4 {
+                        S::store(to.add(c + i * S::LANES), best[i]);
+                    }
+                    c += 4 * S::LANES;
+                    continue;
+                }
+                let n = S::LANES.min(s.c - c);
+                let mut best = S::splat(f32::NEG_INFINITY);
+                for ky in y0..y1 {
+                    for kx in x0..x1 {
+                        let p = x.as_ptr().add(pixel(s, oy, ox, ky, kx) * s.c + c);
+                        best = S::max_nan(best, load::<S>(p, n));
+                    }
+                }
+                store::<S>(to.add(c), best, n);
+                c += n;
+            }
+        }
+    }
+}
+
+/// The pixel of the input under a tap that lies inside it.
+#[inline(always)]
+fn pixel(s: &PoolShape, oy: usize, ox: usize, ky: usize, kx: usize) -> usize {
+    let iy = oy * s.stride[0] + ky * s.dilation[0] - s.pad[0];
+    let ix = ox * s.stride[1] + kx * s.dilation[1] - s.pad[1];
+    iy * s.w + ix
+}
+
+#[inline(always)]
+unsafe fn load<S: Lanes>(p: *const f32, n: usize) -> S::V {
+    // SAFETY: the caller's promise.
+    unsafe { if n == S::LANES { S::load(p) } else { S::load_first(p, n) } }
+}
+
+#[inline(always)]
+unsafe fn store<S: Lanes>(p: *mut f32, v: S::V, n: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { if n == S::LANES { S::store(p, v) } else { S::store_first(p, v, n) } }
+}
+
+/// The gradient of [`max_pool`]: each dy goes to the first place of its window, in row-major order, that holds
+/// the maximum (the last NaN, if there is one, as in PyTorch).
+///
+/// # Panics
+/// If the lengths do not fit.
+pub fn max_pool_backward(shape: &PoolShape, x: &[f32], dy: &[f32], dx: &mut [f32]) {
+    shape.check(x.len(), dy.len());
+    assert_eq!(dx.len(), x.len(), "the gradient is as long as the input");
+    // The tap that won each window, as a number, to be compared in vectors.
+    let mut winner = vec![0f32; dy.len()];
+    let row = shape.out_w * shape.c;
+    let out = SendPtr(winner.as_mut_ptr());
+    for_each_row(shape.n, shape.out_h, shape.w * shape.c * shape.stride[0], |image, oy| {
+        // SAFETY: each row is written once.
+        unsafe {
+            let to = out.slice((image * shape.out_h + oy) * row, row);
+            winner_row(shape, &x[image * shape.h * shape.w * shape.c..], oy, to);
+        }
+    });
+    let out = SendPtr(dx.as_mut_ptr());
+    let len = shape.w * shape.c;
+    let plane = shape.out_h * row;
+    for_each_row(shape.n, shape.h, len, |image, iy| {
+        // SAFETY: each row is written once.
+        unsafe {
+            let to = out.slice((image * shape.h + iy) * len, len);
+            let span = image * plane..(image + 1) * plane;
+            gather_row(shape, &winner[span.clone()], &dy[span], iy, to);
+        }
+    });
+}
+
+multiversion!(fn winner_row<S>(shape: &PoolShape, x: &[f32], oy: usize, winner: &mut [f32]) = winner_row_body);
+
+#[inline(always)]
+unsafe fn winner_row_body<S: Lanes>(s: &PoolShape, x: &[f32], oy: usize, winner: &mut [f32]) {
+    let (y0, y1) = s.taps(0, oy);
+    // SAFETY: taps lie inside the image, channels inside a pixel.
+    unsafe {
+        for ox in 0..s.out_w {
+            let (x0, x1) = s.taps(1, ox);
+            let mut c = 0;
+            while c < s.c {
+                let n = S::LANES.min(s.c - c);
+                let mut best = S::splat(f32::NEG_INFINITY);
+                // The first tap inside wins if all are −∞.
+                let mut tap = S::splat((y0 * s.kw + x0) as f32);
+                for ky in y0..y1 {
+                    for kx in x0..x1 {
+                        let v = load::<S>(x.as_ptr().add(pixel(s, oy, ox, ky, kx) * s.c + c), n);
+                        let this = S::splat((ky * s.kw + kx) as f32);
+                        tap = S::select(S::gt(v, best), this, tap);
+                        tap = S::select(S::is_nan(v), this, tap);
+                        best = S::max_nan(best, v);
+                    }
+                }
+                store::<S>(winner.as_mut_ptr().add(ox * s.c + c), tap, n);
+                c += n;
+            }
+        }
+    }
+}
+
+multiversion!(fn gather_row<S>(
+    shape: &PoolShape, winner: &[f32], dy: &[f32], iy: usize, dx: &mut [f32],
+) = gather_row_body);
+
+#[inline(always)]
+unsafe fn gather_row_body<S: Lanes>(s: &PoolShape, winner: &[f32], dy: &[f32], iy: usize, dx: &mut [f32]) {
+    let (oy0, oy1) = s.windows(0, iy);
+    // SAFETY: windows lie inside the output, channels inside a pixel.
+    unsafe {
+        for ix in 0..s.w {
+            let (ox0, ox1) = s.windows(1, ix);
+            let mut c = 0;
+            while c < s.c {
+                let n = S::LANES.min(s.c - c);
+                let mut sum = S::zero();
+                for oy in oy0..oy1 {
+                    let down = iy + s.pad[0] - oy * s.stride[0];
+                    if !down.is_multiple_of(s.dilation[0]) {
+                        continue;
+                    }
+                    for ox in ox0..ox1 {
+                        let right = ix + s.pad[1] - ox * s.stride[1];
+                        if !right.is_multiple_of(s.dilation[1]) {
+                            continue;
+                        }
+                        let tap = down / s.dilation[0] * s.kw + right / s.dilation[1];
+                        let at = (oy * s.out_w + ox) * s.c + c;
+                        let won = S::eq(load::<S>(winner.as_ptr().add(at), n), S::splat(tap as f32));
+                        let grad = load::<S>(dy.as_ptr().add(at), n);
+                        sum = S::add(sum, S::select(won, grad, S::zero()));
+                    }
+                }
+                store::<S>(dx.as_mut_ptr().add(ix * s.c + c), sum, n);
+                c += n;
+            }
+        }
+    }
+}
+
+/// Average pooling, with PyTorch's divisor.
+///
+/// # Panics
+/// If the lengths do not fit or the pooling is dilated.
+pub fn avg_pool(shape: &PoolShape, x: &[f32], y: &mut [f32]) {
+    shape.check(x.len(), y.len());
+    assert_eq!(shape.dilation, [1, 1], "average pooling is not dilated");
+    let len = shape.out_w * shape.c;
+    let out = SendPtr(y.as_mut_ptr());
+    for_each_row(shape.n, shape.out_h, shape.w * shape.c * shape.stride[0], |image, oy| {
+        // SAFETY: each row is written once.
+        unsafe {
+            let to = out.slice((image * shape.out_h + oy) * len, len);
+            avg_row(shape, &x[image * shape.h * shape.w * shape.c..], oy, to);
+        }
+    });
+}
+
+multiversion!(fn avg_row<S>(shape: &PoolShape, x: &[f32], oy: usize, y: &mut [f32]) = avg_row_body);
+
+#[inline(always)]
+unsafe fn avg_row_body<S: Lanes>(s: &PoolShape, x: &[f32], oy: usize, y: &mut [f32]) {
+    let (y0, y1) = s.taps(0, oy);
+    // SAFETY: taps lie inside the image, channels inside a pixel.
+    unsafe {
+        for ox in 0..s.out_w {
+            let (x0, x1) = s.taps(1, ox);
+            let scale = S::splat(s.scale(oy, ox));
+            let mut c = 0;
+            while c < s.c {
+                let n = S::LANES.min(s.c - c);
+                let mut sum = S::zero();
+                for ky in y0..y1 {
+                    for kx in x0..x1 {
+                        let p = x.as_ptr().add(pixel(s, oy, ox, ky, kx) * s.c + c);
+                        sum = S::add(sum, load::<S>(p, n));
+                    }
+                }
+                store::<S>(y.as_mut_ptr().add(ox * s.c + c), S::mul(sum, scale), n);
+                c += n;
+            }
+        }
+    }
+}
+
+/// The gradient of [`avg_pool`].
+///
+/// # Panics
+/// If the lengths do not fit or the pooling is dilated.
+pub fn avg_pool_backward(shape: &PoolShape, dy: &[f32], dx: &mut [f32]) {
+    shape.check(dx.len(), dy.len());
+    assert_eq!(shape.dilation, [1, 1], "average pooling is not dilated");
+    let len = shape.w * shape.c;
+    let plane = shape.out_h * shape.out_w * shape.c;
+    let out = SendPtr(dx.as_mut_ptr());
+    for_each_row(shape.n, shape.h, len, |image, iy| {
+        // SAFETY: each row is written once.
+        unsafe {
+            let to = out.slice((image * shape.h + iy) * len, len);
+            avg_back_row(shape, &dy[image * plane..(image + 1) * plane], iy, to);
+        }
+    });
+}
+
+multiversion!(fn avg_back_row<S>(shape: &PoolShape, dy: &[f32], iy: usize, dx: &mut [f32]) = avg_back_row_body);
+
+#[inline(always)]
+unsafe fn avg_back_row_body<S: Lanes>(s: &PoolShape, dy: &[f32], iy: usize, dx: &mut [f32]) {
+    let (oy0, oy1) = s.windows(0, iy);
+    // SAFETY: windows lie inside the output, channels inside a pixel.
+    unsafe {
+        for ix in 0..s.w {
+            let (ox0, ox1) = s.windows(1, ix);
+            let mut c = 0;
+            while c < s.c {
+                let n = S::LANES.min(s.c - c);
+                let mut sum = S::zero();
+                for oy in oy0..oy1 {
+                    for ox in ox0..ox1 {
+                        let p = dy.as_ptr().add((oy * s.out_w + ox) * s.c + c);
+                        sum = S::fma(load::<S>(p, n), S::splat(s.scale(oy, ox)), sum);
+                    }
+                }
+                store::<S>(dx.as_mut_ptr().add(ix * s.c + c), sum, n);
+                c += n;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simd::{available, with_isa};
+    use crate::twin::{assert_close, random};
+
+    fn shapes() -> Vec<PoolShape> {
+        let mut shapes = Vec::new();
+        for (seed, &(h, w, c)) in
+            [(1, 1, 1), (7, 9, 3), (12, 11, 16), (8, 8, 65), (15, 6, 130)].iter().enumerate()
+        {
+            for (k, stride, pad, dilation, extra) in [
+                (3, 2, 1, 1, 0),
+                (2, 2, 0, 1, 0),
+                (3, 1, 1, 1, 0),
+                (3, 2, 0, 1, 1),
+                (3, 2, 1, 1, 1),
+                (5, 1, 2, 1, 0),
+                (2, 1, 1, 2, 0),
+            ] {
+                let reach = (k - 1) * dilation + 1;
+                if h + 2 * pad < reach || w + 2 * pad < reach {
+                    continue;
+                }
+                // `extra`: a last window that begins inside but ends outside, as ceil_mode gives.
+                let out = |size: usize| {
+                    let floor = (size + 2 * pad - reach) / stride + 1;
+                    let room = floor * stride < size + pad && (size + 2 * pad - reach) % stride != 0;
+                    floor + if room { extra } else { 0 }
+                };
+                shapes.push(PoolShape {
+                    n: 1 + seed % 3,
+                    h,
+                    w,
+                    c,
+                    kh: k,
+                    kw: k,
+                    stride: [stride; 2],
+                    pad: [pad; 4],
+                    dilation: [dilation; 2],
+                    out_h: out(h),
+                    out_w: out(w),
+                    count_include_pad: seed % 2 == 0,
+                });
+            }
+        }
+        shapes
+    }
+
+    /// The window of an output: (index in x, in row-major order) of the places inside.
+    fn window(s: &PoolShape, n: usize, oy: usize, ox: usize, c: usize) -> Vec<usize> {
+        let mut places = Vec::new();
+        for ky in 0..s.kh {
+            for kx in 0..s.kw {
+                let y = (oy * s.stride[0] + ky * s.dilation[0]) as isize - s.pad[0] as isize;
+                let x = (ox * s.stride[1] + kx * s.dilation[1]) as isize - s.pad[1] as isize;
+                if y >= 0 && x >= 0 && (y as usize) < s.h && (x as usize) < s.w {
+                    places.push(((n * s.h + y as usize) * s.w + x as usize) * s.c + c);
+                }
+            }
+        }
+        places
+    }
+
+    fn each_output(s: &PoolShape, mut f: impl FnMut(usize, Vec<usize>, usize, usize)) {
+        for n in 0..s.n {
+            for oy in 0..s.out_h {
+                for ox in 0..s.out_w {
+                    for c in 0..s.c {
+                        f(((n * s.out_h + oy) * s.out_w + ox) * s.c + c, window(s, n, oy, ox, c), oy, ox);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn max_pool_and_its_gradient() {
+        for &isa in available() {
+            with_isa(isa, || {
+                for s in shapes() {
+                    let what = format!("{isa:?} {s:?}");
+                    // Coarse values, so that maxima are shared; some NaN and −∞.
+                    let mut x = random(1, s.n * s.h * s.w * s.c);
+                    x.iter_mut().for_each(|x| *x = (*x * 2.0).round());
+                    for (i, x) in x.iter_mut().enumerate() {
+                        if i % 97 == 5 {
+                            *x = f32::NAN;
+                        } else if i % 11 == 3 {
+                            *x = f32::NEG_INFINITY;
+                        }
+                    }
+                    let out = s.n * s.out_h * s.out_w * s.c;
+                    let dy = random(2, out);
+                    let (mut y, mut dx) = (vec![0f32; out], vec![9f32; x.len()]);
+                    max_pool(&s, &x, &mut y);
+                    max_pool_backward(&s, &x, &dy, &mut dx);
+                    let (mut want, mut want_dx) = (vec![0f64; out], vec![0f64; x.len()]);
+                    each_output(&s, |o, places, _, _| {
+                        // A dilated window may miss a small image altogether.
+                        let Some(&first) = places.first() else {
+                            want[o] = f64::NEG_INFINITY;
+                            return;
+                        };
+                        let mut best = first;
+                        for &p in &places {
+                            if x[p] > x[best] || x[p].is_nan() {
+                                best = p;
+                            }
+                        }
+                        want[o] = x[best] as f64;
+                        want_dx[best] += dy[o] as f64;
+                    });
+                    assert_close(&y, &want, 0.0, &what);
+                    assert_close(&dx, &want_dx, 1e-6, &what);
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn avg_pool_and_its_gradient() {
+        for &isa in available() {
+            with_isa(isa, || {
+                for s in shapes().into_iter().filter(|s| s.dilation == [1, 1]) {
+                    let what = format!("{isa:?} {s:?}");
+                    let x = random(1, s.n * s.h * s.w * s.c);
+                    let out = s.n * s.out_h * s.out_w * s.c;
+                    let dy = random(2, out);
+                    let (mut y, mut dx) = (vec![0f32; out], vec![9f32; x.len()]);
+                    avg_pool(&s, &x, &mut y);
+                    avg_pool_backward(&s, &dy, &mut dx);
+                    let (mut want, mut want_dx) = (vec![0f64; out], vec![0f64; x.len()]);
+                    each_output(&s, |o, places, oy, ox| {
+                        let padded = |at: usize, stride: usize, k: usize, size: usize, pad: usize| {
+                            (at * stride..at * stride + k).filter(|&i| i < size + 2 * pad).count()
+                        };
+                        let count = if s.count_include_pad {
+                            padded(oy, s.stride[0], s.kh, s.h, s.pad[0])
+                                * padded(ox, s.stride[1], s.kw, s.w, s.pad[1])
+                        } else {
+                            places.len()
+                        };
+                        for p in places {
+                            want[o] += x[p] as f64 / count as f64;
+                            want_dx[p] += dy[o] as f64 / count as f64;
+                        }
+                    });
+                    assert_close(&y, &want, 1e-6, &what);
+                    assert_close(&dx, &want_dx, 1e-6, &what);
+                }
+            });
+        }
+    }
+}
