@@ -64,6 +64,7 @@ def build_facts(name):
     state = model.state_dict()
     info = model.feature_info
     info = info.info if hasattr(info, 'info') else info
+    fmt = getattr(model, 'output_fmt', None)
     facts = dict(
         module=registry._model_to_module[name],
         cls=type(model).__name__,
@@ -76,7 +77,7 @@ def build_facts(name):
         num_classes=model.num_classes,
         global_pool=pool_type(model),
         num_prefix_tokens=getattr(model, 'num_prefix_tokens', None),
-        output_fmt=getattr(getattr(model, 'output_fmt', None), 'value', None),
+        output_fmt=getattr(fmt, 'value', fmt),
         feature_info=[{k: d[k] for k in ('module', 'num_chs', 'reduction')} for d in info],
     )
     features = build(features_only=True)

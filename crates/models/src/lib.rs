@@ -20,6 +20,7 @@ pub mod groups;
 pub mod init;
 pub mod layers;
 pub mod model;
+pub mod names;
 pub mod network;
 pub mod plans;
 pub mod pretrained;

@@ -3,7 +3,7 @@
 //!
 //! Another crate's tests can use it too, with `flate2` and `sha2` among its dev-dependencies:
 //! `#[path = "../../models/tests/support/mod.rs"] mod support;`.
-#![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(dead_code, unused_imports, reason = "each test file uses a part of it")]
 
 mod keys;
 pub mod training;
