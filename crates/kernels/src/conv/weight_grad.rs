@@ -15,13 +15,19 @@ use crate::simd::{Isa, isa};
 use crate::threads::{SendPtr, for_each};
 
 /// Pixels of a block: its part of dy, packed, and a channel tile of x stay in the first two cache levels.
-const BLOCK_PIXELS: usize = 256;
+const BLOCK_PIXELS: usize = 128;
 /// Fewest pixels worth sums of their own.
 const SPLIT_PIXELS: usize = 1024;
 const MOST_SPLITS: usize = 16;
 const ENOUGH_JOBS: usize = 32;
-/// Fewest input channels of a job.
+/// Fewest input channels of a job, and as many as it should have.
 const JOB_INPUTS: usize = 24;
+const WIDE_JOB_INPUTS: usize = 64;
+/// Numbers between pixels of the source from which on a job copies what it reads: pixels so far apart share few
+/// sets of the first-level cache, and each has a page of its own.
+const FAR_APART: usize = 256;
+/// Input channels that a job of the last step takes.
+const CHUNK: usize = 16;
 /// Multiply-adds below which a job is not worth handing to another thread.
 const SMALLEST_JOB: usize = 1 << 20;
 
@@ -49,6 +55,8 @@ struct Plan<'a> {
 struct Scratch {
     band: Vec<f32>,
     dy: Vec<f32>,
+    x: Vec<f32>,
+    copied_pairs: Vec<(u32, u32)>,
     pairs: Vec<(u32, u32)>,
     /// Where each tap's pairs begin.
     starts: Vec<usize>,
@@ -96,7 +104,9 @@ impl Plan<'_> {
         let lines = self.shape.n * self.shape.out_h();
         let work = lines * self.shape.out_w() * self.layout.len();
         let wanted = ENOUGH_JOBS.min(work / SMALLEST_JOB).max(1).div_ceil(self.splits);
-        let panels_per_job = panels.div_ceil(wanted.min(panels));
+        // Input channels are divided first, as long as enough are left for packing dy to pay.
+        let wide_parts = wanted.min(inputs.div_ceil(WIDE_JOB_INPUTS));
+        let panels_per_job = panels.div_ceil(wanted.div_ceil(wide_parts).min(panels));
         let panel_parts = panels.div_ceil(panels_per_job);
         let input_parts = wanted.div_ceil(panel_parts).min(inputs.div_ceil(JOB_INPUTS));
         let inputs_per_job = inputs.div_ceil(input_parts);
@@ -156,20 +166,21 @@ impl Plan<'_> {
             } else {
                 x[first / out_h * shape.h * shape.w * shape.c_in..].as_ptr()
             };
+            let pixels = count * out_w;
+            scratch.dy.clear();
             for index in panels.clone() {
                 let panel = self.layout.panel(index);
                 let width = panel.vectors * lanes(self.layout.isa);
-                let inputs = inputs.start.min(panel.inputs)..inputs.end.min(panel.inputs);
                 pack_dy(
                     &dy[first * out_w * shape.c_out..],
-                    count * out_w,
+                    pixels,
                     shape.c_out,
                     &panel,
                     width,
                     &mut scratch.dy,
                 );
-                self.block(source, scratch, &panel, width, inputs, sums);
             }
+            self.block(source, scratch, pixels, panels.clone(), inputs.clone(), sums);
             first += count;
         }
     }
@@ -215,41 +226,70 @@ impl Plan<'_> {
         }
     }
 
-    /// Adds a block of pixels to the sums of one panel.
+    /// Adds a block of pixels to the sums of some panels.
     fn block(
         &self,
         source: *const f32,
-        scratch: &Scratch,
-        panel: &Panel,
-        width: usize,
+        scratch: &mut Scratch,
+        pixels: usize,
+        panels: Range<usize>,
         inputs: Range<usize>,
         sums: SendPtr<f32>,
     ) {
         let isa = self.layout.isa;
-        let most = best_rows(isa, panel.vectors);
+        let inputs = inputs.start..inputs.end.min(self.layout.panel(0).inputs);
+        let copy = self.layout.groups == 1
+            && self.fuse != Fuse::PaddedCopy
+            && self.shape.c_in * self.shape.stride[1] >= FAR_APART;
         for tap in 0..self.layout.taps {
-            let pairs = &scratch.pairs[scratch.starts[tap]..scratch.starts[tap + 1]];
+            let mut pairs = &scratch.pairs[scratch.starts[tap]..scratch.starts[tap + 1]];
             if pairs.is_empty() {
                 continue;
             }
-            let mut input = inputs.start;
-            while input < inputs.end {
-                let left = inputs.end - input;
-                // The last two tiles share what is left evenly.
-                let rows = if left <= most || left >= 2 * most { left.min(most) } else { left.div_ceil(2) };
-                let tile = OuterTile {
-                    x: source.wrapping_add(panel.first_input + input),
-                    dy: scratch.dy.as_ptr(),
-                    pairs: pairs.as_ptr(),
-                    count: pairs.len(),
-                    // SAFETY: inside the job's part of the sums.
-                    sums: unsafe { sums.add(panel.offset + (tap * panel.inputs + input) * width) },
-                    sums_stride: width,
-                };
-                // SAFETY: pairs lead to pixels inside the source and the packed dy; a pixel has
-                // `first_input + input + rows` channels; the kernel fits this machine.
-                unsafe { outer_tile_fn(isa, rows, panel.vectors)(&tile) };
-                input += rows;
+            let mut x = source;
+            if copy {
+                // An odd number of cache lines between pixels spreads them over all sets.
+                let step = (inputs.len().div_ceil(16) | 1) * 16;
+                scratch.x.resize(pairs.len() * step, 0.0);
+                scratch.copied_pairs.clear();
+                for (index, (row, (at, pixel))) in scratch.x.chunks_exact_mut(step).zip(pairs).enumerate() {
+                    // SAFETY: pairs lead to pixels inside the source, which have all these channels.
+                    let channels = unsafe {
+                        std::slice::from_raw_parts(source.add(*at as usize + inputs.start), inputs.len())
+                    };
+                    row[..inputs.len()].copy_from_slice(channels);
+                    scratch.copied_pairs.push(((index * step) as u32, *pixel));
+                }
+                x = scratch.x.as_ptr().wrapping_sub(inputs.start);
+                pairs = &scratch.copied_pairs;
+            }
+            let mut dy = scratch.dy.as_ptr();
+            for index in panels.clone() {
+                let panel = self.layout.panel(index);
+                let width = panel.vectors * lanes(isa);
+                let most = best_rows(isa, panel.vectors);
+                let mut input = inputs.start.min(panel.inputs);
+                let end = inputs.end.min(panel.inputs);
+                while input < end {
+                    let left = end - input;
+                    // The last two tiles share what is left evenly.
+                    let rows =
+                        if left <= most || left >= 2 * most { left.min(most) } else { left.div_ceil(2) };
+                    let tile = OuterTile {
+                        x: x.wrapping_add(panel.first_input + input),
+                        dy,
+                        pairs: pairs.as_ptr(),
+                        count: pairs.len(),
+                        // SAFETY: inside the job's part of the sums.
+                        sums: unsafe { sums.add(panel.offset + (tap * panel.inputs + input) * width) },
+                        sums_stride: width,
+                    };
+                    // SAFETY: pairs lead to pixels inside the source and the packed dy; a pixel has
+                    // `first_input + input + rows` channels; the kernel fits this machine.
+                    unsafe { outer_tile_fn(isa, rows, panel.vectors)(&tile) };
+                    input += rows;
+                }
+                dy = dy.wrapping_add(pixels * width);
             }
         }
     }
@@ -257,14 +297,13 @@ impl Plan<'_> {
     /// Adds the splits' sums in order and writes them as `[c_out, c_in / groups, kh, kw]`.
     fn finish(&self, sums: SendPtr<f32>, dw: SendPtr<f32>) {
         let (layout, shape) = (&self.layout, self.shape);
-        let chunk = 16;
-        let chunks = layout.panel(0).inputs.div_ceil(chunk);
+        let chunks = layout.panel(0).inputs.div_ceil(CHUNK);
         let group_in = shape.group_in();
         let job = |index: usize| {
             let panel = layout.panel(index / chunks);
             let width = panel.vectors * lanes(layout.isa);
-            let begin = (index % chunks * chunk).min(panel.inputs);
-            let end = (begin + chunk).min(panel.inputs);
+            let begin = (index % chunks * CHUNK).min(panel.inputs);
+            let end = (begin + CHUNK).min(panel.inputs);
             for tap in 0..layout.taps {
                 let at = panel.offset + (tap * panel.inputs + begin) * width;
                 // SAFETY: jobs own disjoint (panel, input channel) parts; splits are distinct copies.
@@ -276,19 +315,26 @@ impl Plan<'_> {
                 }
             }
             let columns = shape.taps() / layout.taps;
+            let mut targets = [0; CHUNK];
             for lane in 0..panel.outputs {
                 let output = panel.first_output + lane;
-                let group = output / layout.outputs;
-                let group_begin = group * layout.inputs - panel.first_input;
-                for input in begin.max(group_begin)..end.min(group_begin + layout.inputs) {
-                    let at = panel.offset + input * width + lane;
-                    let (column, channel) =
-                        ((input - group_begin) / group_in, (input - group_begin) % group_in);
-                    let to = (output * group_in + channel) * shape.taps() + column;
-                    for tap in 0..layout.taps {
+                let group_begin = output / layout.outputs * layout.inputs - panel.first_input;
+                let inputs = begin.max(group_begin)..end.min(group_begin + layout.inputs);
+                if lane == 0 || output % layout.outputs == 0 {
+                    for input in inputs.clone() {
+                        let (column, channel) =
+                            ((input - group_begin) / group_in, (input - group_begin) % group_in);
+                        targets[input - begin] = channel * shape.taps() + column;
+                    }
+                }
+                let to = output * group_in * shape.taps();
+                for tap in 0..layout.taps {
+                    let from = panel.offset + tap * panel.inputs * width + lane;
+                    for input in inputs.clone() {
                         // SAFETY: each (output, input, tap) is written once, by the job that owns it.
                         unsafe {
-                            *dw.add(to + tap * columns) = *sums.add(at + tap * panel.inputs * width);
+                            *dw.add(to + targets[input - begin] + tap * columns) =
+                                *sums.add(from + input * width);
                         }
                     }
                 }
@@ -302,12 +348,12 @@ impl Plan<'_> {
     }
 }
 
-/// Copies a panel's channels of `pixels` pixels side by side, padded with zeros to whole vectors.
+/// Appends a panel's channels of `pixels` pixels side by side, padded with zeros to whole vectors.
 fn pack_dy(dy: &[f32], pixels: usize, channels: usize, panel: &Panel, width: usize, packed: &mut Vec<f32>) {
-    packed.resize(pixels * width, 0.0);
-    for (pixel, row) in packed.chunks_exact_mut(width).enumerate() {
+    let start = packed.len();
+    packed.resize(start + pixels * width, 0.0);
+    for (pixel, row) in packed[start..].chunks_exact_mut(width).enumerate() {
         let source = &dy[pixel * channels + panel.first_output..][..panel.outputs];
         row[..panel.outputs].copy_from_slice(source);
-        row[panel.outputs..].fill(0.0);
     }
 }

@@ -23,13 +23,6 @@ pub struct Epilogue<'a> {
     pub act: Option<Unary>,
 }
 
-/// Applies an activation to numbers that are still in the first-level cache.
-pub(crate) fn activate(act: Unary, row: &mut [f32]) {
-    for x in row {
-        *x = act.eval(*x as f64) as f32;
-    }
-}
-
 fn layout(isa: Isa, k: usize, n: usize) -> Layout {
     Layout { isa, groups: 1, inputs: k, outputs: n, taps: 1 }
 }

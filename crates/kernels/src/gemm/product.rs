@@ -7,6 +7,7 @@ use timm_graph::scalar::Unary;
 
 use super::Epilogue;
 use super::tile::{Tile, best_rows, fitting_rows, tile_fn};
+use crate::elementwise::apply_unary;
 use crate::pack::{Layout, lanes};
 use crate::threads::{SendPtr, for_each};
 
@@ -143,7 +144,7 @@ impl Product<'_> {
                     for row in &rows.offsets[first..first + tile.rows] {
                         // SAFETY: these numbers were just written by this job.
                         let row = unsafe { self.out.slice(panel.first_output + row, panel.outputs) };
-                        super::activate(act, row);
+                        apply_unary(act, row);
                     }
                 }
             }
