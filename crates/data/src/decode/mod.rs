@@ -14,6 +14,9 @@ use crate::{DataError, Image};
 /// Largest `width * height` that is decoded: where Pillow raises its decompression bomb error.
 pub const MAX_PIXELS: u64 = 178_956_970;
 
+/// Longest edge, in pixels, that is decoded: the weights of a resize take memory by the edge.
+const MAX_EDGE: u64 = 1 << 20;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Format {
     Jpeg,
@@ -64,6 +67,11 @@ enum Refusal {
 fn check_size(width: u64, height: u64) -> Result<(), Refusal> {
     if width == 0 || height == 0 {
         return Err(Refusal::Broken(format!("its size is {width} x {height}")));
+    }
+    if width.max(height) > MAX_EDGE {
+        return Err(Refusal::Broken(format!(
+            "its size is {width} x {height}, an edge may have {MAX_EDGE} pixels"
+        )));
     }
     match width.checked_mul(height) {
         Some(pixels) if pixels <= MAX_PIXELS => Ok(()),

@@ -2,6 +2,7 @@
 
 mod color;
 mod config;
+mod dispatch;
 mod erase;
 mod geometry;
 #[cfg(test)]

@@ -178,7 +178,7 @@ pub fn resize(
             for row in first..last {
                 padded[..region.width * 3].copy_from_slice(source(row));
                 let start = (row - first) * row_bytes;
-                dispatch::horizontal(&padded, &columns, &mut between[start..=start + row_bytes]);
+                kernels::horizontal(&padded, &columns, &mut between[start..=start + row_bytes]);
             }
             between.pop();
             let row_between = |row: usize| &between[(row - first) * row_bytes..][..row_bytes];
@@ -203,7 +203,7 @@ fn vertical<'a>(mut out: Image, taps: &Taps, source: impl Fn(usize) -> &'a [u8])
         let (start, weights) = taps.get(index);
         rows.clear();
         rows.extend((start..start + weights.len()).map(&source));
-        dispatch::vertical(&rows, weights, out);
+        kernels::vertical(&rows, weights, out);
     }
     out
 }
@@ -272,29 +272,10 @@ fn clip(sum: i32) -> u8 {
     (sum >> PRECISION).clamp(0, 255) as u8
 }
 
-/// The inner loops, compiled once more for AVX2 and chosen at run time. They are written for the
-/// compiler to vectorise; sums wrap where Pillow's would.
-mod dispatch {
+/// The inner loops. They are written for the compiler to vectorise; sums wrap where Pillow's would.
+mod kernels {
+    use super::super::dispatch::dispatched;
     use super::{HALF, Taps, clip};
-
-    macro_rules! dispatched {
-        ($name:ident, $wide:ident, $body:ident, ($($argument:ident: $type:ty),*)) => {
-            pub(super) fn $name($($argument: $type),*) {
-                #[cfg(target_arch = "x86_64")]
-                if std::arch::is_x86_feature_detected!("avx2") {
-                    // SAFETY: the processor has AVX2, which is all that this copy of safe code asks for.
-                    return unsafe { $wide($($argument),*) };
-                }
-                $body($($argument),*)
-            }
-
-            #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2")]
-            fn $wide($($argument: $type),*) {
-                $body($($argument),*)
-            }
-        };
-    }
 
     dispatched!(horizontal, horizontal_avx2, horizontal_body, (row: &[u8], taps: &Taps, out: &mut [u8]));
     dispatched!(vertical, vertical_avx2, vertical_body, (rows: &[&[u8]], weights: &[i32], out: &mut [u8]));

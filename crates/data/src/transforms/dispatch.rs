@@ -1,0 +1,25 @@
+//! Compiling a loop over pixels once more for AVX2, chosen at run time.
+
+/// `dispatched!(name, wide, body, (argument: type, ...) -> result)` makes `name`, which runs `body` (a
+/// safe function marked `#[inline(always)]`) compiled for AVX2 where the processor has it, and as it is
+/// elsewhere. The result is the same, as only the compiler's choice of instructions differs.
+macro_rules! dispatched {
+    ($name:ident, $wide:ident, $body:ident, ($($argument:ident: $type:ty),*) $(-> $result:ty)?) => {
+        pub(super) fn $name($($argument: $type),*) $(-> $result)? {
+            #[cfg(target_arch = "x86_64")]
+            if std::arch::is_x86_feature_detected!("avx2") {
+                // SAFETY: the processor has AVX2, which is all that this copy of safe code asks for.
+                return unsafe { $wide($($argument),*) };
+            }
+            $body($($argument),*)
+        }
+
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx2")]
+        fn $wide($($argument: $type),*) $(-> $result)? {
+            $body($($argument),*)
+        }
+    };
+}
+
+pub(super) use dispatched;
