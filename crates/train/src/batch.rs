@@ -49,7 +49,7 @@ impl Batch {
         };
         let targets = match &self.targets {
             Targets::Labels(labels) => labels.len() == self.len(),
-            Targets::Soft(rows) => self.len() > 0 && rows.len().is_multiple_of(self.len()),
+            Targets::Soft(rows) => !self.is_empty() && rows.len().is_multiple_of(self.len()),
         };
         if self.is_empty() {
             Some("no images".into())
