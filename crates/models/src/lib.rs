@@ -30,6 +30,6 @@ pub mod weights;
 pub use architecture::{Architecture, ArchitectureError, FeatureInfo, GroupRule, ModelArgs};
 pub use blueprint::Blueprint;
 pub use error::ModelError;
-pub use model::Model;
+pub use model::{Model, WeightSource};
 pub use network::Network;
 pub use plans::{Call, Indices, IntermediatesArgs};

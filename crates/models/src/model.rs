@@ -1,6 +1,6 @@
 //! A model of the zoo: blueprint, weights and engine together, answering timm's calls.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use timm_graph::{Builder, Engine, EngineError, InputData, NodeId, Run, Store, Tensor};
@@ -12,7 +12,20 @@ use crate::init::{init_store, init_tensor};
 use crate::network::Network;
 use crate::plans::{Call, Indices, IntermediatesArgs, Plans};
 use crate::pretrained::Names;
-use crate::weights::{Adaptation, LoadReport, WeightFile};
+use crate::weights::{Adaptation, LoadReport, WeightError, WeightFile};
+
+/// Where a model's weights come from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum WeightSource {
+    /// Freshly initialised.
+    #[default]
+    Init,
+    /// A file of the pretrained tag, fitted to other channels and classes; downloading is not there yet, so without
+    /// a file this is an error that says where to find it.
+    Pretrained { file: Option<PathBuf> },
+    /// A file that must fit the model exactly.
+    Checkpoint(PathBuf),
+}
 
 /// A network of the zoo with its weights. Any number of threads may call `forward` at once.
 ///
@@ -39,6 +52,41 @@ impl Model {
     /// As [`Blueprint::new`].
     pub fn new(name: &str, args: &ModelArgs, engine: Arc<dyn Engine>) -> Result<Self, ModelError> {
         Ok(Self::from_blueprint(Blueprint::new(name, args)?, engine))
+    }
+
+    /// Makes the model `name` with the weights of `source`.
+    ///
+    /// # Errors
+    /// As [`Blueprint::new`] and [`Model::load_checkpoint`].
+    pub fn with_weights(
+        name: &str,
+        args: &ModelArgs,
+        source: &WeightSource,
+        engine: Arc<dyn Engine>,
+    ) -> Result<Self, ModelError> {
+        let blueprint = Blueprint::new(name, args)?;
+        if *source == WeightSource::Init {
+            return Ok(Self::from_blueprint(blueprint, engine));
+        }
+        // What the file brings need not be drawn first.
+        let mut store = Store::new();
+        for (name, spec) in blueprint.states() {
+            store.insert(name.as_str(), spec.kind, Tensor::full(&spec.shape, 0.0));
+        }
+        let mut model = Model { blueprint, store, engine, plans: Plans::default() };
+        let report = match source {
+            WeightSource::Checkpoint(path) => model.load_checkpoint(path, true)?,
+            WeightSource::Pretrained { file: Some(path) } => model.load_pretrained(path)?,
+            _ => return Err(no_pretrained(name, &model).into()),
+        };
+        let seed = model.args().seed;
+        for name in &report.untouched {
+            if let (Some(spec), Some(entry)) = (model.blueprint.states().get(name), model.store.get_mut(name))
+            {
+                entry.tensor = init_tensor(name, spec, seed);
+            }
+        }
+        Ok(model)
     }
 
     /// Gives a blueprint freshly initialised weights and an engine.
@@ -218,6 +266,23 @@ impl Model {
     pub fn save(&self, path: impl AsRef<Path>) -> Result<(), ModelError> {
         Ok(crate::weights::save(path, self.store.iter(), &self.metadata())?)
     }
+}
+
+fn no_pretrained(name: &str, model: &Model) -> WeightError {
+    let cfg = model.pretrained_cfg();
+    let source = [&cfg.hf_hub_id, &cfg.url].into_iter().flatten().find(|source| !source.is_empty());
+    let message = match source {
+        None => "none were published for it; other tags may have some".to_string(),
+        Some(source) => {
+            let place = if source.contains("://") {
+                source.clone()
+            } else {
+                format!("https://huggingface.co/{source}")
+            };
+            format!("downloading is not built in yet; get the safetensors file of {place} and give its path")
+        }
+    };
+    WeightError::NoWeights { name: name.to_string(), message }
 }
 
 impl Network for Model {

@@ -30,7 +30,7 @@ pub enum WeightError {
     #[error("'{}': tensor '{name}' is {dtype}; f32, f16, bf16, f64 and integers can be read", path.display())]
     Dtype { path: PathBuf, name: String, dtype: String },
     #[error("'{}' does not fit the model:{report}", path.display())]
-    Mismatch { path: PathBuf, report: LoadReport },
+    Mismatch { path: PathBuf, report: Box<LoadReport> },
     #[error("no pretrained weights for '{name}' here: {message}")]
     NoWeights { name: String, message: String },
 }
@@ -54,6 +54,8 @@ pub struct LoadReport {
     pub misshapen: Vec<Misshapen>,
     /// What was changed on the way, as timm does for other input channels or classes.
     pub adapted: Vec<String>,
+    /// Every entry of the model that kept its value: the missing ones and a classifier for other classes.
+    pub untouched: Vec<String>,
 }
 
 impl LoadReport {
@@ -290,13 +292,17 @@ impl WeightFile {
             }
         }
         let found: HashSet<&str> = names.iter().map(String::as_str).collect();
-        let in_model = store.iter().filter(|(_, entry)| entry.kind != StateKind::Slot).map(|(name, _)| name);
-        report.missing = in_model
-            .filter(|name| !found.contains(name) && !adaptation.drops(name))
-            .map(String::from)
-            .collect();
+        for (name, _) in store.iter().filter(|(_, entry)| entry.kind != StateKind::Slot) {
+            let dropped = adaptation.drops(name);
+            if dropped || !found.contains(name) {
+                report.untouched.push(name.to_string());
+            }
+            if !dropped && !found.contains(name) {
+                report.missing.push(name.to_string());
+            }
+        }
         if !report.misshapen.is_empty() || (strict && !report.fits()) {
-            return Err(WeightError::Mismatch { path: self.path.clone(), report });
+            return Err(WeightError::Mismatch { path: self.path.clone(), report: report.into() });
         }
         for (name, tensor) in loaded {
             if let Some(entry) = store.get_mut(&name) {

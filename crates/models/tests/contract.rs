@@ -250,3 +250,19 @@ fn a_backbone_inside_a_users_graph() {
     assert!(graph.states.contains_key("backbone.layer4.0.conv1.weight"));
     assert_eq!(graph.states["head.weight"].shape, [3, 96]);
 }
+
+#[test]
+#[ignore = "a measurement: run it with --release --nocapture"]
+fn slow_time_to_make_resnet50() {
+    let best = |f: &dyn Fn()| {
+        let runs = (0..5).map(|_| {
+            let start = std::time::Instant::now();
+            f();
+            start.elapsed()
+        });
+        runs.min().expect("five runs")
+    };
+    let blueprint = || timm_models::Blueprint::new("resnet50", &ModelArgs::default()).expect("a known model");
+    println!("blueprint {:?}", best(&|| drop(blueprint())));
+    println!("with weights {:?}", best(&|| drop(Model::from_blueprint(blueprint(), engine()))));
+}

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use timm_graph::reference::ReferenceEngine;
 use timm_graph::{StateKind, Store, Tensor};
 use timm_models::weights::{Adaptation, WeightFile, adapt_input_conv, save};
-use timm_models::{Model, ModelArgs};
+use timm_models::{Model, ModelArgs, WeightSource};
 
 /// A folder of its own for each test, removed at the end.
 struct Folder(PathBuf);
@@ -252,6 +252,28 @@ fn pretrained_weights_adapt_to_channels_and_classes() {
     let mut headless = model(ModelArgs { num_classes: Some(0), ..ModelArgs::default() });
     headless.load_pretrained(&path).expect("loaded");
     assert!(headless.store().get("fc.weight").is_none());
+}
+
+#[test]
+fn made_with_weights() {
+    let folder = Folder::new("made");
+    let path = folder.path("weights.safetensors");
+    let source = seeded(7);
+    source.save(&path).expect("saved");
+    let make = |args: &ModelArgs, source: &WeightSource| {
+        Model::with_weights("test_resnet", args, source, Arc::new(ReferenceEngine))
+    };
+    let args = ModelArgs { seed: 8, ..ModelArgs::default() };
+    let loaded = make(&args, &WeightSource::Checkpoint(path.clone())).expect("loaded");
+    assert!(loaded.store().iter().eq(source.store().iter()));
+    let args = ModelArgs { num_classes: Some(5), ..args };
+    let fitted = make(&args, &WeightSource::Pretrained { file: Some(path.clone()) }).expect("loaded");
+    assert_eq!(fitted.store().get("layer3.0.conv2.weight"), source.store().get("layer3.0.conv2.weight"));
+    assert_eq!(fitted.store().get("fc.weight"), model(args.clone()).store().get("fc.weight"), "initialised");
+    assert!(make(&args, &WeightSource::Checkpoint(path)).is_err(), "other classes do not fit exactly");
+
+    let error = make(&args, &WeightSource::Pretrained { file: None }).err().expect("no download").to_string();
+    assert!(error.contains("https://huggingface.co/timm/test_resnet.r160_in1k"), "{error}");
 }
 
 #[test]
