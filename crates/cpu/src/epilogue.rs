@@ -81,7 +81,7 @@ fn extend(graph: &Graph, fused: &mut Fused, last: NodeId, next: NodeId) -> bool 
             if per_channel && fused.bias.is_none() && fused.residual.is_none() {
                 fused.bias = Some(other);
                 true
-            } else if shape == node.shape && fused.residual.is_none() {
+            } else if shape == node.shape && fused.residual.is_none() && !is_depthwise(graph, fused.root) {
                 fused.residual = Some(other);
                 true
             } else {
@@ -90,4 +90,9 @@ fn extend(graph: &Graph, fused: &mut Fused, last: NodeId, next: NodeId) -> bool 
         }
         _ => false,
     }
+}
+
+/// The depthwise kernels take no residual.
+fn is_depthwise(graph: &Graph, root: NodeId) -> bool {
+    matches!(graph.node(root).op, Op::Conv2d(conv) if conv.groups > 1 && conv.groups == graph.shape(graph.node(root).inputs[0])[1])
 }

@@ -304,7 +304,8 @@ impl<'p, 'g> Code<'p, 'g> {
         match &node.op {
             Op::BatchNorm { eps } => {
                 let x = self.operand(node.inputs[0]);
-                let [mean, var, weight, bias] = std::array::from_fn(|i| self.channel_vector(node.inputs[i + 1]));
+                let [mean, var, weight, bias] =
+                    std::array::from_fn(|i| self.channel_vector(node.inputs[i + 1]));
                 let eps = self.number(*eps);
                 let centred = self.binary(Binary::Sub, x, mean);
                 let shifted = self.binary(Binary::Add, var, eps);

@@ -32,7 +32,8 @@ pub fn states(plan: &mut Plan) {
         let whole = plan.buffers[n].life.len == value.layout.len() && value.offset == 0;
         let elementwise = step.name.starts_with("elementwise");
         let late_reader = last_read.get(&place).is_some_and(|&last| last > s);
-        let inexact = (0..step.reads.len()).any(|r| step.reads[r].place == place && !step.exact_reads.contains(&r));
+        let inexact =
+            (0..step.reads.len()).any(|r| step.reads[r].place == place && !step.exact_reads.contains(&r));
         let taken = renames.contains_key(&n);
         if !whole || !elementwise || late_reader || inexact || taken {
             return true;

@@ -38,7 +38,8 @@ impl CpuEngine {
     /// As [`Engine::compile`].
     pub fn compile_cpu(&self, graph: Graph) -> Result<CpuExecutable, EngineError> {
         let training = !graph.updates.is_empty();
-        let graph = if training { rewrite::for_training(&graph).graph } else { rewrite::for_inference(&graph).graph };
+        let graph =
+            if training { rewrite::for_training(&graph).graph } else { rewrite::for_inference(&graph).graph };
         Ok(CpuExecutable::new(plan::plan(graph)?))
     }
 }

@@ -65,12 +65,19 @@ impl Planner<'_> {
             Op::Reduce { op, axes } => self.reduce(id, *op, axes),
             Op::MaxPool(p) | Op::AvgPool(p) => {
                 let value = self.channels_last(input());
-                let (shape, max) = (pool_shape(p, graph.shape(input()), &node.shape), matches!(node.op, Op::MaxPool(_)));
+                let (shape, max) =
+                    (pool_shape(p, graph.shape(input()), &node.shape), matches!(node.op, Op::MaxPool(_)));
                 let layout = Layout::channels_last(&node.shape);
-                self.simple(if max { "max pool" } else { "avg pool" }, id, vec![value], layout, move |args| {
-                    let forward = if max { pool::max_pool } else { pool::avg_pool };
-                    forward(&shape, args.read(0), args.write(0));
-                });
+                self.simple(
+                    if max { "max pool" } else { "avg pool" },
+                    id,
+                    vec![value],
+                    layout,
+                    move |args| {
+                        let forward = if max { pool::max_pool } else { pool::avg_pool };
+                        forward(&shape, args.read(0), args.write(0));
+                    },
+                );
             }
             Op::MaxPoolGrad(p) => {
                 let shape = pool_shape(p, &node.shape, graph.shape(node.inputs[1]));
@@ -82,9 +89,15 @@ impl Planner<'_> {
             Op::AvgPoolGrad { pool: p, .. } => {
                 let shape = pool_shape(p, &node.shape, graph.shape(input()));
                 let value = self.channels_last(input());
-                self.simple("avg pool grad", id, vec![value], Layout::channels_last(&node.shape), move |args| {
-                    pool::avg_pool_backward(&shape, args.read(0), args.write(0));
-                });
+                self.simple(
+                    "avg pool grad",
+                    id,
+                    vec![value],
+                    Layout::channels_last(&node.shape),
+                    move |args| {
+                        pool::avg_pool_backward(&shape, args.read(0), args.write(0));
+                    },
+                );
             }
             Op::ChannelStats => {
                 let value = self.channels_last(input());
@@ -108,7 +121,8 @@ impl Planner<'_> {
             }
             Op::LayerNorm { eps } => {
                 let eps = *eps;
-                let values = vec![self.row_major(input()), self.value(node.inputs[1]), self.value(node.inputs[2])];
+                let values =
+                    vec![self.row_major(input()), self.value(node.inputs[1]), self.value(node.inputs[2])];
                 let columns = *node.shape.last().expect("checked");
                 self.simple("layer norm", id, values, Layout::row_major(&node.shape), move |args| {
                     let (weight, bias) = (Some(args.read(1)), Some(args.read(2)));
@@ -117,7 +131,8 @@ impl Planner<'_> {
             }
             Op::Softmax | Op::LogSoftmax => {
                 let value = self.row_major(input());
-                let (columns, log) = (*node.shape.last().expect("checked"), matches!(node.op, Op::LogSoftmax));
+                let (columns, log) =
+                    (*node.shape.last().expect("checked"), matches!(node.op, Op::LogSoftmax));
                 self.simple("softmax", id, vec![value], Layout::row_major(&node.shape), move |args| {
                     softmax::softmax(args.read(0), columns, log, args.write(0));
                 });
@@ -172,7 +187,9 @@ impl Planner<'_> {
         }
         self.simple("slice", id, vec![value], layout, move |args| {
             copy::copy_axis(
-                outer, inner, count,
+                outer,
+                inner,
+                count,
                 (args.read(0), Along { len, start, step }),
                 (args.write(0), Along { len: count, start: 0, step: 1 }),
             );
@@ -186,7 +203,9 @@ impl Planner<'_> {
         self.simple("pad", id, vec![value], layout, move |args| {
             args.write(0).fill(number);
             copy::copy_axis(
-                outer, inner, count,
+                outer,
+                inner,
+                count,
                 (args.read(0), Along { len: count, start: 0, step: 1 }),
                 (args.write(0), Along { len, start: before, step }),
             );
@@ -209,7 +228,9 @@ impl Planner<'_> {
             let mut at = 0;
             for (i, &count) in counts.iter().enumerate() {
                 copy::copy_axis(
-                    outer, inner, count,
+                    outer,
+                    inner,
+                    count,
                     (args.read(i), Along { len: count, start: 0, step: 1 }),
                     (args.write(0), Along { len, start: at, step: 1 }),
                 );

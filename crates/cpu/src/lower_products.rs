@@ -2,6 +2,8 @@
 
 use timm_graph::{Conv2d, EngineError, NodeId, Op};
 use timm_kernels::conv::{self, ConvShape};
+use timm_kernels::copy;
+use timm_kernels::depthwise::{self, DepthwiseShape};
 use timm_kernels::gemm::{self, Epilogue};
 
 use crate::epilogue::Fused;
@@ -42,6 +44,24 @@ fn conv_shape(conv: &Conv2d, x: &[usize], w: &[usize]) -> ConvShape {
     }
 }
 
+/// The shape for the depthwise kernels, where every group has one input channel.
+fn as_depthwise(s: &ConvShape) -> Option<DepthwiseShape> {
+    (s.groups == s.c_in && s.groups > 1).then(|| DepthwiseShape {
+        n: s.n,
+        h: s.h,
+        w: s.w,
+        c: s.c_in,
+        multiplier: s.c_out / s.c_in,
+        kh: s.kh,
+        kw: s.kw,
+        stride: s.stride,
+        pad: [s.pad[0], s.pad[2]],
+        dilation: s.dilation,
+        out_h: s.out_h(),
+        out_w: s.out_w(),
+    })
+}
+
 fn conv_flops(shape: &ConvShape) -> u64 {
     let outputs = shape.n * shape.out_h() * shape.out_w() * shape.c_out;
     2 * (outputs * shape.kh * shape.kw * shape.c_in / shape.groups) as u64
@@ -72,7 +92,8 @@ impl Planner<'_> {
         if let Some(residual) = fused.residual {
             extra.push(self.in_layout(residual, &layout).span());
         }
-        let tail = Tail { bias: fused.bias.is_some(), residual: fused.residual.is_some(), act: fused.activation };
+        let tail =
+            Tail { bias: fused.bias.is_some(), residual: fused.residual.is_some(), act: fused.activation };
         let value = match &graph.node(fused.root).op {
             Op::Conv2d(conv) => self.conv(fused.root, conv, extra, tail, id),
             _ => self.linear(fused.root, extra, tail, id),
@@ -102,7 +123,13 @@ impl Planner<'_> {
         let (x, w) = (graph.node(root).inputs[0], graph.node(root).inputs[1]);
         let shape = conv_shape(conv, graph.shape(x), graph.shape(w));
         let input = self.channels_last(x);
-        let (packed, kernel): (Value, Kernel) = {
+        let (packed, kernel): (Value, Kernel) = if let Some(shape) = as_depthwise(&shape) {
+            let kernel = move |args: &Args| {
+                let tail = tail.bind(args);
+                depthwise::depthwise(&shape, args.read(0), args.read(1), tail.bias, tail.act, args.write(0));
+            };
+            (self.packed_depthwise(w), Box::new(kernel))
+        } else {
             let pack = move |w: &[f32], packed: &mut [f32]| conv::pack_weights(&shape, w, packed);
             let packed = self.packed(w, &format!("conv {shape:?}"), conv::packed_len(&shape), pack);
             let kernel = move |args: &Args| {
@@ -112,7 +139,14 @@ impl Planner<'_> {
         };
         let out = self.new_value(id, Layout::channels_last(graph.shape(root)));
         let reads = [vec![input.span(), packed.span()], extra].concat();
-        self.push_counted(&conv_name("conv", &shape), id, reads, vec![out.span()], kernel, conv_flops(&shape));
+        self.push_counted(
+            &conv_name("conv", &shape),
+            id,
+            reads,
+            vec![out.span()],
+            kernel,
+            conv_flops(&shape),
+        );
         out
     }
 
@@ -121,16 +155,30 @@ impl Planner<'_> {
         let (dy, w) = (graph.node(id).inputs[0], graph.node(id).inputs[1]);
         let shape = conv_shape(conv, graph.shape(id), graph.shape(w));
         let input = self.channels_last(dy);
-        let (packed, kernel): (Value, Kernel) = {
-            let pack = move |w: &[f32], packed: &mut [f32]| conv::pack_weights_for_input_grad(&shape, w, packed);
+        let (packed, kernel): (Value, Kernel) = if let Some(shape) = as_depthwise(&shape) {
+            let kernel = move |args: &Args| {
+                depthwise::depthwise_input_grad(&shape, args.read(0), args.read(1), args.write(0));
+            };
+            (self.packed_depthwise(w), Box::new(kernel))
+        } else {
+            let pack =
+                move |w: &[f32], packed: &mut [f32]| conv::pack_weights_for_input_grad(&shape, w, packed);
             let len = conv::input_grad_packed_len(&shape);
             let packed = self.packed(w, &format!("input grad {shape:?}"), len, pack);
-            let kernel = move |args: &Args| conv::input_grad(&shape, args.read(0), args.read(1), args.write(0));
+            let kernel =
+                move |args: &Args| conv::input_grad(&shape, args.read(0), args.read(1), args.write(0));
             (packed, Box::new(kernel))
         };
         let out = self.new_value(id, Layout::channels_last(graph.shape(id)));
         let name = conv_name("conv input grad", &shape);
-        self.push_counted(&name, id, vec![input.span(), packed.span()], vec![out.span()], kernel, conv_flops(&shape));
+        self.push_counted(
+            &name,
+            id,
+            vec![input.span(), packed.span()],
+            vec![out.span()],
+            kernel,
+            conv_flops(&shape),
+        );
         out
     }
 
@@ -139,8 +187,13 @@ impl Planner<'_> {
         let (x, dy) = (graph.node(id).inputs[0], graph.node(id).inputs[1]);
         let shape = conv_shape(conv, graph.shape(x), graph.shape(id));
         let (input, gradient) = (self.channels_last(x), self.channels_last(dy));
-        let kernel: Kernel =
-            Box::new(move |args| conv::weight_grad(&shape, args.read(0), args.read(1), args.write(0)));
+        let kernel: Kernel = if let Some(shape) = as_depthwise(&shape) {
+            Box::new(move |args| {
+                depthwise::depthwise_weight_grad(&shape, args.read(0), args.read(1), args.write(0));
+            })
+        } else {
+            Box::new(move |args| conv::weight_grad(&shape, args.read(0), args.read(1), args.write(0)))
+        };
         let out = self.new_value(id, Layout::row_major(graph.shape(id)));
         let name = conv_name("conv weight grad", &shape);
         let reads = vec![input.span(), gradient.span()];
@@ -166,7 +219,8 @@ impl Planner<'_> {
         };
         let right = self.value(b);
         let b_strides = right.layout.strides();
-        let (b_row, b_col) = if trans_b { (b_strides[1], b_strides[0]) } else { (b_strides[0], b_strides[1]) };
+        let (b_row, b_col) =
+            if trans_b { (b_strides[1], b_strides[0]) } else { (b_strides[0], b_strides[1]) };
         let pack = move |w: &[f32], packed: &mut [f32]| gemm::pack_b(k, n, w, b_row, b_col, packed);
         let key = format!("matrix {k}x{n} {b_row} {b_col}");
         let packed = self.packed_value(b, &right, &key, gemm::gemm_packed_len(k, n), pack);
@@ -203,6 +257,14 @@ impl Planner<'_> {
         let name = format!("matmul {batch}x {m}x{k}x{n}");
         self.push_counted(&name, id, vec![a.span(), b.span()], vec![out.span()], kernel, flops);
         out
+    }
+
+    /// `[C, 1, KH, KW]` as `[KH · KW, C]`.
+    fn packed_depthwise(&mut self, weight: NodeId) -> Value {
+        let shape = self.graph.shape(weight);
+        let dims = [shape[0], shape[2] * shape[3]];
+        let pack = move |w: &[f32], packed: &mut [f32]| copy::permute(w, &dims, &[1, 0], packed);
+        self.packed(weight, "depthwise", dims[0] * dims[1], pack)
     }
 
     fn packed(

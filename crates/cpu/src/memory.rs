@@ -26,7 +26,8 @@ pub fn place(buffers: &[Lifetime]) -> (Vec<usize>, usize) {
         let len = buffers[i].len.next_multiple_of(ALIGN);
         let mut offset = 0;
         for &other in &placed {
-            let alive_together = buffers[other].first <= buffers[i].last && buffers[i].first <= buffers[other].last;
+            let alive_together =
+                buffers[other].first <= buffers[i].last && buffers[i].first <= buffers[other].last;
             if !alive_together {
                 continue;
             }
@@ -93,7 +94,8 @@ mod tests {
             assert!(offsets[i] + buffers[i].len <= total && offsets[i] % ALIGN == 0);
             for j in 0..i {
                 let together = buffers[i].first <= buffers[j].last && buffers[j].first <= buffers[i].last;
-                let apart = offsets[i] + buffers[i].len <= offsets[j] || offsets[j] + buffers[j].len <= offsets[i];
+                let apart =
+                    offsets[i] + buffers[i].len <= offsets[j] || offsets[j] + buffers[j].len <= offsets[i];
                 assert!(!together || apart, "{i} and {j} overlap");
             }
         }

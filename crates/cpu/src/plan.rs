@@ -215,7 +215,8 @@ impl<'g> Planner<'g> {
 
     fn walk(&mut self) -> Result<(), EngineError> {
         let live = self.graph.live();
-        let absorbed: HashSet<NodeId> = self.fused.values().flat_map(|f| f.absorbed.iter().copied()).collect();
+        let absorbed: HashSet<NodeId> =
+            self.fused.values().flat_map(|f| f.absorbed.iter().copied()).collect();
         for i in 0..self.graph.nodes.len() {
             let id = NodeId(i as u32);
             if live[i] && !absorbed.contains(&id) {
@@ -366,7 +367,8 @@ impl<'g> Planner<'g> {
         for span in reads.iter().chain(&writes) {
             if fixed { self.touch_prepare(*span, at) } else { self.touch(*span, at) }
         }
-        let step = Step { name: name.into(), node: id, reads, writes, kernel, flops, exact_reads: Vec::new() };
+        let step =
+            Step { name: name.into(), node: id, reads, writes, kernel, flops, exact_reads: Vec::new() };
         if fixed { self.prepare.push(step) } else { self.steps.push(step) }
     }
 
@@ -386,5 +388,4 @@ impl<'g> Planner<'g> {
             buffer.life.last = buffer.life.last.max(until);
         }
     }
-
 }

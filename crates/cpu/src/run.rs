@@ -25,7 +25,8 @@ impl CpuExecutable {
     pub(crate) fn new(plan: Plan) -> Self {
         let mut offsets = vec![0; plan.buffers.len()];
         let mut place = |fixed: bool| {
-            let which: Vec<usize> = (0..plan.buffers.len()).filter(|&i| plan.buffers[i].fixed == fixed).collect();
+            let which: Vec<usize> =
+                (0..plan.buffers.len()).filter(|&i| plan.buffers[i].fixed == fixed).collect();
             let lives: Vec<Lifetime> = which.iter().map(|&i| plan.buffers[i].life).collect();
             let (placed, total) = memory::place(&lives);
             which.iter().zip(placed).for_each(|(&i, offset)| offsets[i] = offset);
@@ -76,23 +77,26 @@ impl CpuExecutable {
         wanted.collect()
     }
 
-    /// Runs all steps; `each` is called after each with its index. State pointers must be valid for what the
+    /// Runs all steps; `each` is called before each and after the last. State pointers must be valid for what the
     /// steps do with them.
     fn execute(
         &self,
         store: &Store,
         states: Vec<*mut f32>,
         run: &Run,
-        each: &mut dyn FnMut(usize),
+        each: &mut dyn FnMut(),
     ) -> Result<(Vec<Tensor>, Vec<(usize, Vec<f32>)>), EngineError> {
         let inputs = self.check_inputs(run)?;
         let idle = self.idle.lock().unwrap_or_else(|e| e.into_inner()).pop();
         let mut work = idle.unwrap_or_else(|| Block::new(self.work_len));
         let mut memory = Memory {
-            inputs: inputs.iter().map(|i| match i {
-                InputData::F32(data) => data.as_ptr(),
-                InputData::U8(data) => data.as_ptr().cast(),
-            }).collect(),
+            inputs: inputs
+                .iter()
+                .map(|i| match i {
+                    InputData::F32(data) => data.as_ptr(),
+                    InputData::U8(data) => data.as_ptr().cast(),
+                })
+                .collect(),
             states,
             constants: self.plan.constants.iter().map(|c| c.as_ptr()).collect(),
             fixed: std::ptr::null_mut(),
@@ -102,12 +106,14 @@ impl CpuExecutable {
         };
         let prepared = self.prepared(store, &mut memory);
         memory.fixed = prepared.as_ptr().cast_mut();
-        for (i, step) in self.plan.steps.iter().enumerate() {
+        for step in &self.plan.steps {
+            each();
             memory.run(self, step);
-            each(i);
         }
+        each();
         let outputs = self.plan.outputs.iter().map(|value| memory.tensor(self, value)).collect();
-        let copies = self.plan.copies.iter().map(|(state, v)| (*state, memory.tensor(self, v).data)).collect();
+        let copies =
+            self.plan.copies.iter().map(|(state, v)| (*state, memory.tensor(self, v).data)).collect();
         self.idle.lock().unwrap_or_else(|e| e.into_inner()).push(work);
         Ok((outputs, copies))
     }
@@ -119,24 +125,43 @@ impl CpuExecutable {
         Ok(names.map(|name| entry(name)).collect())
     }
 
-    /// Runs a graph without updates and reports the seconds of each step.
+    fn writable_states(&self, store: &mut Store) -> Result<Vec<*mut f32>, EngineError> {
+        store.check(&self.plan.graph.states)?;
+        let mut pointers = vec![std::ptr::null_mut(); self.plan.graph.states.len()];
+        for (name, entry) in store.iter_mut() {
+            if let Some(n) = self.plan.graph.states.get_index_of(name) {
+                pointers[n] = entry.tensor.data.as_mut_ptr();
+            }
+        }
+        Ok(pointers)
+    }
+
+    /// One [`Executable::step`] that calls `each` before every step and after the last.
+    fn step_with(
+        &self,
+        store: &mut Store,
+        run: &Run,
+        each: &mut dyn FnMut(),
+    ) -> Result<Vec<Tensor>, EngineError> {
+        // Before the first write, so that an error changes nothing.
+        self.check_inputs(run)?;
+        let states = self.writable_states(store)?;
+        let (outputs, copies) = self.execute(store, states, run, each)?;
+        for (state, data) in copies {
+            let name = self.plan.graph.states.get_index(state).expect("numbered").0;
+            store.get_mut(name).expect("checked").tensor.data = data;
+        }
+        Ok(outputs)
+    }
+
+    /// Runs once, updates included, and reports the seconds of each step of [`CpuExecutable::steps`].
     ///
     /// # Errors
-    /// As [`Executable::run`].
-    pub fn profile(&self, store: &Store, run: Run) -> Result<Vec<f64>, EngineError> {
-        if !self.plan.graph.updates.is_empty() {
-            return Err(EngineError::NeedsStep);
-        }
-        let states = self.read_only_states(store)?;
-        let mut seconds = Vec::with_capacity(self.plan.steps.len());
-        // The preparation must not count: run it first.
-        self.execute(store, states.clone(), &run, &mut |_| {})?;
-        let mut last = std::time::Instant::now();
-        self.execute(store, states, &run, &mut |_| {
-            seconds.push(last.elapsed().as_secs_f64());
-            last = std::time::Instant::now();
-        })?;
-        Ok(seconds)
+    /// As [`Executable::step`].
+    pub fn profile(&self, store: &mut Store, run: Run) -> Result<Vec<f64>, EngineError> {
+        let mut moments = Vec::with_capacity(self.plan.steps.len() + 1);
+        self.step_with(store, &run, &mut || moments.push(std::time::Instant::now()))?;
+        Ok(moments.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect())
     }
 }
 
@@ -146,25 +171,11 @@ impl Executable for CpuExecutable {
             return Err(EngineError::NeedsStep);
         }
         let states = self.read_only_states(store)?;
-        Ok(self.execute(store, states, &run, &mut |_| {})?.0)
+        Ok(self.execute(store, states, &run, &mut || {})?.0)
     }
 
     fn step(&self, store: &mut Store, run: Run) -> Result<Vec<Tensor>, EngineError> {
-        store.check(&self.plan.graph.states)?;
-        // Before the first write, so that an error changes nothing.
-        self.check_inputs(&run)?;
-        let mut pointers = vec![std::ptr::null_mut(); self.plan.graph.states.len()];
-        for (name, entry) in store.iter_mut() {
-            if let Some(n) = self.plan.graph.states.get_index_of(name) {
-                pointers[n] = entry.tensor.data.as_mut_ptr();
-            }
-        }
-        let (outputs, copies) = self.execute(store, pointers, &run, &mut |_| {})?;
-        for (state, data) in copies {
-            let name = self.plan.graph.states.get_index(state).expect("numbered").0;
-            store.get_mut(name).expect("checked").tensor.data = data;
-        }
-        Ok(outputs)
+        self.step_with(store, &run, &mut || {})
     }
 
     fn workspace_bytes(&self) -> usize {
@@ -200,7 +211,8 @@ impl Memory {
     fn run(&self, exe: &CpuExecutable, step: &Step) {
         let reads: Vec<(*const f32, usize)> =
             step.reads.iter().map(|s| (self.pointer(exe, s).cast_const(), s.len)).collect();
-        let writes: Vec<(*mut f32, usize)> = step.writes.iter().map(|s| (self.pointer(exe, s), s.len)).collect();
+        let writes: Vec<(*mut f32, usize)> =
+            step.writes.iter().map(|s| (self.pointer(exe, s), s.len)).collect();
         (step.kernel)(&Args { reads: &reads, writes: &writes, seed: self.seed, step: self.step });
     }
 

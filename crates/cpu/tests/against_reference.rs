@@ -5,8 +5,8 @@ use timm_cpu::CpuEngine;
 use timm_graph::reference::ReferenceEngine;
 use timm_graph::scalar::{Binary, Unary};
 use timm_graph::{
-    Builder, Conv2d, DType, Engine, Graph, Init, InputData, NodeId, Op, Pool, ReduceOp, Run, StateKind, StateSpec,
-    Store, Tensor, grad::gradients,
+    Builder, Conv2d, DType, Engine, Graph, Init, InputData, NodeId, Op, Pool, ReduceOp, Run, StateKind,
+    StateSpec, Store, Tensor, grad::gradients,
 };
 
 fn noise(seed: u64, len: usize) -> Vec<f32> {
@@ -30,7 +30,10 @@ fn assert_close(what: &str, got: &[f32], want: &[f32], tolerance: f32) {
     assert_eq!(got.len(), want.len(), "{what}: length");
     let scale = want.iter().fold(1e-3f32, |m, v| m.max(v.abs()));
     for (i, (g, w)) in got.iter().zip(want).enumerate() {
-        assert!((g - w).abs() <= tolerance * scale, "{what}: element {i} is {g}, should be {w} (scale {scale})");
+        assert!(
+            (g - w).abs() <= tolerance * scale,
+            "{what}: element {i} is {g}, should be {w} (scale {scale})"
+        );
     }
 }
 
@@ -52,7 +55,12 @@ fn compare(what: &str, graph: Graph, inputs: &[(&str, InputData)]) {
             assert_close(&format!("{what}: {name}, round {round}"), &g.data, &w.data, 2e-5);
         }
         for ((name, g), (_, w)) in ours.iter().zip(theirs.iter()) {
-            assert_close(&format!("{what}: state {name}, round {round}"), &g.tensor.data, &w.tensor.data, 2e-5);
+            assert_close(
+                &format!("{what}: state {name}, round {round}"),
+                &g.tensor.data,
+                &w.tensor.data,
+                2e-5,
+            );
         }
     }
 }
@@ -88,8 +96,31 @@ fn check(what: &str, shapes: &[&[usize]], write: impl Fn(&Builder, &[NodeId]) ->
 fn unary_functions() {
     use Unary::*;
     for f in [
-        Neg, Abs, Sign, Step, Floor, Exp, Log, Sqrt, Rsqrt, Recip, Square, Sin, Cos, Erf, Tanh, Sigmoid, Softplus,
-        Relu, Relu6, Silu, Gelu, GeluTanh, HardSigmoid, HardSwish, LeakyRelu(0.1),
+        Neg,
+        Abs,
+        Sign,
+        Step,
+        Floor,
+        Exp,
+        Log,
+        Sqrt,
+        Rsqrt,
+        Recip,
+        Square,
+        Sin,
+        Cos,
+        Erf,
+        Tanh,
+        Sigmoid,
+        Softplus,
+        Relu,
+        Relu6,
+        Silu,
+        Gelu,
+        GeluTanh,
+        HardSigmoid,
+        HardSwish,
+        LeakyRelu(0.1),
     ] {
         check(&format!("{f:?}"), &[&[3, 7, 5]], |b, p| b.unary(f, p[0]));
     }
@@ -170,20 +201,50 @@ fn convolutions() {
     let cases: &[(&str, &[usize], &[usize], Conv2d)] = &[
         ("3x3", &[2, 5, 7, 6], &[4, 5, 3, 3], Conv2d { pad: [1; 4], ..Default::default() }),
         ("1x1", &[2, 20, 7, 6], &[70, 20, 1, 1], Conv2d::default()),
-        ("stride", &[2, 5, 9, 8], &[4, 5, 3, 3], Conv2d { stride: [2, 2], pad: [1; 4], ..Default::default() }),
+        (
+            "stride",
+            &[2, 5, 9, 8],
+            &[4, 5, 3, 3],
+            Conv2d { stride: [2, 2], pad: [1; 4], ..Default::default() },
+        ),
         ("1x1 stride", &[2, 8, 7, 7], &[16, 8, 1, 1], Conv2d { stride: [2, 2], ..Default::default() }),
-        ("stem", &[1, 3, 20, 18], &[16, 3, 7, 7], Conv2d { stride: [2, 2], pad: [3; 4], ..Default::default() }),
-        ("dilated", &[1, 4, 9, 9], &[6, 4, 3, 3], Conv2d { dilation: [2, 2], pad: [2; 4], ..Default::default() }),
-        ("uneven pad", &[1, 3, 8, 8], &[4, 3, 3, 3], Conv2d { stride: [2, 2], pad: [0, 1, 0, 1], ..Default::default() }),
+        (
+            "stem",
+            &[1, 3, 20, 18],
+            &[16, 3, 7, 7],
+            Conv2d { stride: [2, 2], pad: [3; 4], ..Default::default() },
+        ),
+        (
+            "dilated",
+            &[1, 4, 9, 9],
+            &[6, 4, 3, 3],
+            Conv2d { dilation: [2, 2], pad: [2; 4], ..Default::default() },
+        ),
+        (
+            "uneven pad",
+            &[1, 3, 8, 8],
+            &[4, 3, 3, 3],
+            Conv2d { stride: [2, 2], pad: [0, 1, 0, 1], ..Default::default() },
+        ),
         ("grouped", &[2, 8, 6, 5], &[12, 2, 3, 3], Conv2d { groups: 4, pad: [1; 4], ..Default::default() }),
-        ("depthwise", &[2, 19, 6, 5], &[19, 1, 3, 3], Conv2d { groups: 19, pad: [1; 4], ..Default::default() }),
+        (
+            "depthwise",
+            &[2, 19, 6, 5],
+            &[19, 1, 3, 3],
+            Conv2d { groups: 19, pad: [1; 4], ..Default::default() },
+        ),
         (
             "depthwise stride",
             &[2, 6, 7, 7],
             &[6, 1, 5, 5],
             Conv2d { groups: 6, stride: [2, 2], pad: [2; 4], ..Default::default() },
         ),
-        ("depthwise x2", &[1, 4, 6, 5], &[8, 1, 3, 3], Conv2d { groups: 4, pad: [1; 4], ..Default::default() }),
+        (
+            "depthwise x2",
+            &[1, 4, 6, 5],
+            &[8, 1, 3, 3],
+            Conv2d { groups: 4, pad: [1; 4], ..Default::default() },
+        ),
     ];
     for (name, x, w, conv) in cases {
         check(name, &[x, w], |b, p| b.conv2d(p[0], p[1], *conv));
@@ -219,7 +280,11 @@ fn norms_and_softmax() {
         b.relu(b.batch_norm(p[1], (p[2], p[0]), (p[3], p[4]), 1e-5))
     });
     check("batch norm, own statistics", &[&[3], &[2, 3, 4, 3], &[3]], |b, p| {
-        let y = b.conv2d(p[1], b.reshape(b.mul(p[0], p[2]), &[3, 1, 1, 1]), Conv2d { groups: 3, ..Default::default() });
+        let y = b.conv2d(
+            p[1],
+            b.reshape(b.mul(p[0], p[2]), &[3, 1, 1, 1]),
+            Conv2d { groups: 3, ..Default::default() },
+        );
         let stats = b.channel_stats(y);
         b.relu(b.batch_norm(y, stats, (p[0], p[2]), 1e-5))
     });
@@ -230,11 +295,15 @@ fn a_residual_block_with_folded_norms() {
     let b = Builder::new(false);
     let x = b.input("x", &[2, 8, 9, 7], DType::F32);
     let norm = |b: &Builder, x, c: usize| {
-        let state = |name: &str| b.state(name, StateSpec { shape: vec![c], kind: StateKind::Buffer, init: Init::Fill(1.0) });
-        let (weight, bias) = (b.param("weight", &[c], Init::Fill(1.0)), b.param("bias", &[c], Init::Fill(0.0)));
+        let state = |name: &str| {
+            b.state(name, StateSpec { shape: vec![c], kind: StateKind::Buffer, init: Init::Fill(1.0) })
+        };
+        let (weight, bias) =
+            (b.param("weight", &[c], Init::Fill(1.0)), b.param("bias", &[c], Init::Fill(0.0)));
         b.batch_norm(x, (state("running_mean"), state("running_var")), (weight, bias), 1e-5)
     };
-    let conv = |b: &Builder, x, shape: &[usize], conv| b.conv2d(x, b.param("weight", shape, Init::Fill(0.0)), conv);
+    let conv =
+        |b: &Builder, x, shape: &[usize], conv| b.conv2d(x, b.param("weight", shape, Init::Fill(0.0)), conv);
     let padded = Conv2d { pad: [1; 4], ..Default::default() };
     let y = conv(&b.at("conv1"), x, &[8, 8, 3, 3], padded);
     let y = b.relu(norm(&b.at("bn1"), y, 8));
@@ -273,7 +342,9 @@ fn random_numbers_are_the_same_everywhere() {
 fn updates_in_place_and_swapped() {
     let b = Builder::new(true);
     let p = b.param("p", &[40], Init::Fill(0.0));
-    let slot = |name: &str| b.state(name, StateSpec { shape: vec![40], kind: StateKind::Slot, init: Init::Fill(0.0) });
+    let slot = |name: &str| {
+        b.state(name, StateSpec { shape: vec![40], kind: StateKind::Slot, init: Init::Fill(0.0) })
+    };
     let (m, left, right) = (slot("m"), slot("left"), slot("right"));
     let g = b.mul(p, b.add_scalar(p, 0.3));
     let m2 = b.add(b.mul_scalar(m, 0.9), g);
@@ -298,7 +369,8 @@ fn one_executable_on_many_threads() {
     let store = store_for(&graph);
     let exe = CpuEngine.compile(graph).unwrap();
     let inputs: Vec<Vec<f32>> = (0..4).map(|i| noise(i, 16 * 144)).collect();
-    let run_one = |data: &[f32]| exe.run(&store, Run { inputs: &[("x", InputData::F32(data))], ..Run::default() });
+    let run_one =
+        |data: &[f32]| exe.run(&store, Run { inputs: &[("x", InputData::F32(data))], ..Run::default() });
     let alone: Vec<Tensor> = inputs.iter().map(|x| run_one(x).unwrap().remove(0)).collect();
     std::thread::scope(|scope| {
         for t in 0..4 {
