@@ -24,9 +24,9 @@ pub enum TrainError {
     Batch { epoch: usize, batch: usize, message: String },
     /// The loss or the weights are no longer numbers.
     #[error(
-        "{what} at epoch {epoch}, update {update}: training has diverged and was stopped before anything was \
-         saved. Checkpoints on disk are from before. Lower the learning rate (now {lr:.3e}), lengthen the \
-         warm-up, or clip gradients (clip-grad 1.0), then resume or start again."
+        "{what} at epoch {epoch}, update {update}: training has diverged. Nothing of it was saved; what is on disk \
+         is from before. Lower the learning rate (now {lr:.3e}), lengthen the warm-up, or clip gradients (clip-grad \
+         1.0), then resume or start again."
     )]
     Diverged { what: String, epoch: usize, update: u64, lr: f64 },
     #[error("{path}: {source}")]

@@ -113,7 +113,7 @@ impl Evaluator {
                 return Ok(None);
             }
             let batch = batch?;
-            let error = |message| TrainError::Batch { epoch: 0, batch: i, message };
+            let error = |message| TrainError::Config(format!("validation batch {i}: {message}"));
             if let Some(message) = batch.mistake() {
                 return Err(error(message));
             }

@@ -1,6 +1,7 @@
 //! One training step as one graph: normalisation, forward, loss, backward, clipping, optimizer, averages.
 
 use indexmap::IndexMap;
+use serde::{Deserialize, Serialize};
 use timm_graph::grad::gradients;
 use timm_graph::{Builder, DType, Graph, GraphError, Init, NodeId, Op, StateKind, StateSpec};
 use timm_models::network::Network;
@@ -10,7 +11,7 @@ use crate::optim::{Clip, Groups, Optimizer, global_norm, write_updates};
 use crate::{TrainError, ema};
 
 /// How images become the network's input: (x / 255 − mean) / std for each channel. One number counts for all.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Normalization {
     pub mean: Vec<f32>,
     pub std: Vec<f32>,

@@ -62,7 +62,6 @@ pub struct TrainConfig {
     pub ema: Option<EmaConfig>,
     /// Batches whose gradients make one update.
     pub grad_accum_steps: usize,
-    #[serde(skip, default = "Normalization::half")]
     pub normalization: Normalization,
     /// Of dropout and the like; batches have the seed of their source.
     pub seed: u64,
@@ -520,7 +519,13 @@ impl Trainer {
             }
             waiting = Instant::now();
         }
-        // Fewer batches than announced (unreadable images) may leave a sum that no update took.
+        if self.state.batch < batches {
+            let done = self.state.batch;
+            observer.on_message(&format!(
+                "epoch {epoch} had {done} of {batches} batches: all images of the others were unreadable"
+            ));
+        }
+        // That may leave a sum that no update took.
         for (_, entry) in self.store.iter_mut().filter(|(name, _)| name.starts_with("accumulated.")) {
             entry.tensor.data.fill(0.0);
         }

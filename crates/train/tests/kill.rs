@@ -60,7 +60,7 @@ fn killed_at_any_moment_it_goes_on_bit_identical() {
             .spawn()
             .expect("a child");
         // Uneven pauses, so that the kills fall on different moments of training and writing.
-        std::thread::sleep(Duration::from_micros(12_000 + attempt * 7_919 % 30_000 + attempt * 500));
+        std::thread::sleep(Duration::from_micros(3_000 + attempt * 7_919 % 30_000 + attempt * 1_000));
         let done = child.try_wait().expect("a state").is_some();
         child.kill().or_else(|e| if done { Ok(()) } else { Err(e) }).expect("killed");
         let output = child.wait_with_output().expect("ended");

@@ -1,7 +1,6 @@
 //! Whole training steps of zoo networks against the real timm, in f64 (`tools/train_fixtures.py` records them):
 //! loss, every gradient, running statistics, and every weight after five updates.
 
-#[allow(unused_imports, reason = "shared with the tests of other crates")]
 #[path = "../../models/tests/support/mod.rs"]
 mod fixtures;
 
