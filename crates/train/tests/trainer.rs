@@ -6,8 +6,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use support::{Scratch, batches, bits, network, trainer, trainer_of};
-use timm_graph::{Builder, Init, NodeId};
+use support::{Scratch, batches, bits, network, trainer, trainer_of, trainer_on};
+use timm_cpu::CpuEngine;
+use timm_graph::reference::ReferenceEngine;
+use timm_graph::{Builder, Engine, Init, NodeId};
 use timm_train::{
     Batch, Clip, EmaConfig, EpochReport, EvalMetric, Loss, Observer, OptimizerConfig, Outcome, Pixels,
     RunFolder, ScheduleConfig, StepReport, Targets, TrainConfig, TrainError,
@@ -120,8 +122,10 @@ fn it_learns_and_keeps_its_books() {
 fn stopped_anywhere_it_ends_bit_identical() {
     let (train, validation) = (batches(5, 4), batches(1, 6));
     let never = AtomicBool::new(false);
-    for (opt, accum) in [("adamw", 1), ("sgd", 2)] {
+    let engines: [Arc<dyn Engine>; 2] = [Arc::new(ReferenceEngine), Arc::new(CpuEngine)];
+    for (engine, (opt, accum)) in engines.iter().flat_map(|e| [(e, ("adamw", 1)), (e, ("sgd", 2))]) {
         let config = || TrainConfig { grad_accum_steps: accum, ..config(opt, 2) };
+        let trainer = |config| trainer_on(engine.clone(), Arc::new(network), config);
         let scratch = Scratch::new();
         let whole = run_folder(&scratch, "whole");
         let mut straight = trainer(config());

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use timm_graph::reference::ReferenceEngine;
-use timm_graph::{Builder, Conv2d, Init, NodeId, StateKind, StateSpec};
+use timm_graph::{Builder, Conv2d, Engine, Init, NodeId, StateKind, StateSpec};
 use timm_models::network::Network;
 use timm_train::trainer::initial_store;
 use timm_train::{Batch, Pixels, Targets, TrainConfig, Trainer};
@@ -68,8 +68,12 @@ pub fn trainer(config: TrainConfig) -> Trainer {
 }
 
 pub fn trainer_of(network: Arc<dyn Network>, config: TrainConfig) -> Trainer {
+    trainer_on(Arc::new(ReferenceEngine), network, config)
+}
+
+pub fn trainer_on(engine: Arc<dyn Engine>, network: Arc<dyn Network>, config: TrainConfig) -> Trainer {
     let store = initial_store(&*network, [1, 4, 4], 1).expect("network");
-    Trainer::new(network, store, Arc::new(ReferenceEngine), config).expect("config")
+    Trainer::new(network, store, engine, config).expect("config")
 }
 
 /// All numbers of a store by name, bit for bit.
