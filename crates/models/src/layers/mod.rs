@@ -29,21 +29,4 @@ pub fn make_divisible(value: f64, divisor: usize, round_limit: f64) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::make_divisible;
-
-    #[test]
-    fn rounds_as_timm() {
-        // Values of timm.layers.helpers.make_divisible.
-        for (value, limit, expected) in [
-            (16.0, 0.9, 16),
-            (20.0, 0.9, 24),
-            (11.0, 0.9, 16),
-            (11.0, 0.0, 8),
-            (3.0, 0.0, 8),
-            (18.0, 0.9, 24),
-        ] {
-            assert_eq!(make_divisible(value, 8, limit), expected, "{value}");
-        }
-    }
-}
+mod tests;
