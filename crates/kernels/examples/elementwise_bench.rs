@@ -9,8 +9,35 @@ use timm_kernels::elementwise::{Instr, Operand, Program};
 use timm_kernels::pool::{self, PoolShape};
 use timm_kernels::{norm, random, softmax};
 
-fn numbers(seed: u64, len: usize) -> Vec<f32> {
-    let mut x = vec![0f32; len];
+/// Numbers that begin at a multiple of 64 bytes, as an engine's memory does: vectors that straddle two cache
+/// lines cost up to half the speed.
+struct Buffer {
+    memory: Vec<f32>,
+    skip: usize,
+}
+
+fn zeros(len: usize) -> Buffer {
+    let memory = vec![0f32; len + 16];
+    Buffer { skip: memory.as_ptr().align_offset(64).min(16), memory }
+}
+
+impl std::ops::Deref for Buffer {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
+        &self.memory[self.skip..self.memory.len() - 16 + self.skip]
+    }
+}
+
+impl std::ops::DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        let end = self.memory.len() - 16 + self.skip;
+        &mut self.memory[self.skip..end]
+    }
+}
+
+/// Uniform in [−2, 2).
+fn numbers(seed: u64, len: usize) -> Buffer {
+    let mut x = zeros(len);
     random::fill_uniform(seed, 0, 0, &mut x);
     x.iter_mut().for_each(|x| *x = *x * 4.0 - 2.0);
     x
@@ -48,7 +75,7 @@ fn main() {
     let (rows, c) = (8 * 112 * 112, 64);
     let len = rows * c;
     let (x, dy) = (numbers(1, len), numbers(2, len));
-    let mut y = vec![0f32; len];
+    let mut y = zeros(len);
     let dense = || Operand { strides: vec![1] };
 
     for op in
@@ -141,7 +168,7 @@ fn main() {
     report("batch norm backward sums", len as f64 * 12.0, "GB/s", t);
 
     let (rows, len) = (96 * 197, 197);
-    let mut p = vec![0f32; rows * len];
+    let mut p = zeros(rows * len);
     let t = best(|| softmax::softmax(&x[..rows * len], len, false, &mut p));
     report("softmax 96x197x197", (rows * len) as f64 * 8.0, "GB/s", t);
 
@@ -190,7 +217,8 @@ fn main() {
                 out_w: size,
             };
             let len = n * size * size * c;
-            let weight = depthwise::pack_depthwise(&numbers(7, c * k * k), c);
+            let mut weight = zeros(c * k * k);
+            weight.copy_from_slice(&depthwise::pack_depthwise(&numbers(7, c * k * k), c));
             let bias = numbers(8, c);
             let flops = 2.0 * (len * k * k) as f64;
             let name = format!("depthwise {k}x{k} {c}@{size} b{n}");
@@ -212,7 +240,7 @@ fn main() {
 fn adam_w() {
     let len = 25_000_000;
     let (mut p, g) = (numbers(1, len), numbers(2, len));
-    let (mut m, mut v) = (vec![0f32; len], vec![0f32; len]);
+    let (mut m, mut v) = (zeros(len), zeros(len));
     let (step_size, decay, root_correction) = ([1e-3f32], [0.999f32], [1.0f32]);
     let dense = || Operand { strides: vec![1] };
     let scalar = || Operand { strides: vec![0] };

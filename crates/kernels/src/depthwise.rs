@@ -211,11 +211,14 @@ impl Plan {
         threads::for_each(self.images * bands, |job| {
             let (n, first) = (job / bands, (job % bands) * band);
             let x = &x[n * image..][..image];
-            for oy in first..self.output[0].min(first + band) {
-                // SAFETY: each row is written once; taps lie inside the image.
-                unsafe {
-                    let to = out.slice((n * self.output[0] + oy) * row, row);
-                    plan_row(self, x, packed, bias, oy, to);
+            let last = self.output[0].min(first + band);
+            // SAFETY: each band is written once; taps lie inside the image.
+            unsafe {
+                let to = out.slice((n * self.output[0] + first) * row, (last - first) * row);
+                for block in (first..last).step_by(BLOCK_ROWS) {
+                    let end = last.min(block + BLOCK_ROWS);
+                    let to = &mut to[(block - first) * row..(end - first) * row];
+                    plan_rows(self, x, packed, bias, block, end, to);
                     if let Some(op) = act {
                         apply_unary(op, to);
                     }
@@ -225,59 +228,63 @@ impl Plan {
     }
 }
 
-multiversion!(fn plan_row<S>(
-    plan: &Plan, x: &[f32], packed: &[f32], bias: Option<&[f32]>, oy: usize, y: &mut [f32],
-) = plan_row_body);
+/// Output rows done for one vector of channels before the next: their input rows overlap in L1.
+const BLOCK_ROWS: usize = 8;
+
+multiversion!(fn plan_rows<S>(
+    plan: &Plan, x: &[f32], packed: &[f32], bias: Option<&[f32]>, first: usize, last: usize, y: &mut [f32],
+) = plan_rows_body);
 
 #[inline(always)]
-unsafe fn plan_row_body<S: Lanes>(
+unsafe fn plan_rows_body<S: Lanes>(
     plan: &Plan,
     x: &[f32],
     packed: &[f32],
     bias: Option<&[f32]>,
-    oy: usize,
+    first: usize,
+    last: usize,
     y: &mut [f32],
 ) {
     let l = S::LANES;
     let channels = plan.channels;
+    let (x, packed, y) = (x.as_ptr(), packed.as_ptr(), y.as_mut_ptr());
+    let row = plan.output[1] * channels;
+    // Runs of few positions go by several vectors of channels instead, as far as there are four.
+    let few = |run: &Run| run.count < 4;
+    let wide = channels / (4 * l) * (4 * l);
     // SAFETY: taps lie inside the image, channels inside a pixel.
     unsafe {
-        for run in &plan.runs {
-            let tile = Tile { plan, run, x: x.as_ptr(), packed: packed.as_ptr(), bias, rows: &plan.rows[oy] };
-            let y = y.as_mut_ptr();
-            let mut c = 0;
-            if run.count < 4 {
-                // Few positions: several vectors of channels instead.
-                while c + 4 * l <= channels {
-                    for p in 0..run.count {
-                        tile.run::<S, 1, 4>(c, p, l, y);
+        for oy in first..last {
+            let y = y.add((oy - first) * row);
+            for run in &plan.runs {
+                if few(run) {
+                    let tile = Tile { plan, run, x, packed, bias, rows: &plan.rows[oy] };
+                    for c in (0..wide).step_by(4 * l) {
+                        for p in 0..run.count {
+                            tile.run::<S, 1, 4, true>(c, p, l, y);
+                        }
                     }
-                    c += 4 * l;
                 }
             }
-            while c < channels {
-                let n = l.min(channels - c);
-                let mut p = 0;
-                while p + 8 <= run.count {
-                    tile.run::<S, 8, 1>(c, p, n, y);
-                    p += 8;
-                }
-                // What is left: the last tile may do some positions again.
-                let left = run.count - p;
-                if left > 4 && run.count >= 8 {
-                    tile.run::<S, 8, 1>(c, run.count - 8, n, y);
-                } else if left > 0 && run.count >= 4 {
-                    if left > 4 {
-                        tile.run::<S, 4, 1>(c, p, n, y);
+        }
+        let mut c = 0;
+        while c < channels {
+            let n = l.min(channels - c);
+            for oy in first..last {
+                let y = y.add((oy - first) * row);
+                for run in &plan.runs {
+                    if c < wide && few(run) {
+                        continue;
                     }
-                    tile.run::<S, 4, 1>(c, run.count - 4, n, y);
-                } else {
-                    for p in p..run.count {
-                        tile.run::<S, 1, 1>(c, p, n, y);
+                    let tile = Tile { plan, run, x, packed, bias, rows: &plan.rows[oy] };
+                    if n == l {
+                        tile.column::<S, true>(c, n, y);
+                    } else {
+                        tile.column::<S, false>(c, n, y);
                     }
                 }
-                c += n;
             }
+            c += n;
         }
     }
 }
@@ -292,9 +299,37 @@ struct Tile<'a> {
 }
 
 impl Tile<'_> {
+    /// All positions of the run for one vector of channels, of which `n` exist.
+    #[inline(always)]
+    unsafe fn column<S: Lanes, const WHOLE: bool>(&self, c: usize, n: usize, y: *mut f32) {
+        let count = self.run.count;
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut p = 0;
+            while p + 8 <= count {
+                self.run::<S, 8, 1, WHOLE>(c, p, n, y);
+                p += 8;
+            }
+            // What is left: the last tile may do some positions again.
+            let left = count - p;
+            if left > 4 && count >= 8 {
+                self.run::<S, 8, 1, WHOLE>(c, count - 8, n, y);
+            } else if left > 0 && count >= 4 {
+                if left > 4 {
+                    self.run::<S, 4, 1, WHOLE>(c, p, n, y);
+                }
+                self.run::<S, 4, 1, WHOLE>(c, count - 4, n, y);
+            } else {
+                for p in p..count {
+                    self.run::<S, 1, 1, WHOLE>(c, p, n, y);
+                }
+            }
+        }
+    }
+
     /// Positions `p..p + P` of the run, `V` vectors of channels from `c` on; the last has `n` of its lanes.
     #[inline(always)]
-    unsafe fn run<S: Lanes, const P: usize, const V: usize>(
+    unsafe fn run<S: Lanes, const P: usize, const V: usize, const WHOLE: bool>(
         &self,
         c: usize,
         p: usize,
@@ -304,11 +339,10 @@ impl Tile<'_> {
         // SAFETY: the caller's promise.
         unsafe {
             let channels = self.plan.channels;
-            let whole = n == S::LANES;
             let mut sums = [[S::zero(); V]; P];
             if let Some(bias) = self.bias {
                 for v in 0..V {
-                    let b = load::<S>(bias.as_ptr().add(c + v * S::LANES), whole, n);
+                    let b = load::<S, WHOLE>(bias.as_ptr().add(c + v * S::LANES), n);
                     for sum in &mut sums {
                         sum[v] = b;
                     }
@@ -321,9 +355,9 @@ impl Tile<'_> {
                     let x = self.x.add((iy * self.plan.input[1] + ix) * channels + c);
                     let w = self.packed.add((ky * self.plan.kw + kx) * channels + c);
                     for v in 0..V {
-                        let w = load::<S>(w.add(v * S::LANES), whole, n);
+                        let w = load::<S, WHOLE>(w.add(v * S::LANES), n);
                         for q in 0..P {
-                            let x = load::<S>(x.add(q * step + v * S::LANES), whole, n);
+                            let x = load::<S, WHOLE>(x.add(q * step + v * S::LANES), n);
                             sums[q][v] = S::fma(x, w, sums[q][v]);
                         }
                     }
@@ -333,7 +367,7 @@ impl Tile<'_> {
                 let to = y.add((self.run.first + (p + q) * self.run.step) * channels + c);
                 for v in 0..V {
                     let to = to.add(v * S::LANES);
-                    if whole { S::store(to, sums[q][v]) } else { S::store_first(to, sums[q][v], n) }
+                    if WHOLE { S::store(to, sums[q][v]) } else { S::store_first(to, sums[q][v], n) }
                 }
             }
         }
@@ -341,9 +375,9 @@ impl Tile<'_> {
 }
 
 #[inline(always)]
-unsafe fn load<S: Lanes>(p: *const f32, whole: bool, n: usize) -> S::V {
+unsafe fn load<S: Lanes, const WHOLE: bool>(p: *const f32, n: usize) -> S::V {
     // SAFETY: the caller's promise.
-    unsafe { if whole { S::load(p) } else { S::load_first(p, n) } }
+    unsafe { if WHOLE { S::load(p) } else { S::load_first(p, n) } }
 }
 
 /// The gradient of the weights, in PyTorch's layout [channels, 1, kh, kw].
@@ -419,30 +453,22 @@ unsafe fn grad_row_body<S: Lanes>(plan: &Plan, x: &[f32], dy: &[f32], oy: usize,
             let dy = dy.as_ptr().add(run.first * channels);
             let step = run.input_step * channels;
             let mut c = 0;
-            while c < channels {
-                let n = S::LANES.min(channels - c);
-                let (x, dy, dw) = (x.as_ptr().add(c), dy.add(c), dw.as_mut_ptr().add(c));
-                let mut rest = taps.as_slice();
-                while rest.len() >= 9 {
-                    grad_taps::<S, 9>(&rest[..9], x, dy, dw, run.count, step, channels, n);
-                    rest = &rest[9..];
-                }
-                if rest.len() >= 5 {
-                    grad_taps::<S, 5>(&rest[..5], x, dy, dw, run.count, step, channels, n);
-                    rest = &rest[5..];
-                }
-                for tap in rest.chunks(1) {
-                    grad_taps::<S, 1>(tap, x, dy, dw, run.count, step, channels, n);
-                }
-                c += n;
+            while c + S::LANES <= channels {
+                let (x, dw) = (x.as_ptr().add(c), dw.as_mut_ptr().add(c));
+                grad_column::<S, true>(&taps, x, dy.add(c), dw, run.count, step, channels, S::LANES);
+                c += S::LANES;
+            }
+            if c < channels {
+                let (x, dw) = (x.as_ptr().add(c), dw.as_mut_ptr().add(c));
+                grad_column::<S, false>(&taps, x, dy.add(c), dw, run.count, step, channels, channels - c);
             }
         }
     }
 }
 
-/// dw += Σ dy · x over the positions of a run, for `T` kernel places and one vector of channels.
+/// All kernel places for one vector of channels, as many at once as registers allow.
 #[inline(always)]
-unsafe fn grad_taps<S: Lanes, const T: usize>(
+unsafe fn grad_column<S: Lanes, const WHOLE: bool>(
     taps: &[(usize, usize)],
     x: *const f32,
     dy: *const f32,
@@ -454,13 +480,41 @@ unsafe fn grad_taps<S: Lanes, const T: usize>(
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        let whole = n == S::LANES;
+        let mut rest = taps;
+        while rest.len() >= 9 {
+            grad_taps::<S, 9, WHOLE>(&rest[..9], x, dy, dw, count, step, channels, n);
+            rest = &rest[9..];
+        }
+        if rest.len() >= 5 {
+            grad_taps::<S, 5, WHOLE>(&rest[..5], x, dy, dw, count, step, channels, n);
+            rest = &rest[5..];
+        }
+        for tap in rest.chunks(1) {
+            grad_taps::<S, 1, WHOLE>(tap, x, dy, dw, count, step, channels, n);
+        }
+    }
+}
+
+/// dw += Σ dy · x over the positions of a run, for `T` kernel places and one vector of channels.
+#[inline(always)]
+unsafe fn grad_taps<S: Lanes, const T: usize, const WHOLE: bool>(
+    taps: &[(usize, usize)],
+    x: *const f32,
+    dy: *const f32,
+    dw: *mut f32,
+    count: usize,
+    step: usize,
+    channels: usize,
+    n: usize,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
         let from: [*const f32; T] = std::array::from_fn(|t| x.add(taps[t].0));
         let mut sums = [S::zero(); T];
         for p in 0..count {
-            let d = load::<S>(dy.add(p * channels), whole, n);
+            let d = load::<S, WHOLE>(dy.add(p * channels), n);
             for t in 0..T {
-                sums[t] = S::fma(d, load::<S>(from[t].add(p * step), whole, n), sums[t]);
+                sums[t] = S::fma(d, load::<S, WHOLE>(from[t].add(p * step), n), sums[t]);
             }
         }
         for t in 0..T {

@@ -1,5 +1,8 @@
 //! The wider vocabulary of a vector that mathematical functions and reductions need, beyond [`Simd`].
 
+// One contract for all methods, on the trait.
+#![allow(clippy::missing_safety_doc)]
+
 use crate::simd::{Portable, Simd};
 
 /// Comparisons, division and bits for a [`Simd`] set.
