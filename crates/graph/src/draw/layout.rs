@@ -162,7 +162,7 @@ fn keep_apart(wishes: &[(f64, f64)], offsets: &[f64]) -> Vec<f64> {
     at.zip(offsets).map(|(at, offset)| at + offset).collect()
 }
 
-/// Gives rows their heights, cuts the picture into columns where one line alone goes on, and collects lines.
+/// Gives rows their heights, cuts the picture into columns where few lines go on, and collects lines.
 fn place(rows: &[Vec<usize>], items: &[Item], chains: &[Vec<usize>], boxes: usize) -> Layout {
     let height = |row: &Vec<usize>| row.iter().map(|&i| items[i].size.1).fold(0.0, f64::max);
     let heights: Vec<f64> = rows.iter().map(height).collect();
@@ -173,13 +173,14 @@ fn place(rows: &[Vec<usize>], items: &[Item], chains: &[Vec<usize>], boxes: usiz
     // Columns of this height make a picture about as wide as high.
     let target = (total * widest).sqrt().max(640.0);
     let crossing = |r: usize| rows[r].iter().map(|&i| items[i].down.len()).sum::<usize>();
+    const MOST_CROSSING: usize = 2;
     let mut starts = vec![0];
     let mut filled = 0.0;
     for r in 0..rows.len() {
         filled += heights[r] + LAYER_GAP;
         let last = r + 1 == rows.len();
         let rest: f64 = heights[r + 1..].iter().map(|h| h + LAYER_GAP).sum();
-        if !last && filled >= target && crossing(r) == 1 && rest > 0.25 * target {
+        if !last && filled >= target && crossing(r) <= MOST_CROSSING && rest > 0.25 * target {
             starts.push(r + 1);
             filled = 0.0;
         }
@@ -204,7 +205,8 @@ fn place(rows: &[Vec<usize>], items: &[Item], chains: &[Vec<usize>], boxes: usiz
         edges.push((x0, x0 + high - low));
         x0 += high - low + COLUMN_GAP;
     }
-    let line = |chain: &Vec<usize>| {
+    let mut lines_in_gutter = vec![0; starts.len()];
+    let mut line = |chain: &Vec<usize>| {
         let mut points = Vec::new();
         let mut wrapped = false;
         for (step, &i) in chain.iter().enumerate() {
@@ -217,8 +219,10 @@ fn place(rows: &[Vec<usize>], items: &[Item], chains: &[Vec<usize>], boxes: usiz
                     wrapped = true;
                     let (_, from_y) = points[points.len() - 1];
                     let (from_x, _) = at[chain[step - 1]];
-                    let gutter = edges[column - 1].1 + COLUMN_GAP / 2.0;
-                    let turn = LAYER_GAP / 2.0;
+                    let beside = LINE_GAP / 2.0 * lines_in_gutter[column] as f64;
+                    lines_in_gutter[column] += 1;
+                    let gutter = edges[column - 1].1 + COLUMN_GAP / 2.0 + beside;
+                    let turn = LAYER_GAP / 2.0 - beside;
                     points.extend([(from_x, from_y + turn), (gutter, from_y + turn)]);
                     points.extend([(gutter, y - half - turn), (x, y - half - turn)]);
                 }
@@ -230,7 +234,7 @@ fn place(rows: &[Vec<usize>], items: &[Item], chains: &[Vec<usize>], boxes: usiz
         }
         Line { points, wrapped }
     };
-    let lines = chains.iter().map(line).collect();
+    let lines = chains.iter().map(&mut line).collect();
     let boxes = (0..boxes)
         .map(|i| Place { x: at[i].0, y: at[i].1, width: items[i].size.0, height: items[i].size.1 })
         .collect();

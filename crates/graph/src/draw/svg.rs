@@ -31,7 +31,9 @@ pub fn svg(graph: &Graph, options: &Options) -> String {
     let kinds: BTreeSet<Kind> = modules.boxes.iter().map(|m| m.kind).collect();
     let legend: Vec<Kind> = kinds.into_iter().collect();
     let legend_width: f64 = legend.iter().map(|kind| legend_entry(*kind)).sum();
-    let top = MARGIN + if options.title.is_empty() { 36.0 } else { 64.0 };
+    // A line to the next column turns above the boxes.
+    let turn = if placed.lines.iter().any(|line| line.wrapped) { LAYER_GAP / 2.0 } else { 0.0 };
+    let top = MARGIN + turn + if options.title.is_empty() { 36.0 } else { 64.0 };
     let content = placed.width.max(text_width(&costs, DETAIL_SIZE)).max(text_width(&options.title, 22.0));
     // A narrow picture gets its legend below one another.
     let stacked = legend_width > content.max(560.0);
@@ -137,9 +139,9 @@ fn draw_box(out: &mut String, module: &Module, place: &Place) {
             let _ = writeln!(
                 out,
                 r#"<rect x="{x:.1}" y="{:.1}" width="{wide:.1}" height="18" rx="9" fill="{line}"/>"#,
-                y - 13.5
+                y - 14.5
             );
-            text(out, (x + wide / 2.0, y), 12.0, "#ffffff", &style, &times);
+            text(out, (x + wide / 2.0, y - 1.0), 12.0, "#ffffff", &style, &times);
         }
     }
     for line in module.details() {
@@ -206,10 +208,11 @@ fn draw_labels(out: &mut String, modules: &Modules, placed: &Layout) {
         } else {
             ((x0 + x1) / 2.0, y0 + LAYER_GAP / 2.0 - 3.0)
         };
-        let style = format!(
-            r##"font-family="{MONO}" paint-order="stroke" stroke="#ffffff" stroke-width="4" stroke-linejoin="round""##
-        );
-        text(out, (x + 8.0, y + 4.0), 11.0, "#334155", &style, &link.label);
+        let font = format!("font-family=\"{MONO}\"");
+        // A white outline under the text keeps it readable where it crosses a line.
+        let outline = format!("{font} stroke=\"#ffffff\" stroke-width=\"4\" stroke-linejoin=\"round\"");
+        text(out, (x + 8.0, y + 4.0), 11.0, "#ffffff", &outline, &link.label);
+        text(out, (x + 8.0, y + 4.0), 11.0, "#334155", &font, &link.label);
     }
 }
 

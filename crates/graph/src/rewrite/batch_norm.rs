@@ -1,5 +1,7 @@
 //! Batch norm as a multiplication and an addition, or as nothing at all.
 
+use std::sync::Arc;
+
 use super::{Rewritten, rebuild};
 use crate::builder::Builder;
 use crate::graph::{Graph, Node, NodeId};
@@ -55,6 +57,7 @@ fn depends_on_state_alone(graph: &Graph) -> Vec<bool> {
 /// A convolution in front of a batch norm, in ids of the old graph.
 struct Convolution {
     conv: Conv2d,
+    path: Arc<str>,
     input: NodeId,
     weight: NodeId,
     /// One number for each channel, of any shape.
@@ -77,7 +80,8 @@ fn convolution_before(graph: &Graph, norm: &Node, fixed: &[bool], uses: &[u32]) 
     let node = graph.node(at);
     match node.op {
         Op::Conv2d(conv) if uses[at.index()] == 1 && fixed[node.inputs[1].index()] => {
-            Some(Convolution { conv, input: node.inputs[0], weight: node.inputs[1], bias })
+            let (path, input, weight) = (node.path.clone(), node.inputs[0], node.inputs[1]);
+            Some(Convolution { conv, path, input, weight, bias })
         }
         _ => None,
     }
@@ -98,7 +102,7 @@ fn fold(
 ) -> NodeId {
     let channels = shape[1];
     let weight = b.mul(map[found.weight.index()], b.reshape(scale, &[channels, 1, 1, 1]));
-    let conv = b.conv2d(map[found.input.index()], weight, found.conv);
+    let conv = b.beside(found.path.clone(), 0).conv2d(map[found.input.index()], weight, found.conv);
     // What is added before the norm and what the norm subtracts take the same way.
     let mean = match found.bias {
         Some(bias) => {
