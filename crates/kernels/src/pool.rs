@@ -395,7 +395,8 @@ mod tests {
                 // `extra`: a last window that begins inside but ends outside, as ceil_mode gives.
                 let out = |size: usize| {
                     let floor = (size + 2 * pad - reach) / stride + 1;
-                    let room = floor * stride < size + pad && (size + 2 * pad - reach) % stride != 0;
+                    let room =
+                        floor * stride < size + pad && !(size + 2 * pad - reach).is_multiple_of(stride);
                     floor + if room { extra } else { 0 }
                 };
                 shapes.push(PoolShape {

@@ -6,6 +6,8 @@ use crate::threads::{self, SendPtr};
 
 crate::multiversion!(fn fill_part<S>(key: u64, first: u64, out: &mut [f32]) = fill_part_body);
 
+// The instruction set is chosen by the function that this is inlined into.
+#[allow(clippy::extra_unused_type_parameters)]
 #[inline(always)]
 unsafe fn fill_part_body<S: crate::simd::Simd>(key: u64, first: u64, out: &mut [f32]) {
     for (i, x) in out.iter_mut().enumerate() {

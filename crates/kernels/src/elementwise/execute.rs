@@ -8,6 +8,21 @@ use crate::scratch::with_scratch;
 use crate::threads::{self, SendPtr};
 use timm_graph::scalar::{Binary, Unary};
 
+/// Steps from which on a program is long enough to prefetch.
+const LONG: usize = 6;
+
+/// Asks for `len` numbers from `p` on, which need not exist.
+fn prefetch(p: *const f32, len: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for line in (0..len).step_by(16) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(line).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (p, len);
+}
+
 /// What one job works on.
 struct Job<'a> {
     plan: &'a Compiled,
@@ -192,6 +207,10 @@ unsafe fn run_job(job: &Job<'_>, scratch: *mut f32) {
             for (i, input) in plan.inputs.iter().enumerate() {
                 if input.access == Access::Dense {
                     slots[i] = job.inputs[i].add(offset);
+                    // A long program leaves memory idle between its first steps: fetch for the next tile.
+                    if plan.steps.len() >= LONG {
+                        prefetch(slots[i].wrapping_add(len), len);
+                    }
                     continue;
                 }
                 if input.access == Access::Uniform {
