@@ -110,6 +110,20 @@ impl Model {
         &self.engine
     }
 
+    /// Gives a blueprint weights that are already there, averaged ones for example.
+    ///
+    /// # Errors
+    /// The first entry that is missing or has another shape.
+    pub fn from_store(
+        blueprint: Blueprint,
+        store: Store,
+        engine: Arc<dyn Engine>,
+    ) -> Result<Self, ModelError> {
+        let name = blueprint.name().to_string();
+        store.check(blueprint.states()).map_err(|source| ModelError::Engine { name, source })?;
+        Ok(Model { blueprint, store, engine, plans: Plans::default() })
+    }
+
     // ---- running it -----------------------------------------------------------------------------------
 
     /// Logits `[B, K]` of normalised images `[B, C, H, W]`; pooled features without a classifier.

@@ -7,25 +7,33 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 use support::{FeaturesOnly, Fixture, Intermediates, Recorded, Report, input_values};
+use timm_cpu::CpuEngine;
 use timm_graph::reference::ReferenceEngine;
-use timm_graph::{Engine, StateKind, Tensor};
-use timm_models::{IntermediatesArgs, Model, ModelArgs};
+use timm_graph::{Engine, StateKind, StateSpec, Store, Tensor};
+use timm_models::{Blueprint, IntermediatesArgs, Model, ModelArgs};
 
 fn fixture(name: &str) -> Fixture {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
     Fixture::load(&folder.join(format!("{name}.json.gz")))
 }
 
-/// The fixture's model at other arguments, with the weights it was recorded with.
-fn model(fixture: &Fixture, args: &ModelArgs, engine: &Arc<dyn Engine>) -> Model {
-    let mut model = Model::new(&fixture.model, args, engine.clone()).unwrap_or_else(|e| panic!("{e}"));
-    let mut entries: Vec<_> = model.store_mut().iter_mut().collect();
-    entries.par_iter_mut().for_each(|(name, entry)| {
-        if let Some(values) = fixture.values(name, &entry.tensor.shape) {
-            entry.tensor.data = values;
-        }
-    });
-    model
+/// The fixture's model at other arguments, with the weights it was recorded with; those that `same` has are copied.
+fn model(fixture: &Fixture, args: &ModelArgs, engine: &Arc<dyn Engine>, same: Option<&Model>) -> Model {
+    let blueprint = Blueprint::new(&fixture.model, args).unwrap_or_else(|e| panic!("{e}"));
+    let entry = |(name, spec): (&String, &StateSpec)| {
+        let made = same.and_then(|model| model.store().get(name)).map(|entry| entry.tensor.clone());
+        let tensor = made.filter(|tensor| tensor.shape == spec.shape).unwrap_or_else(|| {
+            let values = fixture.values(name, &spec.shape);
+            values.map_or_else(|| Tensor::full(&spec.shape, 0.0), |values| Tensor::new(&spec.shape, values))
+        });
+        (name.clone(), spec.kind, tensor)
+    };
+    let states: Vec<_> = blueprint.states().iter().collect();
+    let mut store = Store::new();
+    for (name, kind, tensor) in states.into_par_iter().map(entry).collect::<Vec<_>>() {
+        store.insert(name, kind, tensor);
+    }
+    Model::from_store(blueprint, store, engine.clone()).unwrap_or_else(|e| panic!("{e}"))
 }
 
 fn input(fixture: &Fixture, [channels, height, width]: [usize; 3]) -> Tensor {
@@ -39,7 +47,7 @@ fn compare(report: &mut Report, label: &str, expected: &Recorded, actual: &Tenso
 
 /// Names, shapes, feature levels, logits, features and what the head makes of them.
 fn check_plain(fixture: &Fixture, engine: &Arc<dyn Engine>, report: &mut Report) -> (Model, Tensor) {
-    let model = model(fixture, &ModelArgs::default(), engine);
+    let model = model(fixture, &ModelArgs::default(), engine, None);
     let dtype = |kind| if kind == StateKind::Counter { "int64" } else { "float32" };
     let states = model.states().iter();
     let keys: Vec<_> = states.map(|(n, s)| (n.clone(), s.shape.clone(), dtype(s.kind).to_string())).collect();
@@ -116,9 +124,8 @@ fn check_all(fixture: &Fixture, engine: &Arc<dyn Engine>) {
     for (stride, expected) in &fixture.features_only_output_stride {
         let args = ModelArgs { output_stride: stride.parse().ok(), ..ModelArgs::default() };
         let label = format!("features_only, output_stride {stride}");
-        check_features(&label, &model(fixture, &args, engine), &x, expected, &mut report);
+        check_features(&label, &model(fixture, &args, engine, Some(&plain)), &x, expected, &mut report);
     }
-    drop(plain);
     for (name, variant) in &fixture.variants {
         if variant.err.is_some() {
             // Text, as timm could not build or run it: a linear head on an unpooled map.
@@ -127,7 +134,7 @@ fn check_all(fixture: &Fixture, engine: &Arc<dyn Engine>) {
             assert!(Model::new(&fixture.model, &args, engine.clone()).is_err());
             continue;
         }
-        let model = model(fixture, &args_of(&variant.kwargs), engine);
+        let model = model(fixture, &args_of(&variant.kwargs), engine, Some(&plain));
         let filled = model.store().iter().filter(|(_, entry)| entry.kind != StateKind::Counter);
         if let Some(check) = &variant.fill_check {
             assert!(check.accepts(filled.flat_map(|(_, entry)| &entry.tensor.data)), "weights of {name}");
@@ -163,22 +170,18 @@ fn test_resnet_in_full() {
     check_all(&fixture("test_resnet"), &reference());
 }
 
-/// Tiered stem, basic blocks and averaging shortcuts; bottlenecks with channel attention.
-#[test]
-fn larger_kinds_on_the_reference() {
-    ["resnet10t", "ecaresnet26t"].par_iter().for_each(|name| {
-        let fixture = fixture(name);
-        let mut report = Report::new(name, fixture.tolerance());
-        check_plain(&fixture, &reference(), &mut report);
-        report.finish();
-    });
-}
-
 /// Every kind of stem, block, shortcut, attention and anti-aliasing, with every argument that was recorded.
 #[test]
-#[ignore = "slow: minutes on the f64 reference"]
-fn slow_every_fixture_in_full() {
+fn every_fixture_on_the_cpu() {
+    let engine: Arc<dyn Engine> = Arc::new(CpuEngine);
     let fixtures = all_fixtures();
     assert!(fixtures.len() >= 17);
+    fixtures.iter().for_each(|fixture| check_all(fixture, &engine));
+}
+
+#[test]
+#[ignore = "slow: half an hour on the f64 reference"]
+fn slow_every_fixture_on_the_reference() {
+    let fixtures = all_fixtures();
     fixtures.par_iter().for_each(|fixture| check_all(fixture, &reference()));
 }
