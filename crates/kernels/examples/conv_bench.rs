@@ -91,7 +91,10 @@ fn main() {
     let (batch, repeats) = (number(0, 8), number(1, 10));
     let wanted = |pass: &str| arguments.get(2).is_none_or(|only| only == pass || only == "all");
     let peak = peak(repeats);
-    println!("batch {batch}, {} threads, one-panel product in L1: {peak:.0} GFLOP/s", rayon::current_num_threads());
+    println!(
+        "batch {batch}, {} threads, one-panel product in L1: {peak:.0} GFLOP/s",
+        rayon::current_num_threads()
+    );
     println!("{:<24} {:>14} {:>14} {:>14}   (GFLOP/s, % of that)", "layer", "forward", "dx", "dw");
     for layer in LAYERS.iter().filter(|l| arguments.get(3).is_none_or(|only| l.0.contains(only.as_str()))) {
         let shape = layer_shape(batch, layer);
