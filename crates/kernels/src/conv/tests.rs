@@ -36,8 +36,8 @@ fn check(shape: &ConvShape, random: &mut Random, case: usize) {
     let bias = random.numbers(shape.c_out);
     let residual = random.numbers(shape.output_len());
     let epilogue = Epilogue {
-        bias: (case % 2 == 0).then_some(&bias[..]),
-        residual: (case % 3 == 0).then_some(&residual[..]),
+        bias: case.is_multiple_of(2).then_some(&bias[..]),
+        residual: case.is_multiple_of(3).then_some(&residual[..]),
         act: [None, Some(Unary::Relu), Some(Unary::Silu), None][case % 4],
     };
     let mut out = vec![0f64; shape.output_len()];
