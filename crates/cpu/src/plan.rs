@@ -38,8 +38,6 @@ pub struct Value {
     pub offset: usize,
     pub layout: Layout,
     pub dtype: DType,
-    /// Known before the first run: depends on parameters and constants only.
-    pub fixed: bool,
 }
 
 impl Value {
@@ -276,7 +274,7 @@ impl<'g> Planner<'g> {
 
     fn leaf(&mut self, id: NodeId, place: Place, dtype: DType) {
         let layout = Layout::row_major(&self.graph.node(id).shape);
-        self.set(id, Value { place, offset: 0, layout, dtype, fixed: self.fixed[id.index()] });
+        self.set(id, Value { place, offset: 0, layout, dtype });
     }
 
     /// Records the value of a node.
@@ -337,7 +335,7 @@ impl<'g> Planner<'g> {
     pub fn new_value(&mut self, id: NodeId, layout: Layout) -> Value {
         let fixed = self.fixed[id.index()];
         let place = self.new_buffer(layout.len(), fixed);
-        Value { place, offset: 0, layout, dtype: DType::F32, fixed }
+        Value { place, offset: 0, layout, dtype: DType::F32 }
     }
 
     /// A new buffer of `len` elements.

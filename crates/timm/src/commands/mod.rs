@@ -1,0 +1,318 @@
+//! The subcommands, one file each, and what they share.
+
+pub mod benchmark;
+pub mod forward;
+pub mod infer;
+pub mod info;
+pub mod list_models;
+pub mod train;
+pub mod validate;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result, bail};
+use timm::{CpuEngine, DataConfig, SavedModel};
+use timm_models::{Model, ModelArgs};
+use timm_train::Normalization;
+
+/// A mistake in the command line that only shows once the options are put together: exits 2, as clap's own.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct UsageError(pub String);
+
+/// A [`UsageError`] as the command's error.
+pub fn usage<T>(message: impl Into<String>) -> Result<T> {
+    Err(UsageError(message.into()).into())
+}
+
+/// Prints an error with its causes; 2 for mistakes in the command line, else 1.
+pub fn report(error: &anyhow::Error) -> ExitCode {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1) {
+        let cause = cause.to_string();
+        // Many errors already quote their cause.
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    eprintln!("error: {text}");
+    ExitCode::from(if error.is::<UsageError>() { 2 } else { 1 })
+}
+
+/// Options of timm's scripts that have no counterpart here yet: asked for, they get an answer of their own.
+pub const TIMM_OPTIONS: &[&str] = &[
+    "aa",
+    "aug-repeats",
+    "aug-splits",
+    "amp",
+    "amp-dtype",
+    "amp-impl",
+    "bce-loss",
+    "bce-pos-weight",
+    "bce-sum",
+    "bce-target-thresh",
+    "bn-eps",
+    "bn-momentum",
+    "channels-last",
+    "class-weights",
+    "clean-checkpoint",
+    "crop-border-pixels",
+    "cutmix",
+    "cutmix-minmax",
+    "data-len",
+    "dataset",
+    "dataset-download",
+    "dataset-trust-remote-code",
+    "device",
+    "device-modules",
+    "dist-bn",
+    "drop-connect",
+    "epoch-repeats",
+    "fast-norm",
+    "fuser",
+    "head-init-bias",
+    "head-init-scale",
+    "in-chans",
+    "input-img-mode",
+    "input-key",
+    "jsd-loss",
+    "kd-model-name",
+    "layer-decay",
+    "layer-decay-min-scale",
+    "load-compat",
+    "local-rank",
+    "log-wandb",
+    "loss",
+    "lr-noise-pct",
+    "lr-noise-std",
+    "mixup",
+    "mixup-mode",
+    "mixup-off-epoch",
+    "mixup-prob",
+    "mixup-switch-prob",
+    "model-dtype",
+    "model-ema-force-cpu",
+    "model-kwargs",
+    "multilabel-threshold",
+    "naflex-loader",
+    "no-ddp-bb",
+    "no-prefetcher",
+    "no-resume-opt",
+    "num-classes-per-task",
+    "opt-kwargs",
+    "patience-epochs",
+    "pin-mem",
+    "pretrained-path",
+    "real-labels",
+    "resplit",
+    "results-file",
+    "save-images",
+    "split-bn",
+    "start-epoch",
+    "stop-epoch",
+    "sync-bn",
+    "synchronize-step",
+    "target-key",
+    "task",
+    "test-pool",
+    "torchcompile",
+    "torchcompile-mode",
+    "torchscript",
+    "tta",
+    "use-multi-epochs-loader",
+    "use-train-size",
+    "valid-labels",
+    "wandb-project",
+    "worker-seeding",
+];
+
+/// clap parser of a count that must be at least 1.
+pub fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("must be at least 1".into()),
+        Ok(n) => Ok(n),
+        Err(_) => Err(format!("'{text}' is no whole number")),
+    }
+}
+
+/// clap parser of an input size: `224`, or `height width` given as two values of one option.
+pub fn sizes(values: &[usize]) -> Result<[usize; 2]> {
+    match *values {
+        [size] if size > 0 => Ok([size, size]),
+        [height, width] if height > 0 && width > 0 => Ok([height, width]),
+        [3, height, width] if height > 0 && width > 0 => Ok([height, width]),
+        [channels, ..] if values.len() == 3 => usage(format!("images have 3 channels, not {channels}")),
+        _ => {
+            usage(format!("an image size is one number or height and width, each at least 1, not {values:?}"))
+        }
+    }
+}
+
+/// Raised by Ctrl-C and by termination; a second Ctrl-C ends the process at once.
+pub fn stop_flag() -> Arc<AtomicBool> {
+    let flag = Arc::new(AtomicBool::new(false));
+    let raised = flag.clone();
+    let handler = move || {
+        if raised.swap(true, Ordering::SeqCst) {
+            std::process::exit(130);
+        }
+        eprintln!("\nstopping after this batch (Ctrl-C again to stop at once)");
+    };
+    // Without a handler Ctrl-C ends the process, which loses nothing that was saved.
+    let _ = ctrlc::set_handler(handler);
+    flag
+}
+
+/// Which model, with which weights: options of every command that runs one.
+#[derive(clap::Args, Debug)]
+pub struct ModelOptions {
+    /// Model name, as in timm: `resnet50`, `resnet18.a1_in1k` [default: what the checkpoint says]
+    #[arg(long, short, value_name = "NAME")]
+    pub model: Option<String>,
+    /// Weights to load, as safetensors
+    #[arg(long, value_name = "FILE")]
+    pub checkpoint: Option<PathBuf>,
+    /// Published weights (not available yet: download the file and use --checkpoint)
+    #[arg(long)]
+    pub pretrained: bool,
+    /// Number of classes [default: what the checkpoint or the model says]
+    #[arg(long, value_name = "N")]
+    pub num_classes: Option<usize>,
+    /// Pooling before the classifier: avg, max, avgmax, catavgmax
+    #[arg(long = "gp", value_name = "POOL")]
+    pub global_pool: Option<String>,
+    /// Image size, one number or height and width
+    #[arg(long, visible_alias = "input-size", num_args = 1..=3, value_name = "SIZE")]
+    pub img_size: Option<Vec<usize>>,
+    /// Share of the resized image that the crop keeps
+    #[arg(long, value_name = "SHARE")]
+    pub crop_pct: Option<f64>,
+    /// How images are fitted: center, squash or border
+    #[arg(long, value_name = "MODE")]
+    pub crop_mode: Option<String>,
+    /// Interpolation: bilinear, bicubic, lanczos, nearest
+    #[arg(long, value_name = "NAME")]
+    pub interpolation: Option<String>,
+    /// Mean of the pixels (0-1), one number for each channel
+    #[arg(long, num_args = 3, value_name = "MEAN")]
+    pub mean: Option<Vec<f64>>,
+    /// Standard deviation of the pixels (0-1), one number for each channel
+    #[arg(long, num_args = 3, value_name = "STD")]
+    pub std: Option<Vec<f64>>,
+}
+
+/// A model ready to run, and how to feed it.
+pub struct Loaded {
+    pub model: Model,
+    pub data: DataConfig,
+    pub class_names: Vec<String>,
+}
+
+impl ModelOptions {
+    /// Changes a data config by what the command line says.
+    pub fn data_config(&self, mut data: DataConfig) -> Result<DataConfig> {
+        if let Some(size) = &self.img_size {
+            let [height, width] = sizes(size)?;
+            data.input_size = [3, height, width];
+        }
+        let three = |name: &str, values: &[f64]| {
+            <[f64; 3]>::try_from(values).or_else(|_| usage(format!("--{name} takes three numbers")))
+        };
+        if let Some(mean) = &self.mean {
+            data.mean = three("mean", mean)?;
+        }
+        if let Some(std) = &self.std {
+            data.std = three("std", std)?;
+        }
+        data.crop_pct = self.crop_pct.unwrap_or(data.crop_pct);
+        data.interpolation = self.interpolation.clone().unwrap_or(data.interpolation);
+        data.crop_mode = self.crop_mode.clone().unwrap_or(data.crop_mode);
+        Ok(data)
+    }
+
+    /// Makes the model and loads its weights.
+    pub fn load(&self) -> Result<Loaded> {
+        if self.pretrained {
+            bail!(
+                "fetching published weights is not available yet: download model.safetensors of the model's \
+                 repository and pass it with --checkpoint"
+            );
+        }
+        let saved = self.checkpoint.as_deref().map(SavedModel::open).transpose()?;
+        let name = match (&self.model, saved.as_ref().and_then(|s| s.architecture.clone())) {
+            (Some(given), Some(found)) if base_name(given) != found => bail!(
+                "{} holds a {found}, not a {given}: leave --model out, or give the right file",
+                self.checkpoint.as_deref().unwrap_or(Path::new("")).display()
+            ),
+            (Some(given), _) => given.clone(),
+            (None, Some(found)) => found,
+            (None, None) if saved.is_some() => {
+                return usage("the checkpoint does not say which model it is: give --model");
+            }
+            (None, None) => return usage("give --model, or a --checkpoint that says which model it is"),
+        };
+        let mut args = saved.as_ref().map_or_else(ModelArgs::default, |s| s.args.clone());
+        if let (Some(asked), Some(has)) = (self.num_classes, args.num_classes)
+            && asked != has
+        {
+            bail!(
+                "the checkpoint has {has} classes, not {asked}: leave --num-classes out to use it as it is"
+            );
+        }
+        args.num_classes = self.num_classes.or(args.num_classes);
+        args.global_pool = self.global_pool.clone().or(args.global_pool);
+        let mut model = timm::create_model(&name, &args)?;
+        for notice in model.notices() {
+            eprintln!("note: {notice}");
+        }
+        match &self.checkpoint {
+            Some(file) => {
+                model.load_checkpoint(file, true).with_context(|| format!("{}", file.display()))?;
+            }
+            None => eprintln!("note: no --checkpoint, so the weights are random"),
+        }
+        let (data, class_names) = saved.map_or((None, Vec::new()), |s| (s.data, s.class_names));
+        let data = self.data_config(data.unwrap_or_else(|| DataConfig::from(model.pretrained_cfg())))?;
+        Ok(Loaded { model, data, class_names })
+    }
+}
+
+fn base_name(name: &str) -> &str {
+    timm_models::pretrained::split_name(timm_models::pretrained::current_name(name)).0
+}
+
+/// The engine of all commands.
+pub fn engine() -> Arc<dyn timm_graph::Engine> {
+    Arc::new(CpuEngine)
+}
+
+/// The normalisation of a data config, for graphs that take bytes.
+pub fn normalization(data: &DataConfig) -> Normalization {
+    let narrow = |v: [f64; 3]| v.iter().map(|&x| x as f32).collect();
+    Normalization { mean: narrow(data.mean), std: narrow(data.std) }
+}
+
+/// Warns of what a data set says about itself.
+pub fn warn(dataset: &dyn timm_data::Dataset) {
+    for warning in dataset.warnings() {
+        eprintln!("warning: {warning}");
+    }
+}
+
+/// Lists the images that could not be used, at the end of a run.
+pub fn list_failures(what: &str, loader: &timm_data::Loader) {
+    let failures = loader.report().failures;
+    if failures.is_empty() {
+        return;
+    }
+    eprintln!("warning: {} {what} image(s) could not be used:", failures.len());
+    for failure in failures.iter().take(20) {
+        eprintln!("  {}: {}", failure.name, failure.reason);
+    }
+    if failures.len() > 20 {
+        eprintln!("  … and {} more", failures.len() - 20);
+    }
+}

@@ -1,0 +1,310 @@
+//! `timm train`: the training script.
+
+mod options;
+mod progress;
+mod samples;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use timm::{CpuEngine, DataConfig, SavedModel};
+use timm_data::{
+    Dataset, Loader, LoaderConfig, OpenOptions, Transform, TransformConfig, check_same_classes, open_dataset,
+};
+use timm_graph::Engine;
+use timm_models::{Blueprint, ModelArgs};
+use timm_train::trainer::EvalMetric;
+use timm_train::{
+    Clip, EmaConfig, Loss, OptimizerConfig, Outcome, RunFolder, ScheduleConfig, TrainConfig, Trainer,
+    scaled_lr,
+};
+
+use super::{list_failures, normalization, sizes, stop_flag, usage, warn};
+use options::Settings;
+pub use options::{Options, arguments_of};
+use progress::Progress;
+
+/// Runs the command.
+pub fn run(options: Options) -> Result<()> {
+    let options = options.with_defaults_for_data()?;
+    let stop = stop_flag();
+    let open = OpenOptions { class_map: options.class_map.clone(), classes: None };
+    let train_set = open_dataset(options.data(), &options.train_split, &open)?;
+    warn(&*train_set);
+    let classes = train_set.class_names().to_vec();
+    // Validation takes its labels from the training classes, whatever folders it has.
+    let open = OpenOptions { class_map: None, classes: Some(classes.clone()) };
+    let eval_set = open_dataset(options.data(), &options.val_split, &open)?;
+    warn(&*eval_set);
+    check_same_classes((&options.train_split, &classes), (&options.val_split, eval_set.class_names()))?;
+
+    let blueprint = blueprint(&options, classes.len())?;
+    for notice in blueprint.notices() {
+        eprintln!("note: {notice}");
+    }
+    let data = data_config(&options, &blueprint)?;
+    let (train, validation) = loaders(&options, &data, train_set, eval_set)?;
+    if train.batches() == 0 {
+        bail!(
+            "{} training images do not fill one batch of {}: use a smaller --batch-size",
+            train.dataset().len(),
+            options.batch_size
+        );
+    }
+
+    let (folder, resuming) = run_folder(&options, &blueprint, &data, &classes)?;
+    let mut model = timm_models::Model::from_blueprint(blueprint, Arc::new(CpuEngine));
+    if let Some(file) = &options.initial_checkpoint {
+        let report = model.load_pretrained(file)?;
+        if !report.untouched.is_empty() {
+            eprintln!("note: not in {}: {}", file.display(), report.untouched.join(", "));
+        }
+    }
+    let config = train_config(&options, &data)?;
+    let (name, params) = (model.name().to_string(), model.param_count());
+    let store = model.store().clone();
+    let mut trainer = Trainer::new(Arc::new(model), store, Arc::new(CpuEngine), config)?;
+    if resuming {
+        for change in trainer.resume(&folder)? {
+            eprintln!("note: changed since the run began: {change}");
+        }
+    }
+
+    let [_, height, width] = data.input_size;
+    eprintln!(
+        "{name}: {:.2} M parameters, {} classes, {height}x{width} px",
+        params as f64 / 1e6,
+        classes.len()
+    );
+    eprintln!(
+        "{}: {} training and {} validation images, batches of {}",
+        if options.data() == "digits" { "embedded digits" } else { options.data() },
+        train.dataset().len(),
+        validation.dataset().len(),
+        options.batch_size
+    );
+    eprintln!("{} · run folder {}", CpuEngine.name(), folder.path().display());
+    let mut progress = Progress::new(options.log_interval);
+    let outcome = trainer.fit(&train, Some(&validation), Some(&folder), &mut progress, &stop)?;
+    drop(progress);
+    list_failures("training", &train);
+    list_failures("validation", &validation);
+    match outcome {
+        Outcome::Finished { best, .. } => summary(&options, &folder, best, validation.dataset().as_ref()),
+        Outcome::Interrupted { epoch, batch } => {
+            bail!(
+                "interrupted in epoch {epoch} after {batch} batches; nothing is lost, go on with: timm train {}--resume {}",
+                options.data_argument(),
+                folder.path().display()
+            )
+        }
+    }
+}
+
+fn blueprint(options: &Settings, found: usize) -> Result<Blueprint> {
+    if let Some(asked) = options.num_classes
+        && asked < found
+    {
+        return usage(format!("--num-classes {asked}, but the data has {found} classes"));
+    }
+    let args = ModelArgs {
+        num_classes: Some(options.num_classes.unwrap_or(found)),
+        global_pool: options.gp.clone(),
+        drop_rate: options.drop,
+        drop_path_rate: options.drop_path,
+        drop_block_rate: options.drop_block,
+        grad_checkpointing: options.grad_checkpointing,
+        seed: options.seed,
+        ..ModelArgs::default()
+    };
+    Ok(Blueprint::new(&options.model, &args)?)
+}
+
+fn data_config(options: &Settings, blueprint: &Blueprint) -> Result<DataConfig> {
+    let mut data = DataConfig::from(blueprint.pretrained_cfg());
+    if let Some(size) = &options.img_size {
+        let [height, width] = sizes(size)?;
+        data.input_size = [3, height, width];
+    }
+    let three = |name: &str, values: &Option<Vec<f64>>, otherwise: [f64; 3]| match values {
+        None => Ok(otherwise),
+        Some(values) => <[f64; 3]>::try_from(values.as_slice())
+            .or_else(|_| usage(format!("--{name} takes three numbers"))),
+    };
+    data.mean = three("mean", &options.mean, data.mean)?;
+    data.std = three("std", &options.std, data.std)?;
+    data.crop_pct = options.crop_pct.unwrap_or(data.crop_pct);
+    data.interpolation = options.interpolation.clone().unwrap_or(data.interpolation);
+    data.crop_mode = options.crop_mode.clone().unwrap_or(data.crop_mode);
+    Ok(data)
+}
+
+fn loaders(
+    options: &Settings,
+    data: &DataConfig,
+    train_set: Arc<dyn Dataset>,
+    eval_set: Arc<dyn Dataset>,
+) -> Result<(Loader, Loader)> {
+    let pair = |name: &str, values: &Option<Vec<f64>>| match values.as_deref() {
+        None => Ok(None),
+        Some(&[low, high]) => Ok(Some((low, high))),
+        Some(_) => usage(format!("--{name} takes two numbers")),
+    };
+    let train_transform = TransformConfig {
+        is_training: true,
+        no_aug: options.no_aug,
+        train_interpolation: Some(options.train_interpolation.parse()?),
+        scale: pair("scale", &options.scale)?,
+        ratio: pair("ratio", &options.ratio)?,
+        hflip: options.hflip,
+        vflip: options.vflip,
+        color_jitter: options.color_jitter.clone(),
+        color_jitter_prob: options.color_jitter_prob,
+        grayscale_prob: options.grayscale_prob.unwrap_or(0.0),
+        gaussian_blur_prob: options.gaussian_blur_prob.unwrap_or(0.0),
+        train_crop_mode: options.train_crop_mode.parse()?,
+        reprob: options.reprob,
+        remode: options.remode.parse()?,
+        recount: options.recount,
+        ..data.evaluation()?
+    };
+    let train_config = LoaderConfig {
+        batch_size: options.batch_size,
+        shuffle: !options.no_shuffle,
+        seed: options.seed,
+        workers: options.workers,
+        ..LoaderConfig::training()
+    };
+    let eval_config = LoaderConfig {
+        batch_size: options.validation_batch_size.unwrap_or(options.batch_size),
+        seed: options.seed,
+        workers: options.workers,
+        ..LoaderConfig::evaluation()
+    };
+    let train = Loader::new(train_set, Transform::new(train_transform)?, train_config)?;
+    let validation = Loader::new(eval_set, Transform::new(data.evaluation()?)?, eval_config)?;
+    Ok((train, validation))
+}
+
+fn train_config(options: &Settings, data: &DataConfig) -> Result<TrainConfig> {
+    let lr = match options.lr {
+        Some(lr) => lr,
+        None => {
+            let global_batch = options.batch_size * options.grad_accum_steps;
+            let scale = options.lr_base_scale.as_deref();
+            scaled_lr(options.lr_base, options.lr_base_size, scale, global_batch, &options.opt)?
+        }
+    };
+    let clip = options.clip_grad.map(|limit| Clip::new(limit, &options.clip_mode)).transpose()?;
+    let ema = options
+        .model_ema
+        .then_some(EmaConfig { decay: options.model_ema_decay, warmup: options.model_ema_warmup });
+    Ok(TrainConfig {
+        optimizer: OptimizerConfig {
+            opt: options.opt.clone(),
+            weight_decay: options.weight_decay,
+            momentum: options.momentum,
+            opt_eps: options.opt_eps,
+            opt_betas: options.opt_betas.clone(),
+        },
+        lr,
+        schedule: ScheduleConfig {
+            sched: options.sched.clone(),
+            epochs: options.epochs,
+            sched_on_updates: options.sched_on_updates,
+            min_lr: options.min_lr,
+            warmup_epochs: options.warmup_epochs,
+            warmup_lr: options.warmup_lr,
+            warmup_prefix: options.warmup_prefix,
+            cooldown_epochs: options.cooldown_epochs,
+            decay_epochs: options.decay_epochs,
+            decay_milestones: options.decay_milestones.clone(),
+            decay_rate: options.decay_rate,
+            lr_cycle_mul: options.lr_cycle_mul,
+            lr_cycle_decay: options.lr_cycle_decay,
+            lr_cycle_limit: options.lr_cycle_limit,
+            lr_k_decay: options.lr_k_decay,
+            lr_decay_fn: options.lr_decay_fn.clone(),
+            lr_stable_timescale: options.lr_stable_timescale,
+            lr_noise: options.lr_noise.clone(),
+        },
+        loss: Loss::CrossEntropy { smoothing: options.smoothing },
+        clip,
+        ema,
+        grad_accum_steps: options.grad_accum_steps,
+        normalization: normalization(data),
+        seed: options.seed,
+        eval_metric: EvalMetric::new(&options.eval_metric)?,
+        val_interval: options.val_interval,
+        recovery_interval: options.recovery_interval,
+        checkpoint_hist: options.checkpoint_hist,
+    })
+}
+
+/// The run's folder, and whether it holds a run to go on with.
+fn run_folder(
+    options: &Settings,
+    blueprint: &Blueprint,
+    data: &DataConfig,
+    classes: &[String],
+) -> Result<(RunFolder, bool)> {
+    let metadata = SavedModel::metadata(blueprint, data, classes);
+    if let Some(resume) = &options.resume {
+        let dir = match resume.to_str() {
+            Some("auto") => options.experiment_dir(data).unwrap_or_else(|| latest_run(&options.output)),
+            _ if resume.is_file() => resume.parent().unwrap_or(Path::new(".")).to_path_buf(),
+            _ => resume.clone(),
+        };
+        let exists = dir.join("state.safetensors").is_file();
+        if exists || resume.to_str() != Some("auto") {
+            return Ok((RunFolder::open(dir, metadata)?, true));
+        }
+        eprintln!("note: nothing to resume in {}: starting anew", options.output.display());
+    }
+    let dir = options.experiment_dir(data).unwrap_or_else(|| options.unused_dir(data));
+    let args = options.as_yaml();
+    let folder = RunFolder::create(&dir, &args, metadata)
+        .with_context(|| format!("making the run folder {} (choose another with --output)", dir.display()))?;
+    Ok((folder, false))
+}
+
+/// The run in `output` whose state was written last.
+fn latest_run(output: &Path) -> PathBuf {
+    let runs = std::fs::read_dir(output).into_iter().flatten().flatten();
+    let written =
+        |dir: &PathBuf| std::fs::metadata(dir.join("state.safetensors")).and_then(|m| m.modified()).ok();
+    runs.map(|entry| entry.path())
+        .filter(|dir| written(dir).is_some())
+        .max_by_key(written)
+        .unwrap_or_default()
+}
+
+fn summary(
+    options: &Settings,
+    folder: &RunFolder,
+    best: Option<(f64, usize)>,
+    validation: &dyn Dataset,
+) -> Result<()> {
+    let checkpoint = folder.best_path();
+    let shown = checkpoint.display();
+    match best {
+        Some((metric, epoch)) => {
+            let unit = if options.eval_metric == "loss" { "" } else { " %" };
+            println!("\nbest {}: {metric:.2}{unit} in epoch {}", options.eval_metric, epoch + 1);
+        }
+        None => println!("\nfinished"),
+    }
+    println!("best checkpoint: {shown}");
+    let images = samples::write(folder.path(), validation)?;
+    let timm = this_command();
+    println!("\nNext:");
+    println!("  {timm} validate {}--checkpoint {shown}", options.data_argument());
+    println!("  {timm} infer {} --checkpoint {shown} --topk 3", images.display());
+    Ok(())
+}
+
+/// How this program was started, as far as a shell can repeat it.
+fn this_command() -> String {
+    std::env::args_os().next().map_or("timm".into(), |name| name.to_string_lossy().into_owned())
+}

@@ -1,0 +1,392 @@
+//! The options of `timm train`: timm's names and defaults, and another set of defaults for the embedded digits.
+
+use std::ops::Deref;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use serde::Serialize;
+use timm::DataConfig;
+
+use crate::commands::{at_least_one, usage};
+
+/// Without DATA this trains timm's test_resnet on the embedded digits: 8 epochs, over 99 % top-1.
+///
+/// Examples:
+///   timm train
+///   timm train images/ --model resnet18 --epochs 90 --batch-size 64 --lr 0.05
+///   timm train images/ --model resnet50 --initial-checkpoint resnet50.safetensors --epochs 10 --opt adamw --lr 1e-4
+///   timm train --resume output/train/…          (goes on with the settings of that run)
+#[derive(clap::Args, Clone, Debug, Serialize)]
+#[command(verbatim_doc_comment, args_override_self = true)]
+pub struct Options {
+    /// Folder with class folders under `train` and `validation`; `digits` and `synthetic` are built in
+    #[arg(value_name = "DATA")]
+    #[serde(skip)]
+    data: Option<String>,
+    /// The same as an option
+    #[arg(long, value_name = "DATA")]
+    data_dir: Option<String>,
+    /// Split to train on
+    #[arg(long, default_value = "train", help_heading = "Data")]
+    pub train_split: String,
+    /// Split to validate on
+    #[arg(long, default_value = "validation", help_heading = "Data")]
+    pub val_split: String,
+    /// A text file with one class name a line, in label order
+    #[arg(long, value_name = "FILE", help_heading = "Data")]
+    pub class_map: Option<PathBuf>,
+    /// Images in a batch [default: 128; digits: 64]
+    #[arg(long, short, value_parser = at_least_one, help_heading = "Data")]
+    batch_size: Option<usize>,
+    /// Images in a validation batch [default: as in training]
+    #[arg(long, value_parser = at_least_one, help_heading = "Data")]
+    pub validation_batch_size: Option<usize>,
+    /// Threads that read, decode and augment [default: one per core]
+    #[arg(long, short = 'j', default_value_t = 0, hide_default_value = true, help_heading = "Data")]
+    pub workers: usize,
+    /// Images in path order, to compare with another framework update by update
+    #[arg(long, help_heading = "Data")]
+    pub no_shuffle: bool,
+
+    /// Model name, as in timm [default: resnet50; digits: test_resnet]
+    #[arg(long, short, value_name = "NAME", help_heading = "Model")]
+    model: Option<String>,
+    /// Number of classes [default: those of the data]
+    #[arg(long, value_name = "N", value_parser = at_least_one, help_heading = "Model")]
+    pub num_classes: Option<usize>,
+    /// Pooling before the classifier: avg, max, avgmax, catavgmax
+    #[arg(long, value_name = "POOL", help_heading = "Model")]
+    pub gp: Option<String>,
+    /// Start from these weights; first convolution and classifier are fitted as timm does
+    #[arg(long, value_name = "FILE", help_heading = "Model")]
+    pub initial_checkpoint: Option<PathBuf>,
+    /// Dropout before the classifier
+    #[arg(long, value_name = "RATE", help_heading = "Model")]
+    pub drop: Option<f64>,
+    /// Stochastic depth
+    #[arg(long, value_name = "RATE", help_heading = "Model")]
+    pub drop_path: Option<f64>,
+    /// DropBlock
+    #[arg(long, value_name = "RATE", help_heading = "Model")]
+    pub drop_block: Option<f64>,
+    /// Recompute blocks in the backward pass instead of keeping their values
+    #[arg(long, help_heading = "Model")]
+    pub grad_checkpointing: bool,
+
+    /// Image size, one number or height and width [default: the model's; digits: 64]
+    #[arg(long, visible_alias = "input-size", num_args = 1..=3, value_name = "SIZE", help_heading = "Images")]
+    img_size: Option<Vec<usize>>,
+    /// Share of the resized image that validation keeps [default: the model's; digits: 1]
+    #[arg(long, value_name = "SHARE", help_heading = "Images")]
+    crop_pct: Option<f64>,
+    /// How validation images are fitted: center, squash or border
+    #[arg(long, value_name = "MODE", help_heading = "Images")]
+    pub crop_mode: Option<String>,
+    /// Interpolation in validation: bilinear, bicubic, lanczos, nearest
+    #[arg(long, value_name = "NAME", help_heading = "Images")]
+    pub interpolation: Option<String>,
+    /// Interpolation in training; random is bilinear or bicubic
+    #[arg(long, default_value = "random", value_name = "NAME", help_heading = "Images")]
+    pub train_interpolation: String,
+    /// Mean of the pixels (0-1), one number for each channel
+    #[arg(long, num_args = 3, value_name = "MEAN", help_heading = "Images")]
+    pub mean: Option<Vec<f64>>,
+    /// Standard deviation of the pixels (0-1), one number for each channel
+    #[arg(long, num_args = 3, value_name = "STD", help_heading = "Images")]
+    pub std: Option<Vec<f64>>,
+    /// No augmentation: images are only resized [default for the digits]
+    #[arg(long, help_heading = "Images")]
+    no_aug: bool,
+    /// How a part of an image is chosen: rrc, rkrc or rkrr
+    #[arg(long, default_value = "rrc", value_name = "MODE", help_heading = "Images")]
+    pub train_crop_mode: String,
+    /// Share of the image's area that a crop takes [default: 0.08 1]
+    #[arg(long, num_args = 2, value_name = "SHARE", help_heading = "Images")]
+    pub scale: Option<Vec<f64>>,
+    /// Aspect ratio of a crop [default: 0.75 1.333]
+    #[arg(long, num_args = 2, value_name = "RATIO", help_heading = "Images")]
+    pub ratio: Option<Vec<f64>>,
+    /// Probability of a horizontal flip
+    #[arg(long, default_value_t = 0.5, value_name = "P", help_heading = "Images")]
+    pub hflip: f64,
+    /// Probability of a vertical flip
+    #[arg(long, default_value_t = 0.0, value_name = "P", help_heading = "Images")]
+    pub vflip: f64,
+    /// Strength of colour jitter, one number or up to four (brightness, contrast, saturation, hue)
+    #[arg(long, num_args = 1..=4, default_values_t = [0.4], value_name = "STRENGTH", help_heading = "Images")]
+    pub color_jitter: Vec<f64>,
+    /// Probability of colour jitter [default: always]
+    #[arg(long, value_name = "P", help_heading = "Images")]
+    pub color_jitter_prob: Option<f64>,
+    /// Probability of turning grey
+    #[arg(long, value_name = "P", help_heading = "Images")]
+    pub grayscale_prob: Option<f64>,
+    /// Probability of Gaussian blur
+    #[arg(long, value_name = "P", help_heading = "Images")]
+    pub gaussian_blur_prob: Option<f64>,
+    /// Probability of random erasing
+    #[arg(long, default_value_t = 0.0, value_name = "P", help_heading = "Images")]
+    pub reprob: f64,
+    /// What is put in place of erased parts: const, rand or pixel
+    #[arg(long, default_value = "pixel", value_name = "MODE", help_heading = "Images")]
+    pub remode: String,
+    /// Erased parts of an image, at most
+    #[arg(long, default_value_t = 1, value_name = "N", help_heading = "Images")]
+    pub recount: usize,
+
+    /// Epochs [default: 300; digits: 8]
+    #[arg(long, value_parser = at_least_one, help_heading = "Optimizer")]
+    epochs: Option<usize>,
+    /// Optimizer: sgd, momentum, sgdw, adam, adamw [default: sgd, with Nesterov momentum; digits: adamw]
+    #[arg(long, value_name = "NAME", help_heading = "Optimizer")]
+    opt: Option<String>,
+    /// Momentum of SGD
+    #[arg(long, default_value_t = 0.9, value_name = "M", help_heading = "Optimizer")]
+    pub momentum: f64,
+    /// Weight decay; biases and norms take none [default: 2e-5; digits: 0.02]
+    #[arg(long, value_name = "DECAY", help_heading = "Optimizer")]
+    weight_decay: Option<f64>,
+    /// Epsilon [default: the optimizer's]
+    #[arg(long, value_name = "EPS", help_heading = "Optimizer")]
+    pub opt_eps: Option<f64>,
+    /// Betas [default: the optimizer's]
+    #[arg(long, num_args = 1..=3, value_name = "BETA", help_heading = "Optimizer")]
+    pub opt_betas: Option<Vec<f64>>,
+    /// Limit of the gradient, see --clip-mode [default: none]
+    #[arg(long, value_name = "LIMIT", help_heading = "Optimizer")]
+    pub clip_grad: Option<f32>,
+    /// What is limited: norm (of all gradients together) or value
+    #[arg(long, default_value = "norm", value_name = "MODE", help_heading = "Optimizer")]
+    pub clip_mode: String,
+    /// Batches whose gradients make one update
+    #[arg(long, default_value = "1", value_parser = at_least_one, value_name = "N", help_heading = "Optimizer")]
+    pub grad_accum_steps: usize,
+    /// Label smoothing
+    #[arg(long, default_value_t = 0.1, value_name = "SHARE", help_heading = "Optimizer")]
+    pub smoothing: f32,
+
+    /// Learning rate [default: --lr-base, scaled by the batch size; digits: 2e-3]
+    #[arg(long, value_name = "LR", help_heading = "Schedule")]
+    lr: Option<f64>,
+    /// Learning rate at a batch of --lr-base-size
+    #[arg(long, default_value_t = 0.1, value_name = "LR", help_heading = "Schedule")]
+    pub lr_base: f64,
+    /// Batch size that --lr-base is for
+    #[arg(long, default_value = "256", value_parser = at_least_one, value_name = "N", help_heading = "Schedule")]
+    pub lr_base_size: usize,
+    /// How it is scaled: linear or sqrt [default: sqrt for Adam and its kin, else linear]
+    #[arg(long, value_name = "HOW", help_heading = "Schedule")]
+    pub lr_base_scale: Option<String>,
+    /// Schedule: cosine, tanh, step, multistep, poly, wsd, rsqrt, constant or none
+    #[arg(long, default_value = "cosine", value_name = "NAME", help_heading = "Schedule")]
+    pub sched: String,
+    /// The rate changes with each update, not with each epoch [default for the digits]
+    #[arg(long, help_heading = "Schedule")]
+    sched_on_updates: bool,
+    /// The rate does not fall below this
+    #[arg(long, default_value_t = 0.0, value_name = "LR", help_heading = "Schedule")]
+    pub min_lr: f64,
+    /// Epochs in which the rate rises to its full value [default: 5; digits: 1]
+    #[arg(long, value_name = "N", help_heading = "Schedule")]
+    warmup_epochs: Option<f64>,
+    /// The rate at the start of the warm-up
+    #[arg(long, default_value_t = 1e-5, value_name = "LR", help_heading = "Schedule")]
+    pub warmup_lr: f64,
+    /// The warm-up comes before the schedule, not out of it
+    #[arg(long, help_heading = "Schedule")]
+    pub warmup_prefix: bool,
+    /// Epochs at the lowest rate after the schedule
+    #[arg(long, default_value_t = 0, value_name = "N", help_heading = "Schedule")]
+    pub cooldown_epochs: usize,
+    /// Step: epochs between decays; wsd, rsqrt: epochs of the final decay
+    #[arg(long, value_name = "N", help_heading = "Schedule")]
+    pub decay_epochs: Option<f64>,
+    /// Multistep: epochs of the decays
+    #[arg(long, num_args = 1.., default_values_t = [90.0, 180.0, 270.0], value_name = "N", help_heading = "Schedule")]
+    pub decay_milestones: Vec<f64>,
+    /// Step, multistep: factor of a decay; poly: the power
+    #[arg(long, default_value_t = 0.1, value_name = "FACTOR", help_heading = "Schedule")]
+    pub decay_rate: f64,
+    /// Length of each cycle relative to the one before
+    #[arg(long, default_value_t = 1.0, value_name = "FACTOR", help_heading = "Schedule")]
+    pub lr_cycle_mul: f64,
+    /// Height of each cycle relative to the one before
+    #[arg(long, default_value_t = 0.5, value_name = "FACTOR", help_heading = "Schedule")]
+    pub lr_cycle_decay: f64,
+    /// Number of cycles
+    #[arg(long, default_value_t = 1, value_name = "N", help_heading = "Schedule")]
+    pub lr_cycle_limit: u32,
+    /// Exponent of the time in cosine and poly
+    #[arg(long, default_value_t = 1.0, value_name = "K", help_heading = "Schedule")]
+    pub lr_k_decay: f64,
+    /// Form of the final decay of wsd and rsqrt
+    #[arg(long, value_name = "NAME", help_heading = "Schedule")]
+    pub lr_decay_fn: Option<String>,
+    /// Time scale of rsqrt, in epochs
+    #[arg(long, value_name = "N", help_heading = "Schedule")]
+    pub lr_stable_timescale: Option<f64>,
+    /// Not available yet
+    #[arg(long, num_args = 1.., hide = true)]
+    pub lr_noise: Option<Vec<f64>>,
+
+    /// Keep a moving average of the weights, validate and save it
+    #[arg(long, help_heading = "Moving average")]
+    pub model_ema: bool,
+    /// Its decay
+    #[arg(long, default_value_t = 0.9998, value_name = "DECAY", help_heading = "Moving average")]
+    pub model_ema_decay: f64,
+    /// Its decay rises from 0
+    #[arg(long, help_heading = "Moving average")]
+    pub model_ema_warmup: bool,
+
+    /// Folder for runs
+    #[arg(long, default_value = "output/train", value_name = "DIR", help_heading = "Run")]
+    pub output: PathBuf,
+    /// Name of the run's folder [default: model and image size, numbered]
+    #[arg(long, value_name = "NAME", help_heading = "Run")]
+    experiment: Option<String>,
+    /// Go on with a run: its folder, its state file, or `auto` for the latest; its settings are taken over
+    #[arg(long, value_name = "RUN", help_heading = "Run")]
+    #[serde(skip)]
+    pub resume: Option<PathBuf>,
+    /// Seed of everything random
+    #[arg(long, default_value_t = 42, help_heading = "Run")]
+    pub seed: u64,
+    /// Batches between lines where the output is no terminal
+    #[arg(long, default_value_t = 50, value_name = "N", help_heading = "Run")]
+    pub log_interval: usize,
+    /// Batches between saved states within an epoch; 0: only after each epoch
+    #[arg(long, default_value_t = 0, value_name = "N", help_heading = "Run")]
+    pub recovery_interval: usize,
+    /// Epochs between validations
+    #[arg(long, default_value = "1", value_parser = at_least_one, value_name = "N", help_heading = "Run")]
+    pub val_interval: usize,
+    /// Epoch checkpoints to keep
+    #[arg(long, default_value_t = 10, value_name = "N", help_heading = "Run")]
+    pub checkpoint_hist: usize,
+    /// What makes an epoch the best: top1, top5 or loss
+    #[arg(long, default_value = "top1", value_name = "METRIC", help_heading = "Run")]
+    pub eval_metric: String,
+}
+
+/// Options with the defaults that depend on the data filled in.
+pub struct Settings {
+    options: Options,
+    data: String,
+    pub model: String,
+    pub batch_size: usize,
+    pub img_size: Option<Vec<usize>>,
+    pub crop_pct: Option<f64>,
+    pub no_aug: bool,
+    pub epochs: usize,
+    pub opt: String,
+    pub weight_decay: f64,
+    pub lr: Option<f64>,
+    pub sched_on_updates: bool,
+    pub warmup_epochs: f64,
+}
+
+impl Deref for Settings {
+    type Target = Options;
+
+    fn deref(&self) -> &Options {
+        &self.options
+    }
+}
+
+impl Options {
+    /// Fills in the defaults: those of the digits where they are the data, else timm's.
+    pub fn with_defaults_for_data(mut self) -> Result<Settings> {
+        if self.data.is_some() && self.data_dir.is_some() && self.data != self.data_dir {
+            return usage("DATA and --data-dir name two data sets: leave one out");
+        }
+        let data = self.data.clone().or(self.data_dir.clone()).unwrap_or_else(|| "digits".into());
+        self.data_dir = Some(data.clone());
+        let digits = data == "digits";
+        let pick = |timm: f64, of_digits: f64| if digits { of_digits } else { timm };
+        Ok(Settings {
+            model: self
+                .model
+                .clone()
+                .unwrap_or_else(|| if digits { "test_resnet" } else { "resnet50" }.into()),
+            batch_size: self.batch_size.unwrap_or(if digits { 64 } else { 128 }),
+            img_size: self.img_size.clone().or(digits.then(|| vec![64])),
+            crop_pct: self.crop_pct.or(digits.then_some(1.0)),
+            no_aug: self.no_aug || digits,
+            epochs: self.epochs.unwrap_or(if digits { 8 } else { 300 }),
+            opt: self.opt.clone().unwrap_or_else(|| if digits { "adamw" } else { "sgd" }.into()),
+            weight_decay: self.weight_decay.unwrap_or(pick(2e-5, 0.02)),
+            lr: self.lr.or(digits.then_some(2e-3)),
+            sched_on_updates: self.sched_on_updates || digits,
+            warmup_epochs: self.warmup_epochs.unwrap_or(pick(5.0, 1.0)),
+            data,
+            options: self,
+        })
+    }
+}
+
+impl Settings {
+    /// The data set's name or path.
+    pub fn data(&self) -> &str {
+        &self.data
+    }
+
+    /// The data set as an argument of another command, with a space after it; nothing for the digits.
+    pub fn data_argument(&self) -> String {
+        if self.data == "digits" { String::new() } else { format!("{} ", self.data) }
+    }
+
+    /// The folder that `--experiment` names.
+    pub fn experiment_dir(&self, _: &DataConfig) -> Option<PathBuf> {
+        self.experiment.as_ref().map(|name| self.output.join(name))
+    }
+
+    /// The first folder of this model and size that holds no run.
+    pub fn unused_dir(&self, data: &DataConfig) -> PathBuf {
+        let base = format!("{}-{}", self.model, data.input_size[1]);
+        let numbered = |n: usize| self.output.join(if n == 1 { base.clone() } else { format!("{base}-{n}") });
+        (1..).map(numbered).find(|dir| !dir.exists()).expect("some number is free")
+    }
+
+    /// All settings for `args.yaml`, by timm's names.
+    pub fn as_yaml(&self) -> serde_json::Map<String, serde_json::Value> {
+        let mut map = match serde_json::to_value(&self.options) {
+            Ok(serde_json::Value::Object(map)) => map,
+            _ => serde_json::Map::new(),
+        };
+        map.insert("model".into(), self.model.clone().into());
+        map.insert("batch_size".into(), self.batch_size.into());
+        map.insert("epochs".into(), self.epochs.into());
+        map.insert("opt".into(), self.opt.clone().into());
+        map.insert("weight_decay".into(), self.weight_decay.into());
+        map.insert("warmup_epochs".into(), self.warmup_epochs.into());
+        map.insert("no_aug".into(), self.no_aug.into());
+        map.insert("sched_on_updates".into(), self.sched_on_updates.into());
+        map.insert("img_size".into(), self.img_size.clone().into());
+        map.insert("crop_pct".into(), self.crop_pct.into());
+        map.insert("lr".into(), self.lr.into());
+        map
+    }
+}
+
+/// Command-line arguments that repeat the settings in a run's `args.yaml`: lines of `name: JSON`.
+pub fn arguments_of(yaml: &str) -> Vec<String> {
+    let mut arguments = Vec::new();
+    for (name, value) in yaml.lines().filter_map(|line| line.split_once(": ")) {
+        let option = format!("--{}", name.replace('_', "-"));
+        let text = |value: &serde_json::Value| match value {
+            serde_json::Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        match serde_json::from_str::<serde_json::Value>(value) {
+            Ok(serde_json::Value::Bool(true)) => arguments.push(option),
+            Ok(serde_json::Value::Bool(false) | serde_json::Value::Null) | Err(_) => {}
+            Ok(serde_json::Value::Array(values)) => {
+                arguments.push(option);
+                arguments.extend(values.iter().map(text));
+            }
+            Ok(value) => arguments.push(format!("{option}={}", text(&value))),
+        }
+    }
+    arguments
+}

@@ -1,0 +1,119 @@
+//! `timm validate`: top-1, top-5 and loss on labelled images.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+use timm_data::{Loader, LoaderConfig, OpenOptions, Transform, open_dataset};
+use timm_train::evaluate::Evaluator;
+
+use super::{
+    Loaded, ModelOptions, at_least_one, engine, list_failures, normalization, stop_flag, usage, warn,
+};
+
+/// Examples:
+///   timm validate --checkpoint output/train/…/model_best.safetensors         (the embedded digits)
+///   timm validate images/ --checkpoint resnet50.safetensors --model resnet50
+#[derive(clap::Args, Debug)]
+#[command(verbatim_doc_comment)]
+pub struct Options {
+    /// Folder with a folder of images for each class, or with such under `validation`; `digits` for the embedded set
+    #[arg(value_name = "DATA", default_value = "digits")]
+    data: String,
+    /// The same as an option
+    #[arg(long = "data-dir", value_name = "DATA", conflicts_with = "data")]
+    data_dir: Option<String>,
+    /// Which split of the data
+    #[arg(long, default_value = "validation")]
+    split: String,
+    #[command(flatten)]
+    model: ModelOptions,
+    /// Images in a batch
+    #[arg(long, short, default_value = "64", value_parser = at_least_one)]
+    batch_size: usize,
+    /// Threads that read and decode images [default: one per core]
+    #[arg(long, short = 'j', default_value_t = 0, hide_default_value = true)]
+    workers: usize,
+    /// A text file with one class name a line, in label order
+    #[arg(long, value_name = "FILE")]
+    class_map: Option<PathBuf>,
+    /// Print one JSON object, with timm's field names
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+pub fn run(options: Options) -> Result<()> {
+    let Loaded { model, data, class_names } = options.model.load()?;
+    if model.num_classes() == 0 {
+        return usage("a model without classes cannot be validated: leave --num-classes 0 out");
+    }
+    let name = options.data_dir.as_deref().unwrap_or(&options.data);
+    let classes = (!class_names.is_empty() && options.class_map.is_none()).then(|| class_names.clone());
+    let open = OpenOptions { class_map: options.class_map.clone(), classes };
+    let dataset = open_dataset(name, &options.split, &open)?;
+    warn(&*dataset);
+    let found = dataset.class_names().len();
+    if found != model.num_classes() {
+        bail!(
+            "the data has {found} classes, the model {}: the labels would not mean the same (classes of the data: {})",
+            model.num_classes(),
+            dataset.class_names().iter().take(8).cloned().collect::<Vec<_>>().join(", ")
+        );
+    }
+    let config = LoaderConfig {
+        batch_size: options.batch_size,
+        workers: options.workers,
+        ..LoaderConfig::evaluation()
+    };
+    let count = dataset.len();
+    let loader = Loader::new(dataset, Transform::new(data.evaluation()?)?, config)?;
+    let params = model.param_count();
+    let (architecture, store) = (model.name().to_string(), model.store().clone());
+    let bar = ProgressBar::new(loader.batches() as u64);
+    if !std::io::stderr().is_terminal() {
+        bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
+    }
+    bar.set_style(ProgressStyle::with_template("validating {bar:30} {pos}/{len} batches, {eta} left")?);
+    let start = Instant::now();
+    let mut evaluator = Evaluator::new(Arc::new(model), engine(), normalization(&data));
+    let metrics = evaluator.run(&store, &loader, &stop_flag(), &mut |done| bar.set_position(done as u64))?;
+    bar.finish_and_clear();
+    let Some(metrics) = metrics else { bail!("stopped before the end: no result") };
+    list_failures("validation", &loader);
+    let rate = metrics.count as f64 / start.elapsed().as_secs_f64();
+    let [_, height, width] = data.input_size;
+    let size = if height == width { height.to_string() } else { format!("{height}x{width}") };
+    if options.json {
+        let round = |v: f64, digits: i32| (v * 10f64.powi(digits)).round() / 10f64.powi(digits);
+        let result = json!({
+            "model": architecture,
+            "top1": round(metrics.top1, 4),
+            "top1_err": round(100.0 - metrics.top1, 4),
+            "top5": round(metrics.top5, 4),
+            "top5_err": round(100.0 - metrics.top5, 4),
+            "loss": round(metrics.loss, 6),
+            "param_count": round(params as f64 / 1e6, 2),
+            "img_size": if height == width { json!(height) } else { json!([height, width]) },
+            "crop_pct": data.crop_pct,
+            "interpolation": data.interpolation,
+            "images": metrics.count,
+            "images_per_sec": round(rate, 2),
+        });
+        println!("{result:#}");
+    } else {
+        println!("model   {architecture} ({:.2} M parameters, {size} px)", params as f64 / 1e6);
+        println!("images  {} of {count} ({rate:.0} per second)", metrics.count);
+        println!("top-1   {:.2} %", metrics.top1);
+        println!("top-5   {:.2} %", metrics.top5);
+        println!("loss    {:.4}", metrics.loss);
+    }
+    if metrics.count == 0 {
+        bail!("not one image could be used");
+    }
+    Ok(())
+}
