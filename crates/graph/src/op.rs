@@ -66,15 +66,22 @@ impl Pool {
             let span = (size[d] + before + after) as isize - window as isize;
             let stride = self.stride[d] as isize;
             // With `ceil`, a window that does not fit still counts once, as in PyTorch.
-            let steps = if self.ceil { (span + stride - 1).div_euclid(stride) } else { span.div_euclid(stride) };
+            let steps =
+                if self.ceil { (span + stride - 1).div_euclid(stride) } else { span.div_euclid(stride) };
             let Ok(mut n) = usize::try_from(steps + 1) else {
-                return Err(format!("window {window} is larger than the padded size {}", size[d] + before + after));
+                return Err(format!(
+                    "window {window} is larger than the padded size {}",
+                    size[d] + before + after
+                ));
             };
             if self.ceil && n > 0 && (n - 1) * self.stride[d] >= size[d] + before {
                 n -= 1;
             }
             if n == 0 {
-                return Err(format!("window {window} is larger than the padded size {}", size[d] + before + after));
+                return Err(format!(
+                    "window {window} is larger than the padded size {}",
+                    size[d] + before + after
+                ));
             }
             out[d] = n;
         }

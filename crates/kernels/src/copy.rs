@@ -23,7 +23,9 @@ pub fn permute(src: &[f32], dims: &[usize], order: &[usize], dst: &mut [f32]) {
     let mut axes: Vec<(usize, usize)> = Vec::new();
     for &axis in order.iter().filter(|&&axis| dims[axis] != 1) {
         match axes.last_mut() {
-            Some(last) if last.1 == strides[axis] * dims[axis] => *last = (last.0 * dims[axis], strides[axis]),
+            Some(last) if last.1 == strides[axis] * dims[axis] => {
+                *last = (last.0 * dims[axis], strides[axis])
+            }
             _ => axes.push((dims[axis], strides[axis])),
         }
     }
@@ -46,7 +48,8 @@ pub fn permute(src: &[f32], dims: &[usize], order: &[usize], dst: &mut [f32]) {
         return;
     }
     // Transposes: along `across` the source is contiguous, along the last axis the target is.
-    let across = outer.iter().position(|axis| axis.1 == 1).expect("some axis of a dense source is contiguous");
+    let across =
+        outer.iter().position(|axis| axis.1 == 1).expect("some axis of a dense source is contiguous");
     let rows = outer[across].0;
     let row_stride: usize = axes[across + 1..].iter().map(|axis| axis.0).product();
     let mut rest: Vec<(usize, usize, usize)> = Vec::new(); // size, source stride, target stride

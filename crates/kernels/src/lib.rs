@@ -4,21 +4,26 @@
 //! a naive twin in its tests. Work is cut into jobs by shape alone, never by the number of threads, so
 //! results do not depend on it.
 
+// Vector functions share one contract, stated on the `Simd` trait: the instruction set must be enabled.
+#![allow(clippy::missing_safety_doc)]
+// `multiversion!` bodies that the compiler vectorises name their instruction set without using it.
+#![allow(clippy::extra_unused_type_parameters)]
+
+pub mod conv;
+pub mod copy;
 pub mod depthwise;
 pub mod elementwise;
-pub mod conv;
 pub mod gemm;
 pub mod lanes;
 pub mod math;
 pub mod norm;
-pub mod copy;
-pub mod pool;
-pub mod reduce;
-pub mod softmax;
-pub mod random;
-pub mod scratch;
 pub(crate) mod pack;
+pub mod pool;
+pub mod random;
+pub mod reduce;
+pub mod scratch;
 pub mod simd;
+pub mod softmax;
 pub mod threads;
 
 #[cfg(test)]

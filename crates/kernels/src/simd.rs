@@ -259,14 +259,38 @@ mod x86 {
     }
 
     impl_simd!(
-        Avx2, __m256, 8, "AVX2 with FMA.", _mm256_setzero_ps, _mm256_set1_ps, _mm256_loadu_ps,
-        _mm256_storeu_ps, _mm256_fmadd_ps, _mm256_add_ps, _mm256_mul_ps, _mm256_max_ps,
-        mask8, _mm256_maskload_ps, _mm256_maskstore_ps
+        Avx2,
+        __m256,
+        8,
+        "AVX2 with FMA.",
+        _mm256_setzero_ps,
+        _mm256_set1_ps,
+        _mm256_loadu_ps,
+        _mm256_storeu_ps,
+        _mm256_fmadd_ps,
+        _mm256_add_ps,
+        _mm256_mul_ps,
+        _mm256_max_ps,
+        mask8,
+        _mm256_maskload_ps,
+        _mm256_maskstore_ps
     );
     impl_simd!(
-        Avx512, __m512, 16, "AVX-512.", _mm512_setzero_ps, _mm512_set1_ps, _mm512_loadu_ps,
-        _mm512_storeu_ps, _mm512_fmadd_ps, _mm512_add_ps, _mm512_mul_ps, _mm512_max_ps,
-        mask16, load16, store16
+        Avx512,
+        __m512,
+        16,
+        "AVX-512.",
+        _mm512_setzero_ps,
+        _mm512_set1_ps,
+        _mm512_loadu_ps,
+        _mm512_storeu_ps,
+        _mm512_fmadd_ps,
+        _mm512_add_ps,
+        _mm512_mul_ps,
+        _mm512_max_ps,
+        mask16,
+        load16,
+        store16
     );
 }
 #[cfg(target_arch = "x86_64")]

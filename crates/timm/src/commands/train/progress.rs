@@ -62,7 +62,7 @@ impl Observer for Progress {
         if self.terminal {
             self.bar.set_position(report.batch as u64);
             self.bar.set_message(text);
-        } else if report.batch % self.log_interval.max(1) == 0 {
+        } else if report.batch.is_multiple_of(self.log_interval.max(1)) {
             let (epoch, batch) = (report.epoch + 1, report.batch);
             eprintln!("epoch {epoch}/{} batch {batch}/{} · {text}", report.epochs, report.batches);
         }
