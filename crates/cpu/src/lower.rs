@@ -86,6 +86,13 @@ impl Planner<'_> {
                     pool::max_pool_backward(&shape, args.read(0), args.read(1), args.write(0));
                 });
             }
+            Op::MaxPoolTake(p) => {
+                let shape = pool_shape(p, graph.shape(input()), &node.shape);
+                let values = vec![self.channels_last(input()), self.channels_last(node.inputs[1])];
+                self.simple("max pool take", id, values, Layout::channels_last(&node.shape), move |args| {
+                    pool::max_pool_take(&shape, args.read(0), args.read(1), args.write(0));
+                });
+            }
             Op::AvgPoolGrad { pool: p, .. } => {
                 let shape = pool_shape(p, &node.shape, graph.shape(input()));
                 let value = self.channels_last(input());
@@ -287,7 +294,8 @@ fn pool_shape(pool: &Pool, x: &[usize], y: &[usize]) -> PoolShape {
         kh: pool.kernel[0],
         kw: pool.kernel[1],
         stride: pool.stride,
-        pad: pool.pad,
+        // The kernels want top, left, bottom, right.
+        pad: [pool.pad[0], pool.pad[2], pool.pad[1], pool.pad[3]],
         dilation: pool.dilation,
         out_h: y[2],
         out_w: y[3],

@@ -265,9 +265,14 @@ fn pools() {
         Pool { ceil: true, ..Pool::new(3, 2) },
         Pool { ceil: true, count_include_pad: false, ..Pool::new(2, 2) },
         Pool { count_include_pad: false, ..Pool::new(3, 1).pad(1) },
+        Pool { pad: [0, 1, 1, 0], ..Pool::new(3, 2) },
+        Pool { pad: [1, 0, 0, 2], kernel: [2, 3], ..Pool::new(3, 1) },
     ] {
         check(&format!("max {pool:?}"), &[&[2, 5, 8, 7]], |b, p| b.max_pool(p[0], pool));
         check(&format!("avg {pool:?}"), &[&[2, 5, 8, 7]], |b, p| b.avg_pool(p[0], pool));
+        check(&format!("take {pool:?}"), &[&[2, 5, 8, 7], &[2, 5, 8, 7]], |b, p| {
+            b.push(Op::MaxPoolTake(pool), &[p[0], p[1]])
+        });
     }
 }
 

@@ -208,6 +208,30 @@ pub fn max_pool_backward(shape: &PoolShape, x: &[f32], dy: &[f32], dx: &mut [f32
     });
 }
 
+/// The entries of `v` at the places of x's window maxima: the transpose of [`max_pool_backward`].
+///
+/// # Panics
+/// If the lengths do not fit.
+pub fn max_pool_take(shape: &PoolShape, x: &[f32], v: &[f32], y: &mut [f32]) {
+    shape.check(x.len(), y.len());
+    assert_eq!(v.len(), x.len(), "one value for each input");
+    let row = shape.out_w * shape.c;
+    let image_len = shape.h * shape.w * shape.c;
+    let out = SendPtr(y.as_mut_ptr());
+    for_each_row(shape.n, shape.out_h, shape.w * shape.c * shape.stride[0], |image, oy| {
+        // SAFETY: each row is written once.
+        let to = unsafe { out.slice((image * shape.out_h + oy) * row, row) };
+        let from = image * image_len..(image + 1) * image_len;
+        // SAFETY: the row is as long as the shape says.
+        unsafe { winner_row(shape, &x[from.clone()], oy, to) };
+        let values = &v[from];
+        for (at, place) in to.iter_mut().enumerate() {
+            let (ox, c, tap) = (at / shape.c, at % shape.c, *place as usize);
+            *place = values[pixel(shape, oy, ox, tap / shape.kw, tap % shape.kw) * shape.c + c];
+        }
+    });
+}
+
 multiversion!(fn winner_row<S>(shape: &PoolShape, x: &[f32], oy: usize, winner: &mut [f32]) = winner_row_body);
 
 #[inline(always)]
