@@ -33,7 +33,7 @@ mod preprocess;
 mod saved;
 
 pub use preprocess::{DataConfig, top_k};
-pub use saved::SavedModel;
+pub use saved::{SavedModel, load_fitting};
 
 /// What most programs need.
 pub mod prelude {

@@ -4,6 +4,7 @@ mod options;
 mod progress;
 mod samples;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,8 +17,8 @@ use timm_graph::Engine;
 use timm_models::{Blueprint, ModelArgs};
 use timm_train::trainer::EvalMetric;
 use timm_train::{
-    Clip, EmaConfig, Loss, OptimizerConfig, Outcome, RunFolder, ScheduleConfig, TrainConfig, Trainer,
-    scaled_lr,
+    Clip, EmaConfig, Loss, OptimizerConfig, Outcome, RunFolder, Schedule, ScheduleConfig, TrainConfig,
+    Trainer, scaled_lr,
 };
 
 use super::{list_failures, normalization, sizes, stop_flag, usage, warn};
@@ -53,19 +54,27 @@ pub fn run(options: Options) -> Result<()> {
         );
     }
 
-    let (folder, resuming) = run_folder(&options, &blueprint, &data, &classes)?;
+    let metadata = SavedModel::metadata(&blueprint, &data, &classes);
     let mut model = timm_models::Model::from_blueprint(blueprint, Arc::new(CpuEngine));
-    if let Some(file) = &options.initial_checkpoint {
-        let report = model.load_pretrained(file)?;
-        if !report.untouched.is_empty() {
-            eprintln!("note: not in {}: {}", file.display(), report.untouched.join(", "));
+    let resumed = resumed_dir(&options, &data);
+    // A resumed run has its weights; the file it began with may be gone.
+    if let Some(file) = options.initial_checkpoint.as_ref().filter(|_| resumed.is_none()) {
+        let report = timm::load_fitting(&mut model, file)?;
+        for adapted in &report.adapted {
+            eprintln!("note: {adapted}");
         }
     }
     let config = train_config(&options, &data)?;
+    Schedule::new(&config.schedule, config.lr, train.batches().div_ceil(config.grad_accum_steps))?;
     let (name, params) = (model.name().to_string(), model.param_count());
     let store = model.store().clone();
     let mut trainer = Trainer::new(Arc::new(model), store, Arc::new(CpuEngine), config)?;
-    if resuming {
+    // Only now: a mistake in the settings leaves no folder behind.
+    let folder = match &resumed {
+        Some(dir) => RunFolder::open(dir, metadata)?,
+        None => new_folder(&options, &data, metadata)?,
+    };
+    if resumed.is_some() {
         for change in trainer.resume(&folder)? {
             eprintln!("note: changed since the run began: {change}");
         }
@@ -94,7 +103,9 @@ pub fn run(options: Options) -> Result<()> {
         Outcome::Finished { best, .. } => summary(&options, &folder, best, validation.dataset().as_ref()),
         Outcome::Interrupted { epoch, batch } => {
             bail!(
-                "interrupted in epoch {epoch} after {batch} batches; nothing is lost, go on with: timm train {}--resume {}",
+                "interrupted in epoch {} after {batch} batches; nothing is lost, go on with: {} train {}--resume {}",
+                epoch + 1,
+                this_command(),
                 options.data_argument(),
                 folder.path().display()
             )
@@ -242,31 +253,30 @@ fn train_config(options: &Settings, data: &DataConfig) -> Result<TrainConfig> {
     })
 }
 
-/// The run's folder, and whether it holds a run to go on with.
-fn run_folder(
-    options: &Settings,
-    blueprint: &Blueprint,
-    data: &DataConfig,
-    classes: &[String],
-) -> Result<(RunFolder, bool)> {
-    let metadata = SavedModel::metadata(blueprint, data, classes);
-    if let Some(resume) = &options.resume {
-        let dir = match resume.to_str() {
-            Some("auto") => options.experiment_dir(data).unwrap_or_else(|| latest_run(&options.output)),
-            _ if resume.is_file() => resume.parent().unwrap_or(Path::new(".")).to_path_buf(),
-            _ => resume.clone(),
-        };
-        let exists = dir.join("state.safetensors").is_file();
-        if exists || resume.to_str() != Some("auto") {
-            return Ok((RunFolder::open(dir, metadata)?, true));
-        }
+/// The folder of the run to go on with, if there is one.
+fn resumed_dir(options: &Settings, data: &DataConfig) -> Option<PathBuf> {
+    let resume = options.resume.as_ref()?;
+    if resume.to_str() != Some("auto") {
+        let folder = |file: &Path| file.parent().unwrap_or(Path::new(".")).to_path_buf();
+        return Some(if resume.is_file() { folder(resume) } else { resume.clone() });
+    }
+    let dir = options.experiment_dir(data).unwrap_or_else(|| latest_run(&options.output));
+    let found = dir.join("state.safetensors").is_file();
+    if !found {
         eprintln!("note: nothing to resume in {}: starting anew", options.output.display());
     }
+    found.then_some(dir)
+}
+
+/// A folder for a new run.
+fn new_folder(
+    options: &Settings,
+    data: &DataConfig,
+    metadata: BTreeMap<String, String>,
+) -> Result<RunFolder> {
     let dir = options.experiment_dir(data).unwrap_or_else(|| options.unused_dir(data));
-    let args = options.as_yaml();
-    let folder = RunFolder::create(&dir, &args, metadata)
-        .with_context(|| format!("making the run folder {} (choose another with --output)", dir.display()))?;
-    Ok((folder, false))
+    RunFolder::create(&dir, &options.as_yaml(), metadata)
+        .with_context(|| format!("making the run folder {} (choose another with --output)", dir.display()))
 }
 
 /// The run in `output` whose state was written last.
