@@ -211,3 +211,15 @@ fn other_weights_to_start_from() {
     assert_eq!(loss(1, "--no-shuffle"), loss(2, "--no-shuffle"));
     assert_ne!(loss(1, ""), loss(2, ""));
 }
+
+#[test]
+fn options_given_again_replace_those_of_the_run() {
+    let scratch = Scratch::new();
+    scratch.ok(&format!("{SHORT} --epochs 1 --color-jitter 0.1 0.2 0.3 --experiment run"));
+    let args = fs::read_to_string(scratch.path("output/train/run/args.yaml")).expect("the settings");
+    assert!(args.contains("img_size: [16]") && args.contains("color_jitter: [0.1,0.2,0.3]"), "{args}");
+    let run = scratch.ok("train --resume output/train/run --epochs 2 --img-size 24 20 --color-jitter 0.3");
+    assert!(run.err.contains("10 classes, 24x20 px"), "{}", run.err);
+    assert!(run.err.contains("note: changed since the run began: schedule.epochs: 1 → 2"), "{}", run.err);
+    assert_eq!(scratch.summary("output/train/run", "epoch"), [0.0, 1.0]);
+}

@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use timm::{CpuEngine, DataConfig, SavedModel};
 use timm_models::{Model, ModelArgs};
 use timm_train::Normalization;
@@ -138,6 +138,18 @@ pub fn at_least_one(text: &str) -> Result<usize, String> {
     }
 }
 
+/// clap parser of a number of threads, 0 for one per core.
+pub fn threads(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n) if n <= MAX_THREADS => Ok(n),
+        Ok(_) => Err(format!("must be at most {MAX_THREADS}")),
+        Err(_) => Err(format!("'{text}' is no whole number")),
+    }
+}
+
+/// More threads than any machine has cores only take memory.
+const MAX_THREADS: usize = 4096;
+
 /// clap parser of an input size: `224`, or `height width` given as two values of one option.
 pub fn sizes(values: &[usize]) -> Result<[usize; 2]> {
     match *values {
@@ -149,6 +161,24 @@ pub fn sizes(values: &[usize]) -> Result<[usize; 2]> {
             usage(format!("an image size is one number or height and width, each at least 1, not {values:?}"))
         }
     }
+}
+
+/// `--mean` and `--std`, else those of the data config.
+pub fn mean_and_std(
+    mean: &Option<Vec<f64>>,
+    std: &Option<Vec<f64>>,
+    data: &DataConfig,
+) -> Result<([f64; 3], [f64; 3])> {
+    let three = |name: &str, values: &Option<Vec<f64>>, otherwise: [f64; 3]| match values {
+        None => Ok(otherwise),
+        Some(values) => <[f64; 3]>::try_from(values.as_slice())
+            .or_else(|_| usage(format!("--{name} takes three numbers"))),
+    };
+    let (mean, std) = (three("mean", mean, data.mean)?, three("std", std, data.std)?);
+    if !mean.iter().all(|m| m.is_finite()) || !std.iter().all(|s| s.is_finite() && *s > 0.0) {
+        return usage(format!("--mean must be finite and --std above 0, got {mean:?} and {std:?}"));
+    }
+    Ok((mean, std))
 }
 
 /// Raised by Ctrl-C and by termination; a second Ctrl-C ends the process at once.
@@ -218,15 +248,7 @@ impl ModelOptions {
             let [height, width] = sizes(size)?;
             data.input_size = [3, height, width];
         }
-        let three = |name: &str, values: &[f64]| {
-            <[f64; 3]>::try_from(values).or_else(|_| usage(format!("--{name} takes three numbers")))
-        };
-        if let Some(mean) = &self.mean {
-            data.mean = three("mean", mean)?;
-        }
-        if let Some(std) = &self.std {
-            data.std = three("std", std)?;
-        }
+        (data.mean, data.std) = mean_and_std(&self.mean, &self.std, &data)?;
         data.crop_pct = self.crop_pct.unwrap_or(data.crop_pct);
         data.interpolation = self.interpolation.clone().unwrap_or(data.interpolation);
         data.crop_mode = self.crop_mode.clone().unwrap_or(data.crop_mode);
@@ -270,7 +292,7 @@ impl ModelOptions {
         }
         match &self.checkpoint {
             Some(file) => {
-                model.load_checkpoint(file, true).with_context(|| format!("{}", file.display()))?;
+                model.load_checkpoint(file, true)?;
             }
             None => eprintln!("note: no --checkpoint, so the weights are random"),
         }

@@ -21,7 +21,7 @@ use timm_train::{
     Trainer, scaled_lr,
 };
 
-use super::{list_failures, normalization, sizes, stop_flag, usage, warn};
+use super::{list_failures, mean_and_std, normalization, sizes, stop_flag, usage, warn};
 use options::Settings;
 pub use options::{Options, arguments_of};
 use progress::Progress;
@@ -45,14 +45,14 @@ pub fn run(options: Options) -> Result<()> {
         eprintln!("note: {notice}");
     }
     let data = data_config(&options, &blueprint)?;
-    let (train, validation) = loaders(&options, &data, train_set, eval_set)?;
-    if train.batches() == 0 {
+    if train_set.len() < options.batch_size {
         bail!(
             "{} training images do not fill one batch of {}: use a smaller --batch-size",
-            train.dataset().len(),
+            train_set.len(),
             options.batch_size
         );
     }
+    let (train, validation) = loaders(&options, &data, train_set, eval_set)?;
 
     let metadata = SavedModel::metadata(&blueprint, &data, &classes);
     let mut model = timm_models::Model::from_blueprint(blueprint, Arc::new(CpuEngine));
@@ -138,13 +138,7 @@ fn data_config(options: &Settings, blueprint: &Blueprint) -> Result<DataConfig> 
         let [height, width] = sizes(size)?;
         data.input_size = [3, height, width];
     }
-    let three = |name: &str, values: &Option<Vec<f64>>, otherwise: [f64; 3]| match values {
-        None => Ok(otherwise),
-        Some(values) => <[f64; 3]>::try_from(values.as_slice())
-            .or_else(|_| usage(format!("--{name} takes three numbers"))),
-    };
-    data.mean = three("mean", &options.mean, data.mean)?;
-    data.std = three("std", &options.std, data.std)?;
+    (data.mean, data.std) = mean_and_std(&options.mean, &options.std, &data)?;
     data.crop_pct = options.crop_pct.unwrap_or(data.crop_pct);
     data.interpolation = options.interpolation.clone().unwrap_or(data.interpolation);
     data.crop_mode = options.crop_mode.clone().unwrap_or(data.crop_mode);

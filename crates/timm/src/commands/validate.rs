@@ -12,7 +12,7 @@ use timm_data::{Loader, LoaderConfig, OpenOptions, Transform, open_dataset};
 use timm_train::evaluate::Evaluator;
 
 use super::{
-    Loaded, ModelOptions, at_least_one, engine, list_failures, normalization, stop_flag, usage, warn,
+    Loaded, ModelOptions, at_least_one, engine, list_failures, normalization, stop_flag, threads, usage, warn,
 };
 
 /// Examples:
@@ -36,7 +36,7 @@ pub struct Options {
     #[arg(long, short, default_value = "64", value_parser = at_least_one)]
     batch_size: usize,
     /// Threads that read and decode images [default: one per core]
-    #[arg(long, short = 'j', default_value_t = 0, hide_default_value = true)]
+    #[arg(long, short = 'j', default_value = "0", hide_default_value = true, value_parser = threads)]
     workers: usize,
     /// A text file with one class name a line, in label order
     #[arg(long, value_name = "FILE")]

@@ -55,13 +55,13 @@ impl Scratch {
         ran
     }
 
-    /// The one line of error of a command that must fail with `code`.
+    /// The error of a command that must fail with `code`: its last words.
     pub fn error(&self, words: &str, code: i32) -> String {
         let ran = self.run(words);
         assert_eq!(ran.code, Some(code), "timm {words}\n{}{}", ran.out, ran.err);
-        let errors: Vec<&str> = ran.err.lines().filter(|line| line.starts_with("error: ")).collect();
+        let errors: Vec<(usize, &str)> = ran.err.match_indices("error: ").collect();
         assert_eq!(errors.len(), 1, "timm {words}\n{}", ran.err);
-        errors[0].to_string()
+        ran.err[errors[0].0..].to_string()
     }
 
     /// Columns of a run's `summary.csv`, by their names.

@@ -7,7 +7,7 @@ use anyhow::Result;
 use serde::Serialize;
 use timm::DataConfig;
 
-use crate::commands::{at_least_one, usage};
+use crate::commands::{at_least_one, threads, usage};
 
 /// Without DATA this trains timm's test_resnet on the embedded digits: 8 epochs, over 99 % top-1.
 ///
@@ -42,7 +42,7 @@ pub struct Options {
     #[arg(long, value_parser = at_least_one, help_heading = "Data")]
     pub validation_batch_size: Option<usize>,
     /// Threads that read, decode and augment [default: one per core]
-    #[arg(long, short = 'j', default_value_t = 0, hide_default_value = true, help_heading = "Data")]
+    #[arg(long, short = 'j', default_value = "0", hide_default_value = true, value_parser = threads, help_heading = "Data")]
     pub workers: usize,
     /// Images in path order, to compare with another framework update by update
     #[arg(long, help_heading = "Data")]
@@ -74,7 +74,7 @@ pub struct Options {
     pub grad_checkpointing: bool,
 
     /// Image size, one number or height and width [default: the model's; digits: 64]
-    #[arg(long, visible_alias = "input-size", num_args = 1..=3, value_name = "SIZE", help_heading = "Images")]
+    #[arg(long, visible_alias = "input-size", action = clap::ArgAction::Set, num_args = 1..=3, value_name = "SIZE", help_heading = "Images")]
     img_size: Option<Vec<usize>>,
     /// Share of the resized image that validation keeps [default: the model's; digits: 1]
     #[arg(long, value_name = "SHARE", help_heading = "Images")]
@@ -89,10 +89,10 @@ pub struct Options {
     #[arg(long, default_value = "random", value_name = "NAME", help_heading = "Images")]
     pub train_interpolation: String,
     /// Mean of the pixels (0-1), one number for each channel
-    #[arg(long, num_args = 3, value_name = "MEAN", help_heading = "Images")]
+    #[arg(long, action = clap::ArgAction::Set, num_args = 3, value_name = "MEAN", help_heading = "Images")]
     pub mean: Option<Vec<f64>>,
     /// Standard deviation of the pixels (0-1), one number for each channel
-    #[arg(long, num_args = 3, value_name = "STD", help_heading = "Images")]
+    #[arg(long, action = clap::ArgAction::Set, num_args = 3, value_name = "STD", help_heading = "Images")]
     pub std: Option<Vec<f64>>,
     /// No augmentation: images are only resized [default for the digits]
     #[arg(long, help_heading = "Images")]
@@ -101,10 +101,10 @@ pub struct Options {
     #[arg(long, default_value = "rrc", value_name = "MODE", help_heading = "Images")]
     pub train_crop_mode: String,
     /// Share of the image's area that a crop takes [default: 0.08 1]
-    #[arg(long, num_args = 2, value_name = "SHARE", help_heading = "Images")]
+    #[arg(long, action = clap::ArgAction::Set, num_args = 2, value_name = "SHARE", help_heading = "Images")]
     pub scale: Option<Vec<f64>>,
     /// Aspect ratio of a crop [default: 0.75 1.333]
-    #[arg(long, num_args = 2, value_name = "RATIO", help_heading = "Images")]
+    #[arg(long, action = clap::ArgAction::Set, num_args = 2, value_name = "RATIO", help_heading = "Images")]
     pub ratio: Option<Vec<f64>>,
     /// Probability of a horizontal flip
     #[arg(long, default_value_t = 0.5, value_name = "P", help_heading = "Images")]
@@ -113,7 +113,7 @@ pub struct Options {
     #[arg(long, default_value_t = 0.0, value_name = "P", help_heading = "Images")]
     pub vflip: f64,
     /// Strength of colour jitter, one number or up to four (brightness, contrast, saturation, hue)
-    #[arg(long, num_args = 1..=4, default_values_t = [0.4], value_name = "STRENGTH", help_heading = "Images")]
+    #[arg(long, action = clap::ArgAction::Set, num_args = 1..=4, default_values_t = [0.4], value_name = "STRENGTH", help_heading = "Images")]
     pub color_jitter: Vec<f64>,
     /// Probability of colour jitter [default: always]
     #[arg(long, value_name = "P", help_heading = "Images")]
@@ -150,7 +150,7 @@ pub struct Options {
     #[arg(long, value_name = "EPS", help_heading = "Optimizer")]
     pub opt_eps: Option<f64>,
     /// Betas [default: the optimizer's]
-    #[arg(long, num_args = 1..=3, value_name = "BETA", help_heading = "Optimizer")]
+    #[arg(long, action = clap::ArgAction::Set, num_args = 1..=3, value_name = "BETA", help_heading = "Optimizer")]
     pub opt_betas: Option<Vec<f64>>,
     /// Limit of the gradient, see --clip-mode [default: none]
     #[arg(long, value_name = "LIMIT", help_heading = "Optimizer")]
@@ -202,7 +202,7 @@ pub struct Options {
     #[arg(long, value_name = "N", help_heading = "Schedule")]
     pub decay_epochs: Option<f64>,
     /// Multistep: epochs of the decays
-    #[arg(long, num_args = 1.., default_values_t = [90.0, 180.0, 270.0], value_name = "N", help_heading = "Schedule")]
+    #[arg(long, action = clap::ArgAction::Set, num_args = 1.., default_values_t = [90.0, 180.0, 270.0], value_name = "N", help_heading = "Schedule")]
     pub decay_milestones: Vec<f64>,
     /// Step, multistep: factor of a decay; poly: the power
     #[arg(long, default_value_t = 0.1, value_name = "FACTOR", help_heading = "Schedule")]
@@ -226,7 +226,7 @@ pub struct Options {
     #[arg(long, value_name = "N", help_heading = "Schedule")]
     pub lr_stable_timescale: Option<f64>,
     /// Not available yet
-    #[arg(long, num_args = 1.., hide = true)]
+    #[arg(long, action = clap::ArgAction::Set, num_args = 1.., hide = true)]
     pub lr_noise: Option<Vec<f64>>,
 
     /// Keep a moving average of the weights, validate and save it
