@@ -39,6 +39,12 @@ impl<T> SendPtr<T> {
     }
 }
 
+/// Runs `work` on a thread of the pool: the many [`for_each`] calls inside it then hand over to no other thread
+/// than those that share their jobs.
+pub fn inside<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    rayon::scope(|_| work())
+}
+
 /// Threads that [`for_each`] uses.
 pub fn count() -> usize {
     rayon::current_num_threads()
