@@ -4,17 +4,21 @@
 //! cargo run --release --example train_digits
 //! ```
 //!
-//! Prints a line for each epoch and, after a few seconds, the accuracy (around 97 %); the best weights lie in a
-//! run folder, as those of `timm train`.
+//! The best weights lie in a run folder, as those of `timm train`. Prints, in a few seconds:
+//!
+//! ```text
+//! epoch 1/4: loss 1.9258, top-1 21.39 %
+//! …
+//! epoch 4/4: loss 0.6205, top-1 98.33 %
+//! test_resnet, classes 0 1 2 3 4 5 6 7 8 9: /tmp/timm-train-digits-9131/model_best.safetensors
+//! ```
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use timm::data::{Loader, LoaderConfig, OpenOptions, Transform, TransformConfig, open_dataset};
 use timm::prelude::*;
-use timm::train::{
-    EpochReport, Normalization, Observer, OptimizerConfig, RunFolder, ScheduleConfig, TrainConfig, Trainer,
-};
+use timm::train::{EpochReport, Observer, OptimizerConfig, RunFolder, ScheduleConfig, TrainConfig, Trainer};
 
 struct Lines;
 
@@ -31,16 +35,19 @@ impl Observer for Lines {
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let size = TransformConfig { input_size: [3, 32, 32], crop_pct: 1.0, ..TransformConfig::evaluation() };
+    let args = ModelArgs { num_classes: Some(10), ..ModelArgs::default() };
+    let model = timm::create_model("test_resnet", &args)?;
+    let data =
+        DataConfig { input_size: [3, 32, 32], crop_pct: 1.0, ..DataConfig::from(model.pretrained_cfg()) };
+    // Without augmentation training images are prepared as those for validation.
     let loader = |split: &str, config: LoaderConfig| {
         let digits = open_dataset("digits", split, &OpenOptions::default())?;
-        Loader::new(digits, Transform::new(size.clone())?, LoaderConfig { batch_size: 64, ..config })
+        let transform = Transform::new(data.evaluation()?)?;
+        Loader::new(digits, transform, LoaderConfig { batch_size: 64, ..config })
     };
     let train = loader("train", LoaderConfig::training())?;
     let validation = loader("validation", LoaderConfig::evaluation())?;
 
-    let args = ModelArgs { num_classes: Some(10), ..ModelArgs::default() };
-    let model = timm::create_model("test_resnet", &args)?;
     let config = TrainConfig {
         optimizer: OptimizerConfig { opt: "adamw".into(), weight_decay: 0.02, ..OptimizerConfig::default() },
         lr: 2e-3,
@@ -50,17 +57,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             sched_on_updates: true,
             ..ScheduleConfig::default()
         },
-        normalization: Normalization::half(),
         ..TrainConfig::default()
     };
+    // What the header of the weight files says: with it they can be used by their path alone.
+    let metadata = SavedModel::metadata(&model, &data, train.dataset().class_names());
     let dir = std::env::temp_dir().join(format!("timm-train-digits-{}", std::process::id()));
-    // What the header of the weight files says of the model: enough to load them by their path alone.
-    let folder = RunFolder::create(&dir, &serde_json::Map::new(), model.metadata())?;
+    let folder = RunFolder::create(&dir, &serde_json::Map::new(), metadata)?;
     let store = model.store().clone();
     let mut trainer = Trainer::new(Arc::new(model), store, Arc::new(CpuEngine), config)?;
     trainer.fit(&train, Some(&validation), Some(&folder), &mut Lines, &AtomicBool::new(false))?;
 
-    let (best, _) = SavedModel::load(folder.best_path(), Arc::new(CpuEngine))?;
-    println!("{} with {} classes: {}", best.name(), best.num_classes(), folder.best_path().display());
+    let (best, saved) = SavedModel::load(folder.best_path(), Arc::new(CpuEngine))?;
+    println!("{}, classes {}: {}", best.name(), saved.class_names.join(" "), folder.best_path().display());
     Ok(())
 }

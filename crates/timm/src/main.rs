@@ -15,7 +15,7 @@ use commands::{benchmark, forward, infer, info, list_models, train, validate};
 #[command(name = "timm", version, max_term_width = 110, arg_required_else_help = true)]
 struct Cli {
     /// Threads to compute with [default: one per core]
-    #[arg(long, global = true, value_name = "N", value_parser = commands::at_least_one)]
+    #[arg(long, global = true, value_name = "N", value_parser = commands::threads)]
     threads: Option<usize>,
     #[command(subcommand)]
     command: Command,
@@ -89,7 +89,7 @@ fn main() -> ExitCode {
         Command::Benchmark(options) => benchmark::run(options),
         Command::Forward(options) => forward::run(options),
     };
-    match result {
+    match result.and_then(|()| commands::check_output()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => commands::report(&error),
     }

@@ -4,6 +4,7 @@ mod support;
 
 use std::fs;
 use std::path::Path;
+use std::process::Stdio;
 
 use serde_json::{Value, json};
 use support::{Scratch, header, photos};
@@ -229,4 +230,37 @@ fn folders_that_cannot_be_written() {
     // A folder that goes away under the run: a full disk or a lost mount look the same.
     fs::create_dir_all(scratch.path("output/train/blocked/last.safetensors.partial")).expect("a folder");
     has(&scratch.error(&format!("{SHORT} --experiment blocked"), 1), &["last.safetensors"]);
+}
+
+/// Nobody reads what is printed (`| head`), or it cannot be kept.
+#[cfg(target_os = "linux")]
+#[test]
+fn output_that_goes_nowhere() {
+    let scratch = trained();
+    let checkpoint = "--checkpoint output/train/run/last.safetensors";
+    let commands = [
+        format!("{SHORT} --epochs 2 --experiment deaf"),
+        format!("validate {checkpoint}"),
+        format!("infer output/train/run/samples {checkpoint}"),
+    ];
+    let end = |words: &str, out: Stdio, code: i32| {
+        let output = scratch.command(words).stdout(out).output().expect("timm starts");
+        let err = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(code) && !err.contains("panicked"), "timm {words}\n{err}");
+        err
+    };
+    for words in &commands {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        end(words, writer.into(), 0);
+        let full = fs::File::options().write(true).open("/dev/full").expect("/dev/full");
+        has(
+            &end(&words.replace("deaf", "full"), full.into(), 1),
+            &["error: cannot write to standard output"],
+        );
+    }
+    // Training has gone on to its end.
+    for run in ["deaf", "full"] {
+        assert_eq!(scratch.summary(&format!("output/train/{run}"), "epoch"), [0.0, 1.0]);
+    }
 }

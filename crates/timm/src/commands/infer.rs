@@ -14,7 +14,7 @@ use timm_models::ModelArgs;
 use timm_train::evaluate::Evaluator;
 use timm_train::{Batch, Pixels, Targets};
 
-use super::{Loaded, ModelOptions, at_least_one, engine, normalization, stop_flag, usage};
+use super::{Loaded, ModelOptions, at_least_one, engine, normalization, output_lost, stop_flag, usage};
 
 /// What to print for each image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -124,9 +124,12 @@ pub fn run(options: Options) -> Result<()> {
     let mut failures: Vec<String> = Vec::new();
     let mut results: Vec<serde_json::Value> = Vec::new();
     if format == Format::Csv {
-        println!("{}", if features { "image,features" } else { "image,rank,class,name,value" });
+        say!("{}", if features { "image,features" } else { "image,rank,class,name,value" });
     }
     for chunk in images.chunks(options.batch_size) {
+        if output_lost() {
+            break;
+        }
         if stop.load(Ordering::Relaxed) {
             bail!("stopped before the end");
         }
@@ -169,22 +172,22 @@ pub fn run(options: Options) -> Result<()> {
                 }
                 (_, true) => {
                     let numbers: Vec<String> = row.iter().map(|v| v.to_string()).collect();
-                    println!("{},{}", quote(name), numbers.join(" "));
+                    say!("{},{}", quote(name), numbers.join(" "));
                 }
                 (Format::Csv, false) => {
                     for (rank, &(k, v)) in best.iter().enumerate() {
-                        println!("{},{},{k},{},{}", quote(name), rank + 1, quote(&class(k)), value(v));
+                        say!("{},{},{k},{},{}", quote(name), rank + 1, quote(&class(k)), value(v));
                     }
                 }
                 (Format::Table, false) => {
-                    println!("{name}");
+                    say!("{name}");
                     let longest = best.iter().map(|&(k, _)| class(k).chars().count()).max().unwrap_or(0);
                     for &(k, v) in &best {
                         match options.output_type {
                             OutputType::Prob => {
-                                println!("  {:<longest$}  {:6.2} %", class(k), 100.0 * value(v))
+                                say!("  {:<longest$}  {:6.2} %", class(k), 100.0 * value(v))
                             }
-                            _ => println!("  {:<longest$}  {:9.4}", class(k), v),
+                            _ => say!("  {:<longest$}  {:9.4}", class(k), v),
                         }
                     }
                 }
@@ -193,11 +196,11 @@ pub fn run(options: Options) -> Result<()> {
     }
     bar.finish_and_clear();
     if format == Format::Json {
-        println!("{:#}", serde_json::Value::from(results));
+        say!("{:#}", serde_json::Value::from(results));
     }
     if !failures.is_empty() {
         for failure in &failures {
-            eprintln!("warning: {failure}");
+            tell!("warning: {failure}");
         }
         bail!("{} of {} images could not be read", failures.len(), images.len());
     }

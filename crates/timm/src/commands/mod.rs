@@ -1,5 +1,19 @@
 //! The subcommands, one file each, and what they share.
 
+/// `println!` without its panic where nobody reads any more (`| head`): training goes on, and what was lost is an
+/// error in the end, see [`check_output`].
+macro_rules! say {
+    ($($words:tt)*) => { $crate::commands::write_line(format_args!($($words)*)) };
+}
+
+/// `eprintln!` without its panic.
+macro_rules! tell {
+    ($($words:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stderr(), $($words)*);
+    }};
+}
+
 pub mod benchmark;
 pub mod forward;
 pub mod infer;
@@ -8,15 +22,41 @@ pub mod list_models;
 pub mod train;
 pub mod validate;
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, bail};
 use timm::{CpuEngine, DataConfig, SavedModel};
 use timm_models::{Model, ModelArgs};
 use timm_train::Normalization;
+
+/// Why standard output stopped taking lines.
+static LOST: OnceLock<std::io::Error> = OnceLock::new();
+
+/// Prints a line, or remembers why that failed.
+pub fn write_line(line: std::fmt::Arguments) {
+    if let Err(error) = writeln!(std::io::stdout(), "{line}") {
+        let _ = LOST.set(error);
+    }
+}
+
+/// True once a line could not be printed.
+pub fn output_lost() -> bool {
+    LOST.get().is_some()
+}
+
+/// An error when lines were lost, unless their reader had gone away.
+pub fn check_output() -> Result<()> {
+    match LOST.get() {
+        Some(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            bail!("cannot write to standard output: {error}")
+        }
+        _ => Ok(()),
+    }
+}
 
 /// A mistake in the command line that only shows once the options are put together: exits 2, as clap's own.
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +78,7 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
             text = format!("{text}: {cause}");
         }
     }
-    eprintln!("error: {text}");
+    tell!("error: {text}");
     ExitCode::from(if error.is::<UsageError>() { 2 } else { 1 })
 }
 
@@ -148,7 +188,7 @@ pub fn threads(text: &str) -> Result<usize, String> {
 }
 
 /// More threads than any machine has cores only take memory.
-const MAX_THREADS: usize = 4096;
+const MAX_THREADS: usize = 1024;
 
 /// clap parser of an input size: `224`, or `height width` given as two values of one option.
 pub fn sizes(values: &[usize]) -> Result<[usize; 2]> {
@@ -189,7 +229,7 @@ pub fn stop_flag() -> Arc<AtomicBool> {
         if raised.swap(true, Ordering::SeqCst) {
             std::process::exit(130);
         }
-        eprintln!("\nstopping after this batch (Ctrl-C again to stop at once)");
+        tell!("\nstopping after this batch (Ctrl-C again to stop at once)");
     };
     // Without a handler Ctrl-C ends the process, which loses nothing that was saved.
     let _ = ctrlc::set_handler(handler);
@@ -288,13 +328,13 @@ impl ModelOptions {
         args.global_pool = self.global_pool.clone().or(args.global_pool);
         let mut model = timm::create_model(&name, &args)?;
         for notice in model.notices() {
-            eprintln!("note: {notice}");
+            tell!("note: {notice}");
         }
         match &self.checkpoint {
             Some(file) => {
                 model.load_checkpoint(file, true)?;
             }
-            None => eprintln!("note: no --checkpoint, so the weights are random"),
+            None => tell!("note: no --checkpoint, so the weights are random"),
         }
         let (data, class_names) = saved.map_or((None, Vec::new()), |s| (s.data, s.class_names));
         let data = self.data_config(data.unwrap_or_else(|| DataConfig::from(model.pretrained_cfg())))?;
@@ -320,7 +360,7 @@ pub fn normalization(data: &DataConfig) -> Normalization {
 /// Warns of what a data set says about itself.
 pub fn warn(dataset: &dyn timm_data::Dataset) {
     for warning in dataset.warnings() {
-        eprintln!("warning: {warning}");
+        tell!("warning: {warning}");
     }
 }
 
@@ -330,11 +370,11 @@ pub fn list_failures(what: &str, loader: &timm_data::Loader) {
     if failures.is_empty() {
         return;
     }
-    eprintln!("warning: {} {what} image(s) could not be used:", failures.len());
+    tell!("warning: {} {what} image(s) could not be used:", failures.len());
     for failure in failures.iter().take(20) {
-        eprintln!("  {}: {}", failure.name, failure.reason);
+        tell!("  {}: {}", failure.name, failure.reason);
     }
     if failures.len() > 20 {
-        eprintln!("  … and {} more", failures.len() - 20);
+        tell!("  … and {} more", failures.len() - 20);
     }
 }

@@ -42,7 +42,7 @@ pub fn run(options: Options) -> Result<()> {
 
     let blueprint = blueprint(&options, classes.len())?;
     for notice in blueprint.notices() {
-        eprintln!("note: {notice}");
+        tell!("note: {notice}");
     }
     let data = data_config(&options, &blueprint)?;
     if train_set.len() < options.batch_size {
@@ -61,7 +61,7 @@ pub fn run(options: Options) -> Result<()> {
     if let Some(file) = options.initial_checkpoint.as_ref().filter(|_| resumed.is_none()) {
         let report = timm::load_fitting(&mut model, file)?;
         for adapted in &report.adapted {
-            eprintln!("note: {adapted}");
+            tell!("note: {adapted}");
         }
     }
     let config = train_config(&options, &data)?;
@@ -76,24 +76,20 @@ pub fn run(options: Options) -> Result<()> {
     };
     if resumed.is_some() {
         for change in trainer.resume(&folder)? {
-            eprintln!("note: changed since the run began: {change}");
+            tell!("note: changed since the run began: {change}");
         }
     }
 
     let [_, height, width] = data.input_size;
-    eprintln!(
-        "{name}: {:.2} M parameters, {} classes, {height}x{width} px",
-        params as f64 / 1e6,
-        classes.len()
-    );
-    eprintln!(
+    tell!("{name}: {:.2} M parameters, {} classes, {height}x{width} px", params as f64 / 1e6, classes.len());
+    tell!(
         "{}: {} training and {} validation images, batches of {}",
         if options.data() == "digits" { "embedded digits" } else { options.data() },
         train.dataset().len(),
         validation.dataset().len(),
         options.batch_size
     );
-    eprintln!("{} · run folder {}", CpuEngine.name(), folder.path().display());
+    tell!("{} · run folder {}", CpuEngine.name(), folder.path().display());
     let mut progress = Progress::new(options.log_interval);
     let outcome = trainer.fit(&train, Some(&validation), Some(&folder), &mut progress, &stop)?;
     drop(progress);
@@ -257,7 +253,7 @@ fn resumed_dir(options: &Settings, data: &DataConfig) -> Option<PathBuf> {
     let dir = options.experiment_dir(data).unwrap_or_else(|| latest_run(&options.output));
     let found = dir.join("state.safetensors").is_file();
     if !found {
-        eprintln!("note: nothing to resume in {}: starting anew", options.output.display());
+        tell!("note: nothing to resume in {}: starting anew", options.output.display());
     }
     found.then_some(dir)
 }
@@ -295,16 +291,16 @@ fn summary(
     match best {
         Some((metric, epoch)) => {
             let unit = if options.eval_metric == "loss" { "" } else { " %" };
-            println!("\nbest {}: {metric:.2}{unit} in epoch {}", options.eval_metric, epoch + 1);
+            say!("\nbest {}: {metric:.2}{unit} in epoch {}", options.eval_metric, epoch + 1);
         }
-        None => println!("\nfinished"),
+        None => say!("\nfinished"),
     }
-    println!("best checkpoint: {shown}");
+    say!("best checkpoint: {shown}");
     let images = samples::write(folder.path(), validation)?;
     let timm = this_command();
-    println!("\nNext:");
-    println!("  {timm} validate {}--checkpoint {shown}", options.data_argument());
-    println!("  {timm} infer {} --checkpoint {shown} --topk 3", images.display());
+    say!("\nNext:");
+    say!("  {timm} validate {}--checkpoint {shown}", options.data_argument());
+    say!("  {timm} infer {} --checkpoint {shown} --topk 3", images.display());
     Ok(())
 }
 

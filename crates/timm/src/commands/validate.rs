@@ -104,13 +104,13 @@ pub fn run(options: Options) -> Result<()> {
             "images": metrics.count,
             "images_per_sec": round(rate, 2),
         });
-        println!("{result:#}");
+        say!("{result:#}");
     } else {
-        println!("model   {architecture} ({:.2} M parameters, {size} px)", params as f64 / 1e6);
-        println!("images  {} of {count} ({rate:.0} per second)", metrics.count);
-        println!("top-1   {:.2} %", metrics.top1);
-        println!("top-5   {:.2} %", metrics.top5);
-        println!("loss    {:.4}", metrics.loss);
+        say!("model   {architecture} ({:.2} M parameters, {size} px)", params as f64 / 1e6);
+        say!("images  {} of {count} ({rate:.0} per second)", metrics.count);
+        say!("top-1   {:.2} %", metrics.top1);
+        say!("top-5   {:.2} %", metrics.top5);
+        say!("loss    {:.4}", metrics.loss);
     }
     if metrics.count == 0 {
         bail!("not one image could be used");

@@ -64,7 +64,7 @@ impl Observer for Progress {
             self.bar.set_message(text);
         } else if report.batch.is_multiple_of(self.log_interval.max(1)) {
             let (epoch, batch) = (report.epoch + 1, report.batch);
-            eprintln!("epoch {epoch}/{} batch {batch}/{} · {text}", report.epochs, report.batches);
+            tell!("epoch {epoch}/{} batch {batch}/{} · {text}", report.epochs, report.batches);
         }
     }
 
@@ -81,7 +81,7 @@ impl Observer for Progress {
         self.bar.finish_and_clear();
         self.seconds = 0.0;
         if !self.shown_header {
-            println!("epoch  train loss  eval loss    top-1    top-5        lr  seconds");
+            say!("epoch  train loss  eval loss    top-1    top-5        lr  seconds");
             self.shown_header = true;
         }
         let (epoch, epochs) = (report.epoch + 1, report.epochs);
@@ -93,13 +93,10 @@ impl Observer for Progress {
             Some(eval) => format!("{:>9.4}  {:>6.2}%  {:>6.2}%", eval.loss, eval.top1, eval.top5),
             None => format!("{:>9}  {:>7}  {:>7}", "-", "-", "-"),
         };
-        println!(
-            "{:>5}  {loss:>10.4}  {eval}  {lr:>8.2e}  {seconds:>7.1}{mark}",
-            format!("{epoch}/{epochs}")
-        );
+        say!("{:>5}  {loss:>10.4}  {eval}  {lr:>8.2e}  {seconds:>7.1}{mark}", format!("{epoch}/{epochs}"));
     }
 
     fn on_message(&mut self, message: &str) {
-        self.bar.suspend(|| eprintln!("{message}"));
+        self.bar.suspend(|| tell!("{message}"));
     }
 }
