@@ -16,7 +16,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use timm::data::{Loader, LoaderConfig, OpenOptions, Transform, TransformConfig, open_dataset};
+use timm::data::{Loader, LoaderConfig, OpenOptions, Transform, open_dataset};
 use timm::prelude::*;
 use timm::train::{EpochReport, Observer, OptimizerConfig, RunFolder, ScheduleConfig, TrainConfig, Trainer};
 

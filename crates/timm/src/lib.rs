@@ -18,6 +18,21 @@
 //! # }
 //! ```
 //!
+//! With a published weight file (a `state_dict` saved by timm as safetensors) and an image:
+//!
+//! ```no_run
+//! use timm::prelude::*;
+//!
+//! fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let mut model = timm::create_model("resnet50.a1_in1k", &ModelArgs::default())?;
+//!     model.load_checkpoint("model.safetensors", true)?;
+//!     let image = DataConfig::from(model.pretrained_cfg()).load("cat.jpg")?;
+//!     let logits = model.forward(&image)?;
+//!     println!("{:?}", top_k(&logits.data, 5)); // (class, logit), highest first
+//!     Ok(())
+//! }
+//! ```
+//!
 //! The rooms behind it: [`graph`] (ops, builder, derivatives), [`models`] (families, layers, weights), [`data`]
 //! (readers, transforms, loader), [`train`] (the step as one graph, the loop).
 

@@ -223,3 +223,32 @@ fn options_given_again_replace_those_of_the_run() {
     assert!(run.err.contains("note: changed since the run began: schedule.epochs: 1 → 2"), "{}", run.err);
     assert_eq!(scratch.summary("output/train/run", "epoch"), [0.0, 1.0]);
 }
+
+/// Paths with spaces come back as words that a shell understands, and a resumed run finds images that have moved.
+#[cfg(unix)]
+#[test]
+fn paths_with_spaces_and_moved_images() {
+    let scratch = Scratch::new();
+    photos(&scratch, 5, 2);
+    fs::rename(scratch.path("photos"), scratch.path("my photos")).expect("renamed");
+    let settings = "--model test_resnet --epochs 1 --img-size 16 --batch-size 8 --warmup-epochs 0";
+    let ran = scratch
+        .command("train")
+        .args(["my photos", "--output", "it's here", "--experiment", "run"])
+        .args(settings.split(' '))
+        .output()
+        .expect("timm starts");
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+    let out = String::from_utf8_lossy(&ran.stdout);
+    let next: Vec<&str> = out.lines().skip_while(|line| *line != "Next:").skip(1).collect();
+    assert_eq!(next.len(), 2, "{out}");
+    for line in next {
+        let ran = std::process::Command::new("sh").args(["-c", line]).current_dir(scratch.path(".")).output();
+        let ran = ran.expect("sh");
+        assert!(ran.status.success(), "{line}\n{}", String::from_utf8_lossy(&ran.stderr));
+    }
+    fs::rename(scratch.path("my photos"), scratch.path("moved")).expect("renamed");
+    fs::rename(scratch.path("it's here/run"), scratch.path("run")).expect("renamed");
+    scratch.ok("train moved --resume run --epochs 2");
+    assert_eq!(scratch.summary("run", "epoch"), [0.0, 1.0]);
+}

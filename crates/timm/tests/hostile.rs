@@ -82,6 +82,15 @@ fn damaged_weight_files() {
         &scratch.error("validate --checkpoint good.safetensors --model resnet18", 1),
         &["test_resnet", "resnet18"],
     );
+    let state = "output/train/run/state.safetensors";
+    has(
+        &scratch.error(&format!("validate --checkpoint {state}"), 1),
+        &["state of a run", "last.safetensors"],
+    );
+    has(
+        &scratch.error(&format!("{SHORT} --initial-checkpoint {state} --output new"), 1),
+        &["state of a run"],
+    );
     assert!(!scratch.path("new").exists(), "a mistake must not leave a run folder behind");
 }
 

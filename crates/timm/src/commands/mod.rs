@@ -221,6 +221,34 @@ pub fn mean_and_std(
     Ok((mean, std))
 }
 
+/// Text as one word of a shell's command line.
+pub fn shell_word(text: impl std::fmt::Display) -> String {
+    let text = text.to_string();
+    if !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || "/._-+=:,@%".contains(c)) {
+        return text;
+    }
+    if cfg!(windows) {
+        return format!("\"{text}\"");
+    }
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+/// An error for a run's state where weights are wanted.
+pub fn check_no_state(file: &Path) -> Result<()> {
+    if timm_models::weights::WeightFile::open(file)
+        .map_err(timm_models::ModelError::from)?
+        .metadata()
+        .contains_key("train_state")
+    {
+        bail!(
+            "{} is the state of a run, to go on with (train --resume); its weights are in last.safetensors and \
+             model_best.safetensors beside it",
+            file.display()
+        );
+    }
+    Ok(())
+}
+
 /// Raised by Ctrl-C and by termination; a second Ctrl-C ends the process at once.
 pub fn stop_flag() -> Arc<AtomicBool> {
     let flag = Arc::new(AtomicBool::new(false));
@@ -303,6 +331,7 @@ impl ModelOptions {
                  repository and pass it with --checkpoint"
             );
         }
+        self.checkpoint.as_deref().map(check_no_state).transpose()?;
         let saved = self.checkpoint.as_deref().map(SavedModel::open).transpose()?;
         let name = match (&self.model, saved.as_ref().and_then(|s| s.architecture.clone())) {
             (Some(given), Some(found)) if base_name(given) != found => bail!(

@@ -21,7 +21,9 @@ use timm_train::{
     Trainer, scaled_lr,
 };
 
-use super::{list_failures, mean_and_std, normalization, sizes, stop_flag, usage, warn};
+use super::{
+    check_no_state, list_failures, mean_and_std, normalization, shell_word, sizes, stop_flag, usage, warn,
+};
 use options::Settings;
 pub use options::{Options, arguments_of};
 use progress::Progress;
@@ -59,6 +61,7 @@ pub fn run(options: Options) -> Result<()> {
     let resumed = resumed_dir(&options, &data);
     // A resumed run has its weights; the file it began with may be gone.
     if let Some(file) = options.initial_checkpoint.as_ref().filter(|_| resumed.is_none()) {
+        check_no_state(file)?;
         let report = timm::load_fitting(&mut model, file)?;
         for adapted in &report.adapted {
             tell!("note: {adapted}");
@@ -103,7 +106,7 @@ pub fn run(options: Options) -> Result<()> {
                 epoch + 1,
                 this_command(),
                 options.data_argument(),
-                folder.path().display()
+                shell_word(folder.path().display())
             )
         }
     }
@@ -287,7 +290,7 @@ fn summary(
     validation: &dyn Dataset,
 ) -> Result<()> {
     let checkpoint = folder.best_path();
-    let shown = checkpoint.display();
+    let shown = shell_word(checkpoint.display());
     match best {
         Some((metric, epoch)) => {
             let unit = if options.eval_metric == "loss" { "" } else { " %" };
@@ -295,16 +298,16 @@ fn summary(
         }
         None => say!("\nfinished"),
     }
-    say!("best checkpoint: {shown}");
+    say!("best checkpoint: {}", checkpoint.display());
     let images = samples::write(folder.path(), validation)?;
     let timm = this_command();
     say!("\nNext:");
     say!("  {timm} validate {}--checkpoint {shown}", options.data_argument());
-    say!("  {timm} infer {} --checkpoint {shown} --topk 3", images.display());
+    say!("  {timm} infer {} --checkpoint {shown} --topk 3", shell_word(images.display()));
     Ok(())
 }
 
 /// How this program was started, as far as a shell can repeat it.
 fn this_command() -> String {
-    std::env::args_os().next().map_or("timm".into(), |name| name.to_string_lossy().into_owned())
+    std::env::args_os().next().map_or("timm".into(), |name| shell_word(name.to_string_lossy()))
 }

@@ -7,7 +7,7 @@ use anyhow::Result;
 use serde::Serialize;
 use timm::DataConfig;
 
-use crate::commands::{at_least_one, threads, usage};
+use crate::commands::{at_least_one, shell_word, threads, usage};
 
 /// Without DATA this trains timm's test_resnet on the embedded digits: 8 epochs, over 99 % top-1.
 ///
@@ -297,7 +297,12 @@ impl Deref for Settings {
 impl Options {
     /// Fills in the defaults: those of the digits where they are the data, else timm's.
     pub fn with_defaults_for_data(mut self) -> Result<Settings> {
-        if self.data.is_some() && self.data_dir.is_some() && self.data != self.data_dir {
+        // A resumed run brings its own --data-dir; the images may have moved since.
+        if self.resume.is_none()
+            && self.data.is_some()
+            && self.data_dir.is_some()
+            && self.data != self.data_dir
+        {
             return usage("DATA and --data-dir name two data sets: leave one out");
         }
         let data = self.data.clone().or(self.data_dir.clone()).unwrap_or_else(|| "digits".into());
@@ -333,7 +338,7 @@ impl Settings {
 
     /// The data set as an argument of another command, with a space after it; nothing for the digits.
     pub fn data_argument(&self) -> String {
-        if self.data == "digits" { String::new() } else { format!("{} ", self.data) }
+        if self.data == "digits" { String::new() } else { format!("{} ", shell_word(&self.data)) }
     }
 
     /// The folder that `--experiment` names.
