@@ -1,5 +1,6 @@
 //! `timm info`: what a model is and costs, and its picture.
 
+use std::io::{self, Write};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
@@ -54,8 +55,11 @@ pub fn run(options: Options) -> Result<()> {
         eprintln!("wrote {}", file.display());
     }
     if options.dump {
-        print!("{}", dump::dump(&graph));
-        return Ok(());
+        // A reader such as `head` may close the pipe early; that is no failure.
+        return match io::stdout().lock().write_all(dump::dump(&graph).as_bytes()) {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+            _ => Ok(()),
+        };
     }
     let counts = flops::count(&graph);
     let (gmacs, macts) = (counts.macs as f64 / 1e9, counts.activations as f64 / 1e6);
