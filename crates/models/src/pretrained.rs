@@ -8,11 +8,11 @@ use std::sync::OnceLock;
 use serde::{Deserialize, Serialize};
 
 use crate::names::{natural_order, nearest_names, wildcard_match};
-use crate::table::{self, deprecated, first_column, is_known, lines_of};
+use crate::table::{self, SortedTable, deprecated, first_column, is_known};
 
 pub use crate::table::{FeatureLevel, ModelRow, families, model_info};
 
-const PRETRAINED: &str = include_str!("../data/pretrained.tsv");
+static PRETRAINED: SortedTable = SortedTable::new(include_str!("../data/pretrained.tsv"));
 const PROFILES: &str = include_str!("../data/profiles.tsv");
 const URL_FOLDERS: &str = include_str!("../data/url_folders.txt");
 
@@ -393,7 +393,7 @@ pub fn current_name(name: &str) -> &str {
 
 fn find(name: &str) -> Result<TagLine, RegistryError> {
     let (arch, tag) = split_name(current_name(name));
-    let lines = lines_of(PRETRAINED, arch);
+    let lines = PRETRAINED.lines_of(arch);
     let mut found = tag_lines(lines);
     let line = match tag {
         None | Some("") => found.next(),
@@ -425,10 +425,35 @@ pub fn published_accuracy(name: &str) -> Result<Option<Accuracy>, RegistryError>
     Ok(find(name)?.accuracy())
 }
 
+/// What a listing shows of a name: much cheaper than its [`PretrainedCfg`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Brief {
+    /// Of the default tag, or of the tag named: channels, height, width.
+    pub input_size: [usize; 3],
+    /// The best published top-1 of the name's tags, or that of the tag named.
+    pub top1: Option<f64>,
+}
+
+/// What a listing shows of `arch` or `arch.tag`.
+///
+/// # Errors
+/// As [`pretrained_cfg`].
+pub fn brief(name: &str) -> Result<Brief, RegistryError> {
+    let line = find(name)?;
+    let field = line.profile.split('\t').find_map(|field| field.strip_prefix("input_size="));
+    let input_size = field.and_then(size).unwrap_or_else(|| PretrainedCfg::default().input_size);
+    let top1 = |line: TagLine| line.accuracy.split(',').next()?.parse::<f64>().ok();
+    let top1 = match split_name(current_name(name)).1 {
+        Some(_) => top1(line),
+        None => tag_lines(PRETRAINED.lines_of(line.arch)).filter_map(top1).max_by(f64::total_cmp),
+    };
+    Ok(Brief { input_size, top1 })
+}
+
 /// Tags of architecture `arch`, default first, as timm orders them; an untagged entry is an empty string, an unknown
 /// architecture has none.
 pub fn tags(arch: &str) -> Vec<&'static str> {
-    tag_lines(lines_of(PRETRAINED, arch)).map(|line| line.tag).collect()
+    tag_lines(PRETRAINED.lines_of(arch)).map(|line| line.tag).collect()
 }
 
 /// Whether `arch` or `arch.tag` has published weights.

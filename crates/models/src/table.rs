@@ -5,9 +5,9 @@
 
 use std::sync::OnceLock;
 
-const MODELS: &str = include_str!("../data/models.tsv");
+static MODELS: SortedTable = SortedTable::new(include_str!("../data/models.tsv"));
 const FEATURES: &str = include_str!("../data/features.txt");
-const DEPRECATED: &str = include_str!("../data/deprecated.tsv");
+static DEPRECATED: SortedTable = SortedTable::new(include_str!("../data/deprecated.tsv"));
 
 /// One feature level, as in timm's `feature_info`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -153,32 +153,39 @@ pub(crate) fn first_column(line: &str) -> &str {
     line.split('\t').next().unwrap_or(line)
 }
 
-/// The lines whose first column is `key`, as one piece of `text`; `text` is sorted by first column, bytewise.
-pub(crate) fn lines_of(text: &'static str, key: &str) -> &'static str {
-    let bytes = text.as_bytes();
-    let line_start = |at: usize| bytes[..at].iter().rposition(|&b| b == b'\n').map_or(0, |i| i + 1);
-    let line_end =
-        |at: usize| bytes[at..].iter().position(|&b| b == b'\n').map_or(bytes.len(), |i| at + i + 1);
-    // First line start at or after which every key is >= (or >, for `past`) the wanted one.
-    let bound = |past: bool| {
-        let (mut low, mut high) = (0, bytes.len());
-        while low < high {
-            let start = line_start(low + (high - low) / 2);
-            let found = first_column(text[start..].lines().next().unwrap_or(""));
-            if found < key || (past && found == key) {
-                low = line_end(start);
-            } else {
-                high = start;
-            }
-        }
-        low
-    };
-    &text[bound(false)..bound(true)]
+/// Text whose lines are sorted by their first column, bytewise. Where lines begin is found at the first look-up.
+pub(crate) struct SortedTable {
+    pub text: &'static str,
+    starts: OnceLock<Vec<usize>>,
+}
+
+impl SortedTable {
+    pub const fn new(text: &'static str) -> Self {
+        SortedTable { text, starts: OnceLock::new() }
+    }
+
+    pub fn lines(&self) -> std::str::Lines<'static> {
+        self.text.lines()
+    }
+
+    /// The lines whose first column is `key`, as one piece of the text.
+    pub fn lines_of(&self, key: &str) -> &'static str {
+        let starts = self.starts.get_or_init(|| {
+            let ends = self.text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
+            let starts = std::iter::once(0).chain(ends.map(|(at, _)| at + 1));
+            starts.filter(|&start| start < self.text.len()).collect()
+        });
+        let first_column = |start: usize| first_column(&self.text[start..]);
+        let low = starts.partition_point(|&start| first_column(start) < key);
+        let high = low + starts[low..].partition_point(|&start| first_column(start) == key);
+        let place = |line: usize| starts.get(line).copied().unwrap_or(self.text.len());
+        &self.text[place(low)..place(high)]
+    }
 }
 
 /// What is known of architecture `name` (no tag) without building it; `None` for an unknown or deprecated name.
 pub fn model_info(name: &str) -> Option<ModelRow> {
-    lines_of(MODELS, name).lines().next().map(parse_row)
+    MODELS.lines_of(name).lines().next().map(parse_row)
 }
 
 fn parse_row(line: &'static str) -> ModelRow {
@@ -200,7 +207,7 @@ pub fn names() -> impl Iterator<Item = (&'static str, &'static str)> {
 
 /// Whether `name` (no tag) is an architecture of timm, deprecated names excluded.
 pub fn is_known(name: &str) -> bool {
-    !lines_of(MODELS, name).is_empty()
+    !MODELS.lines_of(name).is_empty()
 }
 
 /// Names of all families (timm's modules), sorted.
@@ -213,7 +220,7 @@ pub fn families() -> Vec<&'static str> {
 
 /// The replacement (`arch` or `arch.tag`) of a deprecated name; `None` if `name` is not deprecated.
 pub fn deprecated(name: &str) -> Option<&'static str> {
-    lines_of(DEPRECATED, name).lines().next()?.split('\t').nth(1)
+    DEPRECATED.lines_of(name).lines().next()?.split('\t').nth(1)
 }
 
 /// Every deprecated name with its replacement, sorted.

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use anyhow::Result;
 use serde_json::json;
 use timm_models::pretrained::{
-    ModelFilter, is_pretrained, list_models, pretrained_cfg, published_accuracy, split_name,
+    ModelFilter, is_pretrained, list_models, brief, Brief, split_name,
 };
 use timm_models::{families, table};
 
@@ -49,17 +49,8 @@ struct Line {
 
 /// What the tables say of `arch` or `arch.tag`; the best top-1 of its tags where the name has none.
 fn line(name: String) -> Result<Option<Line>> {
-    let (arch, tag) = split_name(&name);
-    let Some(row) = table::model_info(arch) else { return Ok(None) };
-    let accuracies = match tag {
-        Some(_) => vec![published_accuracy(&name)?],
-        None => {
-            let names = timm_models::pretrained::tags(arch).into_iter();
-            names.map(|tag| published_accuracy(&format!("{arch}.{tag}"))).collect::<Result<_, _>>()?
-        }
-    };
-    let top1 = accuracies.into_iter().flatten().map(|a| a.top1).max_by(f64::total_cmp);
-    let input_size = pretrained_cfg(&name)?.input_size;
+    let Some(row) = table::model_info(split_name(&name).0) else { return Ok(None) };
+    let Brief { input_size, top1 } = brief(&name)?;
     let available = families::build_fn(row.family).is_some();
     Ok(Some(Line { family: row.family, params: row.params, input_size, top1, available, name }))
 }
