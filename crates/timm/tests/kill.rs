@@ -103,13 +103,22 @@ fn killed_again_and_again_it_ends_bit_identical() {
     assert!(kills >= 4, "the run was over after {kills} kills");
     assert!(while_writing > 0, "no kill fell into a write");
     assert_same(&scratch, "whole", "killed");
+
+    let found = scratch.ok("validate --checkpoint killed/model_best.safetensors --json").json();
+    let best = scratch.summary("killed", "eval_top1").into_iter().fold(0.0, f64::max);
+    let top1 = found["top1"].as_f64().expect("a number");
+    assert!((top1 - best).abs() < 1e-3 && best > 90.0, "{top1} {best}");
+    let classes =
+        scratch.ok("infer killed/samples --checkpoint killed/model_best.safetensors --topk 1 --json").json();
+    assert_eq!(classes.as_array().map(Vec::len), Some(5), "{classes}");
 }
 
 #[cfg(unix)]
 #[test]
 fn stopped_with_ctrl_c_it_says_how_to_go_on() {
     let scratch = Scratch::new();
-    let settings = "--epochs 3 --img-size 32 --batch-size 16 --log-interval 1 --output .";
+    let settings =
+        "--epochs 3 --img-size 32 --batch-size 16 --grad-accum-steps 4 --log-interval 1 --output .";
     scratch.ok(&format!("train {settings} --experiment whole"));
 
     let mut child =
