@@ -1,7 +1,299 @@
+//! `timm benchmark`: images per second, in inference and training.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use serde_json::json;
+use timm::{CpuEngine, DataConfig};
+use timm_cpu::CpuExecutable;
+use timm_graph::{Builder, DType, Executable, Graph, InputData, Op, Run, Store, flops};
+use timm_models::init::init_tensor;
+use timm_models::pretrained::{ModelFilter, list_models};
+use timm_models::{Model, ModelArgs, Network, families, table};
+use timm_train::step::{ImageSpec, Phase, Step};
+use timm_train::{Loss, OptimizerConfig, create_optimizer};
+
+use super::{at_least_one, normalization, sizes, usage};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Bench {
+    Inference,
+    #[value(alias = "training")]
+    Train,
+    Both,
+}
+
+/// Random weights, random images, one process: medians over --num-bench-iter batches after --num-warm-iter.
+///
+/// Examples:
+///   timm benchmark --model resnet50
+///   timm benchmark --model 'resnet18*' --bench inference --batch-size 1 --json
+///   timm benchmark --model resnet50 --bench train --profile
 #[derive(clap::Args, Debug)]
-pub struct Options {}
-pub fn run(_: Options) -> anyhow::Result<()> {
-    anyhow::bail!(
-        "`timm benchmark` is not available yet; the example `steps` of the crate timm-cpu times a model"
-    )
+#[command(verbatim_doc_comment)]
+pub struct Options {
+    /// Model name, wildcards, or `all`
+    #[arg(long, short, value_name = "NAME")]
+    model: String,
+    /// What to measure
+    #[arg(long, value_enum, default_value = "both")]
+    bench: Bench,
+    /// Images in a batch (timm's default of 256 suits a GPU)
+    #[arg(long, short, default_value = "8", value_parser = at_least_one, value_name = "N")]
+    batch_size: usize,
+    /// Image size, one number or height and width [default: the model's]
+    #[arg(long, visible_alias = "input-size", num_args = 1..=3, value_name = "SIZE")]
+    img_size: Option<Vec<usize>>,
+    /// Classes [default: the model's]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    num_classes: Option<usize>,
+    /// Batches before the measurement
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    num_warm_iter: usize,
+    /// Batches measured
+    #[arg(long, default_value = "10", value_parser = at_least_one, value_name = "N")]
+    num_bench_iter: usize,
+    /// Optimizer of the training steps
+    #[arg(long, default_value = "sgd", value_name = "NAME")]
+    opt: String,
+    /// Print a JSON list, with timm's field names
+    #[arg(long)]
+    json: bool,
+    /// Show where the time goes: each kind of step, and the slowest steps
+    #[arg(long, conflicts_with = "json")]
+    profile: bool,
+}
+
+/// A compiled graph with everything that a run of it needs.
+struct Case {
+    executable: CpuExecutable,
+    store: Store,
+    inputs: Vec<(String, Vec<f32>)>,
+    training: bool,
+}
+
+impl Case {
+    fn new(graph: Graph, model: &Model, batch: usize) -> Result<Self> {
+        let training = !graph.updates.is_empty();
+        let mut store = model.store().clone();
+        for (name, spec) in graph.states.iter() {
+            if store.get(name).is_none() {
+                store.insert(name.clone(), spec.kind, init_tensor(name, spec, 0));
+            }
+        }
+        let classes = model.num_classes().max(1);
+        let mut inputs = Vec::new();
+        for node in &graph.nodes {
+            if let Op::Input { name, .. } = &node.op {
+                let data: Vec<f32> = match name.as_str() {
+                    "labels" => (0..batch).map(|i| (i * 37 % classes) as f32).collect(),
+                    "images" => (0..node.len() as u64)
+                        .map(|i| (timm_graph::random::uniform_at(1, i) - 0.5) * 3.4)
+                        .collect(),
+                    // Learning rate and the like: small, so that weights stay finite.
+                    _ => vec![1e-3; node.len()],
+                };
+                inputs.push((name.clone(), data));
+            }
+        }
+        Ok(Case { executable: CpuEngine.compile_cpu(graph)?, store, inputs, training })
+    }
+
+    /// Seconds of each of `count` runs after `warm` more.
+    fn times(&mut self, warm: usize, count: usize) -> Result<Vec<f64>> {
+        let inputs: Vec<(&str, InputData)> =
+            self.inputs.iter().map(|(name, data)| (name.as_str(), InputData::F32(data))).collect();
+        let mut times = Vec::with_capacity(count);
+        for step in 0..warm + count {
+            let run = Run { inputs: &inputs, seed: 0, step: step as u64 };
+            let start = Instant::now();
+            // `step` would throw away what inference keeps from run to run.
+            match self.training {
+                true => self.executable.step(&mut self.store, run)?,
+                false => self.executable.run(&self.store, run)?,
+            };
+            times.push(start.elapsed().as_secs_f64());
+        }
+        Ok(times.split_off(warm))
+    }
+
+    /// The least seconds of each step over `count` runs after one more.
+    fn profile(&mut self, count: usize) -> Result<Vec<f64>> {
+        let inputs: Vec<(&str, InputData)> =
+            self.inputs.iter().map(|(name, data)| (name.as_str(), InputData::F32(data))).collect();
+        let mut least = vec![f64::INFINITY; self.executable.steps().count()];
+        for step in 0..=count as u64 {
+            let run = Run { inputs: &inputs, seed: 0, step };
+            let seconds = self.executable.profile(&mut self.store, run)?;
+            if step == 0 {
+                continue;
+            }
+            least.iter_mut().zip(seconds).for_each(|(least, s)| *least = least.min(s));
+        }
+        Ok(least)
+    }
+}
+
+/// Runs the command.
+pub fn run(options: Options) -> Result<()> {
+    let written = |name: &String| {
+        let arch = timm_models::pretrained::split_name(name).0;
+        table::model_info(arch).is_some_and(|row| families::build_fn(row.family).is_some())
+    };
+    let wild = options.model == "all" || options.model.contains(['*', '?', '[']);
+    let names = if wild {
+        let filter = if options.model == "all" { vec![] } else { vec![options.model.clone()] };
+        list_models(&ModelFilter { filter, ..ModelFilter::default() }).into_iter().filter(written).collect()
+    } else {
+        vec![options.model.clone()]
+    };
+    if names.is_empty() {
+        return usage(format!("no model that is written yet matches '{}'", options.model));
+    }
+    let mut results = Vec::new();
+    if !options.json {
+        println!(
+            "{:<24} {:<10} {:>5} {:>9} {:>10} {:>10} {:>9}",
+            "model", "what", "batch", "size", "img/s", "ms", "GFLOP/s"
+        );
+    }
+    for name in &names {
+        eprintln!("{name} …");
+        results.push(measure(name, &options).with_context(|| name.clone())?);
+    }
+    if options.json {
+        println!("{:#}", serde_json::Value::from(results));
+    }
+    Ok(())
+}
+
+fn measure(name: &str, options: &Options) -> Result<serde_json::Value> {
+    let args = ModelArgs { num_classes: options.num_classes, ..ModelArgs::default() };
+    let model = timm::create_model(name, &args)?;
+    let mut data = DataConfig::from(model.pretrained_cfg());
+    if let Some(size) = &options.img_size {
+        let [height, width] = sizes(size)?;
+        data.input_size = [data.input_size[0], height, width];
+    }
+    let [channels, height, width] = data.input_size;
+    let batch = options.batch_size;
+    let mut result = serde_json::Map::new();
+    let mut put = |key: &str, value: serde_json::Value| result.insert(key.to_string(), value);
+    let size = if height == width { json!(height) } else { json!([height, width]) };
+    let round = |v: f64| (v * 100.0).round() / 100.0;
+    put("model", json!(model.name()));
+
+    let b = Builder::new(false);
+    let images = b.input("images", &[batch, channels, height, width], DType::F32);
+    b.output("logits", model.write(&b, images));
+    let graph = b.finish()?;
+    let counts = flops::count(&graph);
+    let (macs, activations) = (counts.macs as f64 / batch as f64, counts.activations as f64 / batch as f64);
+    let show = |what: &str, seconds: f64, passes: f64| {
+        if !options.json {
+            let (rate, flops) = (batch as f64 / seconds, 2.0 * macs * batch as f64 * passes / seconds / 1e9);
+            let size = format!("{height}x{width}");
+            let ms = seconds * 1e3;
+            println!(
+                "{:<24} {what:<10} {batch:>5} {size:>9} {rate:>10.2} {ms:>10.2} {flops:>9.1}",
+                model.name()
+            );
+        }
+    };
+    if options.bench != Bench::Train {
+        let mut case = Case::new(graph, &model, batch)?;
+        let seconds = median(case.times(options.num_warm_iter, options.num_bench_iter)?);
+        show("inference", seconds, 1.0);
+        put("infer_samples_per_sec", json!(round(batch as f64 / seconds)));
+        put("infer_step_time", json!(round(seconds * 1e3)));
+        put("infer_batch_size", json!(batch));
+        put("infer_img_size", size.clone());
+        put("infer_gmacs", json!(round(macs / 1e9)));
+        put("infer_macts", json!(round(activations / 1e6)));
+        if options.profile {
+            let seconds = case.profile(options.num_bench_iter)?;
+            print_profile(&case.executable, &seconds);
+        }
+    }
+    if options.bench != Bench::Inference {
+        if model.num_classes() == 0 {
+            return usage("training needs classes: give --num-classes");
+        }
+        let optimizer =
+            create_optimizer(&OptimizerConfig { opt: options.opt.clone(), ..OptimizerConfig::default() })?;
+        let step = Step {
+            network: &model,
+            loss: Loss::CrossEntropy { smoothing: 0.0 },
+            optimizer: &*optimizer,
+            groups: &Default::default(),
+            clip: None,
+            ema: false,
+            normalization: &normalization(&data),
+        };
+        let images = ImageSpec { size: [batch, height, width, channels], dtype: DType::F32 };
+        let graph = step.write(images, Phase::Whole)?.0;
+        let mut case = Case::new(graph, &model, batch)?;
+        let seconds = median(case.times(options.num_warm_iter, options.num_bench_iter)?);
+        show("train", seconds, 3.0);
+        put("train_samples_per_sec", json!(round(batch as f64 / seconds)));
+        put("train_step_time", json!(round(seconds * 1e3)));
+        put("train_batch_size", json!(batch));
+        put("train_img_size", size);
+        if options.profile {
+            let seconds = case.profile(options.num_bench_iter)?;
+            print_profile(&case.executable, &seconds);
+        }
+    }
+    put("param_count", json!(round(model.param_count() as f64 / 1e6)));
+    if let Some(peak) = peak_memory_mb() {
+        put("peak_memory_mb", json!(peak));
+        if !options.json {
+            eprintln!("peak memory of this process so far: {peak} MB");
+        }
+    }
+    Ok(result.into())
+}
+
+fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+/// The most memory this process has held, in MB; None where the system does not say.
+fn peak_memory_mb() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.split_whitespace().next()?.parse::<u64>().ok()? / 1024)
+}
+
+/// Time by kind of step, then the slowest steps: the least time of each over all runs.
+fn print_profile(executable: &CpuExecutable, seconds: &[f64]) {
+    let total: f64 = seconds.iter().sum();
+    let mut kinds: BTreeMap<String, (f64, u64, usize)> = BTreeMap::new();
+    let mut rows: Vec<(f64, u64, &str)> = Vec::new();
+    for (step, &seconds) in executable.steps().zip(seconds) {
+        // `conv 3x3 64->64 @56x56` is one of the kind `conv`.
+        let kind = step.name.split(|c: char| c.is_ascii_digit() || c == '(').next().unwrap_or("").trim();
+        let kind = kinds.entry(kind.to_string()).or_default();
+        *kind = (kind.0 + seconds, kind.1 + step.flops, kind.2 + 1);
+        rows.push((seconds, step.flops, &step.name));
+    }
+    let rate = |flops: u64, seconds: f64| match flops {
+        0 => "-".to_string(),
+        flops => format!("{:.1}", flops as f64 / seconds / 1e9),
+    };
+    let mut kinds: Vec<_> = kinds.into_iter().collect();
+    kinds.sort_by(|a, b| b.1.0.total_cmp(&a.1.0));
+    println!("\n  {:<20} {:>6} {:>10} {:>7} {:>9}", "kind", "steps", "ms", "share", "GFLOP/s");
+    for (kind, (seconds, flops, count)) in kinds {
+        let share = 100.0 * seconds / total;
+        println!("  {kind:<20} {count:>6} {:>10.2} {share:>6.1}% {:>9}", seconds * 1e3, rate(flops, seconds));
+    }
+    rows.sort_by(|a, b| b.0.total_cmp(&a.0));
+    println!("\n  {:<50} {:>10} {:>9}", "slowest steps", "ms", "GFLOP/s");
+    for (seconds, flops, name) in rows.into_iter().take(20) {
+        println!("  {name:<50} {:>10.3} {:>9}", seconds * 1e3, rate(flops, seconds));
+    }
+    println!();
 }
