@@ -8,8 +8,13 @@
 //! Groups narrower than a vector are merged into blocks whose cross terms are zero: wasteful in arithmetic, but
 //! never in lanes. Narrow groups with a kernel of their own do not come here.
 
+use std::ops::Range;
+
 use crate::simd::Isa;
 use crate::threads::{SendPtr, for_each};
+
+/// Rows and columns of the blocks in which weights are transposed.
+const BLOCK: usize = 16;
 
 /// Lanes of a vector.
 pub(crate) fn lanes(isa: Isa) -> usize {
@@ -139,63 +144,110 @@ impl Layout {
             packed.len()
         );
         let target = SendPtr(packed.as_mut_ptr());
+        // Panels of merged groups have rows in common with no other: they stay whole.
+        let parts = if self.merged() > 1 { 1 } else { self.inputs.div_ceil(self.inputs_per_job()) };
         let job = |index: usize| {
-            let panel = self.panel(index);
-            let width = panel.vectors * lanes(self.isa);
-            let len = self.taps * panel.inputs * width;
-            // SAFETY: panels are disjoint parts of `packed`, whose length was checked above.
-            let rows = unsafe { target.slice(panel.offset, len) };
-            self.pack_panel(&panel, width, weights, group_stride, strides, rows);
+            let panel = self.panel(index / parts);
+            let inputs = if parts == 1 {
+                0..self.inputs
+            } else {
+                let begin = index % parts * self.inputs_per_job();
+                begin..(begin + self.inputs_per_job()).min(self.inputs)
+            };
+            self.pack_panel(&panel, inputs, weights, group_stride, strides, target);
         };
-        if parallel { for_each(self.panels(), job) } else { (0..self.panels()).for_each(job) }
+        let jobs = self.panels() * parts;
+        if parallel { for_each(jobs, job) } else { (0..jobs).for_each(job) }
     }
 
+    /// Input channels of a group that one job packs: whole blocks of the transpose, enough to be worth a thread.
+    fn inputs_per_job(&self) -> usize {
+        let depth = self.taps * self.widest() * lanes(self.isa);
+        ((1 << 15) / depth.max(1)).next_multiple_of(BLOCK).max(BLOCK)
+    }
+
+    /// Packs a range of each group's input channels for one panel. Every number of their rows is written, by rows
+    /// or parts of rows that stand together: the panel may be larger than the caches.
     fn pack_panel(
         &self,
         panel: &Panel,
-        width: usize,
+        inputs: Range<usize>,
         weights: &[f32],
         group_stride: usize,
         strides: [usize; 3],
-        rows: &mut [f32],
+        target: SendPtr<f32>,
     ) {
         let [output_stride, input_stride, tap_stride] = strides;
-        if panel.outputs < width || panel.inputs > self.inputs {
-            rows.fill(0.0);
+        let width = panel.vectors * lanes(self.isa);
+        // SAFETY: a job owns these rows of its panel, disjoint from all others, and asks for no part of one twice at
+        // a time; panels lie inside `packed`, whose length was checked.
+        let part = |row: usize, lane: usize, count: usize| unsafe {
+            target.slice(panel.offset + row * width + lane, count)
+        };
+        if panel.inputs > self.inputs {
+            part(0, 0, self.taps * panel.inputs * width).fill(0.0);
+        } else if panel.outputs < width {
+            for tap in 0..self.taps {
+                for input in inputs.clone() {
+                    part(tap * panel.inputs + input, panel.outputs, width - panel.outputs).fill(0.0);
+                }
+            }
         }
-        for lane in 0..panel.outputs {
+        // The numbers of an output channel stand side by side in the source, input by input and tap by tap.
+        let runs = (self.taps == 1 || tap_stride == 1) && input_stride == self.taps;
+        let mut lane = 0;
+        while lane < panel.outputs {
             let output = panel.first_output + lane;
             let group = output / self.outputs;
+            let count = ((group + 1) * self.outputs - output).min(panel.outputs - lane);
             let first_row = group * self.inputs - panel.first_input;
-            let source = &weights[output * output_stride + group * group_stride..];
-            if output_stride == 1 {
-                continue;
-            }
-            for input in 0..self.inputs {
-                for tap in 0..self.taps {
-                    rows[(tap * panel.inputs + first_row + input) * width + lane] =
-                        source[input * input_stride + tap * tap_stride];
-                }
-            }
-        }
-        if output_stride == 1 {
-            // Output channels stand side by side in the source: copy runs of them.
-            let mut lane = 0;
-            while lane < panel.outputs {
-                let output = panel.first_output + lane;
-                let group = output / self.outputs;
-                let count = ((group + 1) * self.outputs - output).min(panel.outputs - lane);
-                let first_row = group * self.inputs - panel.first_input;
-                let base = output + group * group_stride;
-                for tap in 0..self.taps {
-                    for input in 0..self.inputs {
-                        let from = base + input * input_stride + tap * tap_stride;
-                        let to = (tap * panel.inputs + first_row + input) * width + lane;
-                        rows[to..to + count].copy_from_slice(&weights[from..from + count]);
+            let base = output * output_stride + group * group_stride;
+            if output_stride != 1 && runs {
+                let mut block = [[0.0; BLOCK]; BLOCK];
+                for lane_begin in (0..count).step_by(BLOCK) {
+                    let block_lanes = BLOCK.min(count - lane_begin);
+                    let (mut input, mut tap) = (inputs.start, 0);
+                    let end = inputs.end * self.taps;
+                    for begin in (inputs.start * self.taps..end).step_by(BLOCK) {
+                        let columns = BLOCK.min(end - begin);
+                        for (index, row) in block[..block_lanes].iter_mut().enumerate() {
+                            let from = base + (lane_begin + index) * output_stride + begin;
+                            if columns == BLOCK {
+                                row.copy_from_slice(&weights[from..from + BLOCK]);
+                            } else {
+                                row[..columns].copy_from_slice(&weights[from..from + columns]);
+                            }
+                        }
+                        for column in 0..columns {
+                            let row = tap * panel.inputs + first_row + input;
+                            let to = part(row, lane + lane_begin, block_lanes);
+                            if let Ok(to) = <&mut [f32; BLOCK]>::try_from(&mut *to) {
+                                *to = std::array::from_fn(|index| block[index][column]);
+                            } else {
+                                to.iter_mut().zip(&block).for_each(|(to, from)| *to = from[column]);
+                            }
+                            tap += 1;
+                            if tap == self.taps {
+                                (tap, input) = (0, input + 1);
+                            }
+                        }
                     }
                 }
-                lane += count;
+            } else {
+                for input in inputs.clone() {
+                    for tap in 0..self.taps {
+                        let to = part(tap * panel.inputs + first_row + input, lane, count);
+                        let from = &weights[base + input * input_stride + tap * tap_stride..];
+                        if output_stride == 1 {
+                            to.copy_from_slice(&from[..count]);
+                        } else {
+                            let from = from.iter().step_by(output_stride.max(1));
+                            to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+                        }
+                    }
+                }
             }
+            lane += count;
         }
     }
 }
