@@ -59,13 +59,13 @@ def torch_side(args):
 
 
 def run(command, env):
-    """Runs a command; returns the JSON object on its last line and the peak memory of the process in MB."""
-    child = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    """Runs a command; returns the JSON it prints and the peak memory of the process in MB."""
+    child = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT)
     out = child.stdout.read()
     _, status, usage = os.wait4(child.pid, 0)
     if status != 0:
         sys.exit(f"{' '.join(command)} failed")
-    return json.loads(out.strip().splitlines()[-1] if out.lstrip()[:1] != "{" else out), usage.ru_maxrss / 1024
+    return json.loads(out), usage.ru_maxrss / 1024
 
 
 def main():

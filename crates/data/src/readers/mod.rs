@@ -98,6 +98,10 @@ const LATER_READERS: [&str; 5] = ["hfds", "hfids", "tfds", "wds", "torch"];
 /// [`DataError::NoDataset`] for names, paths and splits that do not exist, [`DataError::Unsupported`] for
 /// timm's other readers, and those of the reader.
 pub fn open_dataset(name: &str, split: &str, options: &OpenOptions) -> Result<Arc<dyn Dataset>, DataError> {
+    if let (Some(map), "" | "digits" | "synthetic") = (&options.class_map, name) {
+        let what = format!("the class map {} for a built-in data set", map.display());
+        return Err(DataError::Unsupported { what, remedy: "leave it out".to_string() });
+    }
     if matches!(name, "" | "digits") {
         return match split_kind(split) {
             Some(kind) => Ok(Arc::new(Digits::new(kind == SplitKind::Train))),

@@ -314,6 +314,9 @@ impl Plan<'_> {
                     total.iter_mut().zip(part).for_each(|(t, p)| *t += *p);
                 }
             }
+            if shape.groups == 1 && layout.taps == shape.taps() {
+                return self.transpose(&panel, begin..end, sums, dw);
+            }
             let columns = shape.taps() / layout.taps;
             let mut targets = [0; CHUNK];
             for lane in 0..panel.outputs {
@@ -344,6 +347,47 @@ impl Plan<'_> {
             (0..layout.panels() * chunks).for_each(job)
         } else {
             for_each(layout.panels() * chunks, job)
+        }
+    }
+}
+
+impl Plan<'_> {
+    /// Writes a panel's sums for a range of input channels to `[c_out, c_in, kh, kw]`, block by block.
+    fn transpose(&self, panel: &Panel, inputs: Range<usize>, sums: SendPtr<f32>, dw: SendPtr<f32>) {
+        let taps = self.layout.taps;
+        let width = panel.vectors * lanes(self.layout.isa);
+        let mut block = [[0.0; CHUNK]; CHUNK];
+        for lane in (0..panel.outputs).step_by(CHUNK) {
+            let block_lanes = CHUNK.min(panel.outputs - lane);
+            let (mut input, mut tap) = (inputs.start, 0);
+            let end = inputs.end * taps;
+            for begin in (inputs.start * taps..end).step_by(CHUNK) {
+                let columns = CHUNK.min(end - begin);
+                for row in &mut block[..columns] {
+                    let at = panel.offset + (tap * panel.inputs + input) * width + lane;
+                    // SAFETY: inside the panel, in the rows that this job owns.
+                    let from = unsafe { sums.slice(at, block_lanes) };
+                    if let Ok(from) = <&[f32; CHUNK]>::try_from(&*from) {
+                        *row = *from;
+                    } else {
+                        row[..block_lanes].copy_from_slice(from);
+                    }
+                    tap += 1;
+                    if tap == taps {
+                        (tap, input) = (0, input + 1);
+                    }
+                }
+                for index in 0..block_lanes {
+                    let at = (panel.first_output + lane + index) * panel.inputs * taps + begin;
+                    // SAFETY: inside dw; each (output, input, tap) is written once, by the job that owns it.
+                    let to = unsafe { dw.slice(at, columns) };
+                    if let Ok(to) = <&mut [f32; CHUNK]>::try_from(&mut *to) {
+                        *to = std::array::from_fn(|column| block[column][index]);
+                    } else {
+                        to.iter_mut().zip(&block).for_each(|(to, from)| *to = from[index]);
+                    }
+                }
+            }
         }
     }
 }

@@ -153,17 +153,23 @@ pub fn run(options: Options) -> Result<()> {
     }
     let mut results = Vec::new();
     if !options.json {
-        println!(
+        say!(
             "{:<24} {:<10} {:>5} {:>9} {:>10} {:>10} {:>9}",
-            "model", "what", "batch", "size", "img/s", "ms", "GFLOP/s"
+            "model",
+            "what",
+            "batch",
+            "size",
+            "img/s",
+            "ms",
+            "GFLOP/s"
         );
     }
     for name in &names {
-        eprintln!("{name} …");
+        tell!("{name} …");
         results.push(measure(name, &options).with_context(|| name.clone())?);
     }
     if options.json {
-        println!("{:#}", serde_json::Value::from(results));
+        say!("{:#}", serde_json::Value::from(results));
     }
     Ok(())
 }
@@ -195,10 +201,7 @@ fn measure(name: &str, options: &Options) -> Result<serde_json::Value> {
             let (rate, flops) = (batch as f64 / seconds, 2.0 * macs * batch as f64 * passes / seconds / 1e9);
             let size = format!("{height}x{width}");
             let ms = seconds * 1e3;
-            println!(
-                "{:<24} {what:<10} {batch:>5} {size:>9} {rate:>10.2} {ms:>10.2} {flops:>9.1}",
-                model.name()
-            );
+            say!("{:<24} {what:<10} {batch:>5} {size:>9} {rate:>10.2} {ms:>10.2} {flops:>9.1}", model.name());
         }
     };
     if options.bench != Bench::Train {
@@ -249,7 +252,7 @@ fn measure(name: &str, options: &Options) -> Result<serde_json::Value> {
     if let Some(peak) = peak_memory_mb() {
         put("peak_memory_mb", json!(peak));
         if !options.json {
-            eprintln!("peak memory of this process so far: {peak} MB");
+            tell!("peak memory of this process so far: {peak} MB");
         }
     }
     Ok(result.into())
@@ -285,15 +288,15 @@ fn print_profile(executable: &CpuExecutable, seconds: &[f64]) {
     };
     let mut kinds: Vec<_> = kinds.into_iter().collect();
     kinds.sort_by(|a, b| b.1.0.total_cmp(&a.1.0));
-    println!("\n  {:<20} {:>6} {:>10} {:>7} {:>9}", "kind", "steps", "ms", "share", "GFLOP/s");
+    say!("\n  {:<20} {:>6} {:>10} {:>7} {:>9}", "kind", "steps", "ms", "share", "GFLOP/s");
     for (kind, (seconds, flops, count)) in kinds {
         let share = 100.0 * seconds / total;
-        println!("  {kind:<20} {count:>6} {:>10.2} {share:>6.1}% {:>9}", seconds * 1e3, rate(flops, seconds));
+        say!("  {kind:<20} {count:>6} {:>10.2} {share:>6.1}% {:>9}", seconds * 1e3, rate(flops, seconds));
     }
     rows.sort_by(|a, b| b.0.total_cmp(&a.0));
-    println!("\n  {:<50} {:>10} {:>9}", "slowest steps", "ms", "GFLOP/s");
+    say!("\n  {:<50} {:>10} {:>9}", "slowest steps", "ms", "GFLOP/s");
     for (seconds, flops, name) in rows.into_iter().take(20) {
-        println!("  {name:<50} {:>10.3} {:>9}", seconds * 1e3, rate(flops, seconds));
+        say!("  {name:<50} {:>10.3} {:>9}", seconds * 1e3, rate(flops, seconds));
     }
-    println!();
+    say!("");
 }

@@ -128,7 +128,7 @@ pub fn run(options: Options) -> Result<()> {
     let entries: Vec<(String, Entry)> =
         results.into_iter().map(|(name, tensor)| (name, Entry { kind: StateKind::Buffer, tensor })).collect();
     for (name, entry) in entries.iter().filter(|(name, _)| !name.starts_with("grad.")) {
-        eprintln!("{name:<20} {:?}", entry.tensor.shape);
+        tell!("{name:<20} {:?}", entry.tensor.shape);
     }
     let metadata = model.metadata();
     weights::save(&options.output, entries.iter().map(|(name, entry)| (name.as_str(), entry)), &metadata)?;

@@ -35,7 +35,7 @@ pub struct Options {
 pub fn run(options: Options) -> Result<()> {
     let blueprint = Blueprint::new(&options.model, &ModelArgs::default())?;
     for notice in blueprint.notices() {
-        eprintln!("note: {notice}");
+        tell!("note: {notice}");
     }
     let mut data = DataConfig::from(blueprint.pretrained_cfg());
     if let Some(size) = &options.img_size {
@@ -52,7 +52,7 @@ pub fn run(options: Options) -> Result<()> {
             _ => return super::usage("--graph takes a file that ends in .svg or .dot"),
         };
         std::fs::write(file, picture).with_context(|| format!("cannot write {}", file.display()))?;
-        eprintln!("wrote {}", file.display());
+        tell!("wrote {}", file.display());
     }
     if options.dump {
         // A reader such as `head` may close the pipe early; that is no failure.
@@ -82,26 +82,26 @@ pub fn run(options: Options) -> Result<()> {
             "num_classes": blueprint.num_classes(), "num_features": blueprint.num_features(),
             "feature_info": levels.collect::<Vec<_>>(), "data_config": data, "tags": tags.collect::<Vec<_>>(),
         });
-        println!("{}", serde_json::to_string_pretty(&all)?);
+        say!("{}", serde_json::to_string_pretty(&all)?);
         return Ok(());
     }
-    println!("{}", blueprint.name());
-    println!("  parameters     {params:.2} M");
-    println!("  cost           {gmacs:.2} GMACs, {macts:.2} M activations at {height}x{width}");
-    println!("  classes        {}", blueprint.num_classes());
+    say!("{}", blueprint.name());
+    say!("  parameters     {params:.2} M");
+    say!("  cost           {gmacs:.2} GMACs, {macts:.2} M activations at {height}x{width}");
+    say!("  classes        {}", blueprint.num_classes());
     let (crop, how) = (data.crop_pct, &data.interpolation);
-    println!("  preprocessing  {height}x{width}, crop {crop} ({}), {how}", data.crop_mode);
-    println!("                 mean {:?}, std {:?}", data.mean, data.std);
-    println!("  features       {:16} channels  stride", "module");
+    say!("  preprocessing  {height}x{width}, crop {crop} ({}), {how}", data.crop_mode);
+    say!("                 mean {:?}, std {:?}", data.mean, data.std);
+    say!("  features       {:16} channels  stride", "module");
     for level in blueprint.feature_info() {
-        println!("                 {:16} {:>8}  {:>6}", level.module, level.num_chs, level.reduction);
+        say!("                 {:16} {:>8}  {:>6}", level.module, level.num_chs, level.reduction);
     }
     let width = published.iter().map(|(_, _, name)| name.len()).max().unwrap_or(0);
     for (i, (cfg, accuracy, name)) in published.iter().enumerate() {
         let title = if i == 0 { "weights" } else { "" };
         let top1 = accuracy.as_ref().map_or("-".into(), |a| format!("{:.2}", a.top1));
         let license = cfg.license.as_deref().unwrap_or("licence not stated");
-        println!("  {title:14} {name:width$}  top-1 {top1:>5}  {license}");
+        say!("  {title:14} {name:width$}  top-1 {top1:>5}  {license}");
     }
     Ok(())
 }

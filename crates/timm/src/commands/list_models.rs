@@ -4,9 +4,7 @@ use std::io::{self, Write};
 
 use anyhow::Result;
 use serde_json::json;
-use timm_models::pretrained::{
-    ModelFilter, is_pretrained, list_models, brief, Brief, split_name,
-};
+use timm_models::pretrained::{Brief, ModelFilter, brief, is_pretrained, list_models, split_name};
 use timm_models::{families, table};
 
 /// Names, parameters, input size and best published ImageNet-1k top-1.
@@ -98,7 +96,7 @@ fn as_json(lines: &[Line]) -> Result<String> {
 
 fn as_table(lines: &[Line]) -> String {
     if lines.is_empty() {
-        eprintln!("no model matches");
+        tell!("no model matches");
         return String::new();
     }
     let width = lines.iter().map(|l| l.name.len() + 1).max().unwrap_or(0);
@@ -111,6 +109,6 @@ fn as_table(lines: &[Line]) -> String {
         text += &format!("{name:width$}  {:>9.2}  {size:>11}  {top1:>6}\n", l.params as f64 / 1e6);
     }
     let missing = lines.iter().filter(|l| !l.available).count();
-    eprintln!("{} models; {missing} marked * cannot be created yet", lines.len());
+    tell!("{} models; {missing} marked * cannot be created yet", lines.len());
     text
 }
