@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::json;
 use timm::{CpuEngine, DataConfig};
 use timm_cpu::CpuExecutable;
@@ -24,7 +24,8 @@ enum Bench {
     Both,
 }
 
-/// Random weights, random images, one process: medians over --num-bench-iter batches after --num-warm-iter.
+/// Random weights, random images: medians over --num-bench-iter batches after --num-warm-iter. GFLOP/s counts the
+/// multiplications and additions of convolutions and products, in training three times those of the forward pass.
 ///
 /// Examples:
 ///   timm benchmark --model resnet50
@@ -151,7 +152,7 @@ pub fn run(options: Options) -> Result<()> {
     if names.is_empty() {
         return usage(format!("no model that is written yet matches '{}'", options.model));
     }
-    let mut results = Vec::new();
+    let (mut results, mut failed) = (Vec::new(), Vec::new());
     if !options.json {
         say!(
             "{:<24} {:<10} {:>5} {:>9} {:>10} {:>10} {:>9}",
@@ -166,10 +167,18 @@ pub fn run(options: Options) -> Result<()> {
     }
     for name in &names {
         tell!("{name} …");
-        results.push(measure(name, &options).with_context(|| name.clone())?);
+        match measure(name, &options).with_context(|| name.clone()) {
+            Ok(result) => results.push(result),
+            // In a sweep one model must not cost the results of the others.
+            Err(error) if wild => failed.push(format!("{error:#}")),
+            Err(error) => return Err(error),
+        }
     }
     if options.json {
         say!("{:#}", serde_json::Value::from(results));
+    }
+    if !failed.is_empty() {
+        bail!("{} of {} models failed: {}", failed.len(), names.len(), failed.join("; "));
     }
     Ok(())
 }
@@ -250,7 +259,7 @@ fn measure(name: &str, options: &Options) -> Result<serde_json::Value> {
     }
     put("param_count", json!(round(model.param_count() as f64 / 1e6)));
     if let Some(peak) = peak_memory_mb() {
-        put("peak_memory_mb", json!(peak));
+        put("process_peak_memory_mb", json!(peak));
         if !options.json {
             tell!("peak memory of this process so far: {peak} MB");
         }
@@ -260,7 +269,7 @@ fn measure(name: &str, options: &Options) -> Result<serde_json::Value> {
 
 fn median(mut times: Vec<f64>) -> f64 {
     times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
+    (times[(times.len() - 1) / 2] + times[times.len() / 2]) / 2.0
 }
 
 /// The most memory this process has held, in MB; None where the system does not say.

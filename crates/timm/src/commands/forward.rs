@@ -70,8 +70,13 @@ pub fn run(options: Options) -> Result<()> {
     let mut file = WeightFile::open(&options.input)?;
     let found = || options.input.display();
     let input = file.read("input")?.with_context(|| format!("{} has no tensor 'input'", found()))?;
-    let [batch, channels, ..] = input.shape[..] else {
-        bail!("'input' in {} is {:?}, it must be [B, C, H, W]", found(), input.shape);
+    let (batch, channels) = match input.shape[..] {
+        [batch, channels, height, width] if batch * channels * height * width > 0 => (batch, channels),
+        _ => bail!(
+            "'input' in {} is {:?}, it must be [B, C, H, W] with at least one image",
+            found(),
+            input.shape
+        ),
     };
     let args = ModelArgs {
         num_classes: options.num_classes,

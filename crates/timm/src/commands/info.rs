@@ -40,7 +40,7 @@ pub fn run(options: Options) -> Result<()> {
     let mut data = DataConfig::from(blueprint.pretrained_cfg());
     if let Some(size) = &options.img_size {
         let [height, width] = super::sizes(size)?;
-        data.input_size = [3, height, width];
+        data.input_size = [data.input_size[0], height, width];
     }
     let [channels, height, width] = data.input_size;
     let graph = blueprint.graph(&Call::Forward, &[1, channels, height, width], false)?;
