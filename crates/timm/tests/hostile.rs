@@ -185,6 +185,7 @@ fn command_lines() {
     for lr in ["--lr nan", "--lr inf", "--lr=-1", "--min-lr nan", "--warmup-epochs nan", "--warmup-lr nan"] {
         has(&error(lr), &["must be 0 or more"]);
     }
+    has(&error("--decay-rate nan"), &["decay-rate is NaN"]);
     has(&error("--opt adamv"), &["did you mean 'adam'"]);
     has(&error("--sched cosin"), &["did you mean 'cosine'"]);
     has(&error("--clip-mode norn --clip-grad 1"), &["norn", "norm"]);

@@ -167,14 +167,8 @@ impl Schedule {
     /// An unknown name (with the nearest known one), noise, `plateau`, or lengths that make no schedule.
     pub fn new(config: &ScheduleConfig, lr: f64, updates_per_epoch: usize) -> Result<Self, TrainError> {
         let numbers = [
-            ("min-lr", config.min_lr),
-            ("warmup-epochs", config.warmup_epochs),
-            ("warmup-lr", config.warmup_lr),
             ("decay-epochs", config.decay_epochs.unwrap_or(0.0)),
             ("decay-rate", config.decay_rate),
-            ("lr-cycle-mul", config.lr_cycle_mul),
-            ("lr-cycle-decay", config.lr_cycle_decay),
-            ("lr-k-decay", config.lr_k_decay),
             ("lr-stable-timescale", config.lr_stable_timescale.unwrap_or(0.0)),
         ];
         if let Some((name, number)) = numbers.into_iter().find(|(_, number)| !number.is_finite()) {
