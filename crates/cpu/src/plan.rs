@@ -181,13 +181,8 @@ pub fn plan(graph: Graph) -> Result<Plan, EngineError> {
 
 impl<'g> Planner<'g> {
     fn new(graph: &'g Graph) -> Self {
-        let live = graph.live();
-        let mut uses = vec![0; graph.nodes.len()];
-        for (i, node) in graph.nodes.iter().enumerate().filter(|(i, _)| live[*i]) {
-            let _ = i;
-            node.inputs.iter().for_each(|x| uses[x.index()] += 1);
-        }
-        graph.outputs.values().chain(graph.updates.values()).for_each(|x| uses[x.index()] += 1);
+        // The rewrites before this left no dead node, so every reader counts.
+        let uses = graph.use_counts();
         let mut fixed = vec![false; graph.nodes.len()];
         for (i, node) in graph.nodes.iter().enumerate() {
             fixed[i] = match node.op {
@@ -212,12 +207,11 @@ impl<'g> Planner<'g> {
     }
 
     fn walk(&mut self) -> Result<(), EngineError> {
-        let live = self.graph.live();
         let absorbed: HashSet<NodeId> =
             self.fused.values().flat_map(|f| f.absorbed.iter().copied()).collect();
         for i in 0..self.graph.nodes.len() {
             let id = NodeId(i as u32);
-            if live[i] && !absorbed.contains(&id) {
+            if !absorbed.contains(&id) {
                 self.visit(id)?;
             }
         }
