@@ -1,6 +1,11 @@
 //! What a family gives for each of its names: functions that write the network, and facts about its layers.
 
-use timm_graph::{Builder, DType, GraphError, NodeId};
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use timm_graph::{Builder, DType, GraphError, NodeId, Tensor};
 
 /// Arguments of a model, timm's names; `None` means the default of the model or its pretrained tag.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -10,7 +15,8 @@ pub struct ModelArgs {
     pub num_classes: Option<usize>,
     /// Image channels.
     pub in_chans: Option<usize>,
-    /// Height and width of the images, for models that are built for one size.
+    /// Height and width of the images, for models that are built for one size; one number is a square.
+    #[serde(deserialize_with = "optional_pair")]
     pub img_size: Option<[usize; 2]>,
     /// Pooling before the classifier: `avg`, `max`, `avgmax`, `catavgmax`, `''` for none; some families know more.
     pub global_pool: Option<String>,
@@ -26,9 +32,51 @@ pub struct ModelArgs {
     pub grad_checkpointing: bool,
     /// Seed of the initial weights.
     pub seed: u64,
+    /// Arguments of single families, by timm's names: `depth`, `patch_size`, `dynamic_img_size`, `window_size` …
+    #[serde(flatten)]
+    pub extra: BTreeMap<String, Value>,
 }
 
+/// Arguments that every model takes.
+const COMMON: [&str; 6] =
+    ["num_classes", "in_chans", "global_pool", "drop_rate", "grad_checkpointing", "seed"];
+
 impl ModelArgs {
+    /// The same with an argument of a single family.
+    pub fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
+        self.extra.insert(name.into(), value.into());
+        self
+    }
+
+    /// Refuses arguments that are set and neither common to all models nor in `known`, the family's own list.
+    pub(crate) fn accept(&self, known: &[&str]) -> Result<(), ArchitectureError> {
+        let all = serde_json::to_value(self).unwrap_or_default();
+        let set =
+            all.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null() && **value != false);
+        match set.map(|(name, _)| name.as_str()).find(|name| !COMMON.contains(name) && !known.contains(name))
+        {
+            None => Ok(()),
+            Some(name) => {
+                let known: Vec<&str> = COMMON.iter().chain(known).copied().collect();
+                Err(ArchitectureError(format!("takes no argument '{name}'; it takes {}", known.join(", "))))
+            }
+        }
+    }
+
+    /// An argument of a single family; `None` where it is not set.
+    #[allow(dead_code, reason = "the first family with such arguments follows")]
+    pub(crate) fn extra<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, ArchitectureError> {
+        let Some(value) = self.extra.get(name).filter(|value| !value.is_null()) else { return Ok(None) };
+        let parsed = serde_json::from_value(value.clone());
+        parsed.map(Some).map_err(|error| ArchitectureError(format!("{name} is {value}: {error}")))
+    }
+
+    /// An argument of a single family that is a pair, or one number for both.
+    #[allow(dead_code, reason = "the first family with such arguments follows")]
+    pub(crate) fn extra_pair(&self, name: &str) -> Result<Option<[usize; 2]>, ArchitectureError> {
+        Ok(self.extra::<Pair>(name)?.map(Pair::values))
+    }
+
     /// A rate that must be in [0, 1); 0 by default.
     pub(crate) fn rate(name: &str, rate: Option<f64>) -> Result<f64, ArchitectureError> {
         match rate.unwrap_or(0.0) {
@@ -36,6 +84,27 @@ impl ModelArgs {
             rate => Err(ArchitectureError(format!("{name} is {rate}, it must be at least 0 and below 1"))),
         }
     }
+}
+
+/// Height and width, or one number for both.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "a number or a pair of numbers")]
+enum Pair {
+    One(usize),
+    Two([usize; 2]),
+}
+
+impl Pair {
+    fn values(self) -> [usize; 2] {
+        match self {
+            Pair::One(size) => [size; 2],
+            Pair::Two(sizes) => sizes,
+        }
+    }
+}
+
+fn optional_pair<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<[usize; 2]>, D::Error> {
+    Ok(Option::<Pair>::deserialize(from)?.map(Pair::values))
 }
 
 /// An argument that an architecture cannot take: which, what was found, what it can be.
@@ -47,6 +116,51 @@ impl From<String> for ArchitectureError {
     fn from(message: String) -> Self {
         ArchitectureError(message)
     }
+}
+
+/// Layout of feature maps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OutputFmt {
+    /// `[B, C, H, W]`
+    #[default]
+    Nchw,
+    /// `[B, H, W, C]`
+    Nhwc,
+    /// `[B, H · W, C]`: one token per position.
+    Nlc,
+}
+
+impl OutputFmt {
+    /// Writes a map `[B, C, H, W]` in this layout.
+    pub fn write(self, b: &Builder, map: NodeId) -> NodeId {
+        match self {
+            OutputFmt::Nchw => map,
+            OutputFmt::Nhwc => b.permute(map, &[0, 2, 3, 1]),
+            OutputFmt::Nlc => b.permute(b.flatten(map, 2), &[0, 2, 1]),
+        }
+    }
+}
+
+impl std::str::FromStr for OutputFmt {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name.to_ascii_uppercase().as_str() {
+            "NCHW" => Ok(OutputFmt::Nchw),
+            "NHWC" => Ok(OutputFmt::Nhwc),
+            "NLC" => Ok(OutputFmt::Nlc),
+            _ => Err(format!("unknown layout '{name}'; it is one of NCHW, NHWC, NLC")),
+        }
+    }
+}
+
+/// What a feature level consists of.
+#[derive(Clone, Copy, Debug)]
+pub struct Intermediate {
+    /// `[B, C, H, W]`
+    pub map: NodeId,
+    /// Class and register tokens `[B, P, C]`, of networks that have some.
+    pub prefix_tokens: Option<NodeId>,
 }
 
 /// A feature level.
@@ -106,9 +220,45 @@ pub trait Architecture: Send + Sync {
         Vec::new()
     }
 
-    /// Writes the final norm on an intermediate, for families that have one.
-    fn norm_intermediate(&self, _b: &Builder, x: NodeId) -> NodeId {
-        x
+    /// Layout of `forward_features` where it is a map, and of the maps of `features`.
+    fn output_fmt(&self) -> OutputFmt {
+        OutputFmt::Nchw
+    }
+
+    /// Class and register tokens that stand before those of the patches.
+    fn num_prefix_tokens(&self) -> usize {
+        0
+    }
+
+    /// Takes apart the tapped level `level` of images of size `image`; with `norm`, after the final norm in families
+    /// that have one.
+    fn intermediate(
+        &self,
+        b: &Builder,
+        tap: NodeId,
+        _level: usize,
+        _image: [usize; 2],
+        _norm: bool,
+    ) -> Intermediate {
+        let map = if self.output_fmt() == OutputFmt::Nhwc { b.permute(tap, &[0, 3, 1, 2]) } else { tap };
+        Intermediate { map, prefix_tokens: None }
+    }
+
+    /// Patches down and across that the position tables are made for, in networks that have such tables.
+    fn grid(&self) -> Option<[usize; 2]> {
+        None
+    }
+
+    /// Fits an entry that was stored for another image, patch or window size to `shape`, as timm does; `from` is the
+    /// grid it was stored for, a square where unknown. `None` where the entry is of another kind.
+    fn resample(
+        &self,
+        _name: &str,
+        _tensor: &Tensor,
+        _shape: &[usize],
+        _from: Option<[usize; 2]>,
+    ) -> Option<Tensor> {
+        None
     }
 
     /// Every feature level, measured on a graph for images of this size (channels, height, width).
@@ -123,8 +273,9 @@ pub trait Architecture: Send + Sync {
             return Err(error);
         }
         let level = |(index, (module, x)): (usize, (String, NodeId))| {
-            let reduction = height.div_ceil(b.dim(x, 2).max(1));
-            FeatureInfo { module, num_chs: b.dim(x, 1), reduction, index }
+            let map = self.intermediate(&b, x, index, [height, width], false).map;
+            let reduction = height.div_ceil(b.dim(map, 2).max(1));
+            FeatureInfo { module, num_chs: b.dim(map, 1), reduction, index }
         };
         Ok(b.taps().into_iter().enumerate().map(level).collect())
     }

@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 
 use indexmap::IndexMap;
-use timm_graph::{Builder, DType, Graph, NodeId, StateKind, StateSpec};
+use timm_graph::rewrite::remove_dead;
+use timm_graph::{Builder, DType, Graph, NodeId, StateKind, StateSpec, Tensor};
 
-use crate::architecture::{Architecture, ArchitectureError, FeatureInfo, ModelArgs};
+use crate::architecture::{Architecture, ArchitectureError, FeatureInfo, ModelArgs, OutputFmt};
 use crate::error::ModelError;
 use crate::families;
 use crate::groups::group_names;
 use crate::network::Network;
-use crate::plans::{Call, IntermediatesArgs};
+use crate::plans::{Call, Indices, IntermediatesArgs};
 use crate::pretrained::{self, PretrainedCfg};
 use crate::table::{deprecated, model_info};
 
@@ -29,6 +30,8 @@ pub struct Blueprint {
     feature_info: Vec<FeatureInfo>,
     num_features: usize,
     head_hidden_size: usize,
+    /// Cut down to what the remaining levels need.
+    pruned: bool,
 }
 
 impl Blueprint {
@@ -81,12 +84,20 @@ impl Blueprint {
         let failed = |source| ModelError::Graph { name: name.clone(), source };
         let [height, width] = args.img_size.unwrap_or([cfg.input_size[1], cfg.input_size[2]]);
         // Where any size will do, one that every stride divides: the reductions come out exact.
-        let even = |size: usize| if args.img_size.is_some() { size } else { size.next_multiple_of(64) };
+        let even = |size: usize| {
+            if args.img_size.is_some() || architecture.grid().is_some() {
+                size
+            } else {
+                size.next_multiple_of(64)
+            }
+        };
         let feature_info = architecture.feature_info([chans, even(height), even(width)]).map_err(failed)?;
         let b = Builder::new(false);
         let x = b.input(INPUT, &[1, chans, height, width], DType::F32);
         let features = architecture.forward_features(&b, x);
-        let num_features = b.dim(features, 1);
+        let tokens = b.shape(features).len() == 3 || architecture.output_fmt() == OutputFmt::Nhwc;
+        let num_features =
+            if tokens { b.shape(features).last().copied().unwrap_or(0) } else { b.dim(features, 1) };
         let head_hidden_size = b.dim(architecture.forward_head(&b, features, true), 1);
         b.output("output", architecture.forward_head(&b, features, false));
         let states = b.finish().map_err(failed)?.states;
@@ -100,6 +111,7 @@ impl Blueprint {
             feature_info,
             num_features,
             head_hidden_size,
+            pruned: false,
         })
     }
 
@@ -161,6 +173,56 @@ impl Blueprint {
         self.architecture.classifier()
     }
 
+    /// Class and register tokens that stand before those of the patches.
+    pub fn num_prefix_tokens(&self) -> usize {
+        self.architecture.num_prefix_tokens()
+    }
+
+    /// Layout of `forward_features` where it is a map, and of the maps of `features`.
+    pub fn output_fmt(&self) -> OutputFmt {
+        self.architecture.output_fmt()
+    }
+
+    /// Patches down and across that the position tables are made for, in networks that have such tables.
+    pub fn grid(&self) -> Option<[usize; 2]> {
+        self.architecture.grid()
+    }
+
+    /// Fits an entry that was stored for another image, patch or window size (`from`, its grid; a square where
+    /// unknown) to this network, as timm does; `None` where the entry is of another kind.
+    pub fn resample(&self, name: &str, tensor: &Tensor, from: Option<[usize; 2]>) -> Option<Tensor> {
+        let shape = &self.states.get(name)?.shape;
+        self.architecture.resample(name, tensor, shape, from).filter(|fitted| fitted.shape == *shape)
+    }
+
+    /// The part of the network that the chosen levels need: the later levels are gone, so is the head, and with
+    /// `prune_norm` the final norm. It answers `forward_intermediates` only. Also returns the positions chosen.
+    ///
+    /// # Errors
+    /// Indices out of range.
+    pub fn prune_intermediate_layers(
+        &self,
+        indices: impl Into<Indices>,
+        prune_norm: bool,
+    ) -> Result<(Self, Vec<usize>), ModelError> {
+        let chosen = self.resolve(&indices.into())?;
+        let mut part = self.with_args(self.args.clone())?;
+        let [height, width] = self.args.img_size.unwrap_or([self.cfg.input_size[1], self.cfg.input_size[2]]);
+        let args = IntermediatesArgs {
+            indices: chosen.last().map(|&last| last as isize).into_iter().collect::<Vec<_>>().into(),
+            return_prefix_tokens: true,
+            norm: !prune_norm,
+            intermediates_only: true,
+            ..IntermediatesArgs::default()
+        };
+        let chans = self.args.in_chans.unwrap_or(self.cfg.input_size[0]);
+        let graph = part.graph(&Call::Intermediates(args), &[1, chans, height, width], false)?;
+        part.states = remove_dead(&graph).graph.states;
+        part.feature_info.truncate(chosen.last().map_or(0, |last| last + 1));
+        part.pruned = true;
+        Ok((part, chosen))
+    }
+
     /// The layer of each parameter, counted from the input; `coarse` counts stages, else blocks.
     ///
     /// # Errors
@@ -171,7 +233,8 @@ impl Blueprint {
             .map_err(|source| ModelError::Arguments { name: self.name.clone(), source })
     }
 
-    /// The graph of a call for an input of `shape`: input [`INPUT`]; outputs `output` and `features.N`.
+    /// The graph of a call for an input of `shape`: input [`INPUT`]; outputs `output`, `features.N` and
+    /// `prefix_tokens.N`.
     ///
     /// # Errors
     /// A shape that the network does not take, indices out of range.
@@ -187,7 +250,17 @@ impl Blueprint {
             }
             Call::Intermediates(args) => self.write_intermediates(&b, x, args)?,
         }
-        b.finish().map_err(|source| ModelError::Graph { name: self.name.clone(), source })
+        let graph = b.finish().map_err(|source| ModelError::Graph { name: self.name.clone(), source })?;
+        Ok(if self.pruned { remove_dead(&graph).graph } else { graph })
+    }
+
+    fn resolve(&self, indices: &Indices) -> Result<Vec<usize>, ModelError> {
+        let levels = self.feature_info.len();
+        indices.resolve(levels).map_err(|message| ModelError::Indices {
+            name: self.name.clone(),
+            last: levels.saturating_sub(1),
+            message,
+        })
     }
 
     fn write_intermediates(
@@ -196,12 +269,7 @@ impl Blueprint {
         x: NodeId,
         args: &IntermediatesArgs,
     ) -> Result<(), ModelError> {
-        let levels = self.feature_info.len();
-        let chosen = args.indices.resolve(levels).map_err(|message| ModelError::Indices {
-            name: self.name.clone(),
-            last: levels.saturating_sub(1),
-            message,
-        })?;
+        let chosen = self.resolve(&args.indices)?;
         let last = self.architecture.forward_features(b, x);
         let taps = b.taps();
         if !args.intermediates_only {
@@ -209,9 +277,12 @@ impl Blueprint {
             b.output("output", early.map_or(last, |&(_, x)| x));
         }
         for i in chosen {
-            let Some(&(_, x)) = taps.get(i) else { continue };
-            let x = if args.norm { self.architecture.norm_intermediate(b, x) } else { x };
-            b.output(&format!("features.{i}"), x);
+            let Some(&(_, tap)) = taps.get(i) else { continue };
+            let level = self.architecture.intermediate(b, tap, i, b.size(x), args.norm);
+            b.output(&format!("features.{i}"), args.output_fmt.write(b, level.map));
+            if let Some(tokens) = level.prefix_tokens.filter(|_| args.return_prefix_tokens) {
+                b.output(&format!("prefix_tokens.{i}"), tokens);
+            }
         }
         Ok(())
     }
@@ -221,6 +292,11 @@ impl Blueprint {
         let wrong = |expected: String| {
             Err(ModelError::Input { name: self.name.clone(), expected, found: shape.to_vec() })
         };
+        match call {
+            Call::Intermediates(args) if self.pruned && args.intermediates_only => {}
+            _ if self.pruned => return Err(ModelError::Pruned { name: self.name.clone() }),
+            _ => {}
+        }
         match call {
             Call::ForwardHead { .. } if shape.is_empty() || shape.contains(&0) => {
                 wrong("features of at least one image".into())

@@ -26,6 +26,12 @@ pub enum ModelError {
     Input { name: String, expected: String, found: Vec<usize> },
     #[error("model '{name}' has feature levels 0 to {last}: {message}")]
     Indices { name: String, last: usize, message: String },
+    #[error(
+        "model '{name}' was pruned to some feature levels: it answers forward_intermediates with intermediates_only"
+    )]
+    Pruned { name: String },
+    #[error("model '{name}': '{entry}' is {found:?} and cannot be fitted to {expected:?}")]
+    Unfit { name: String, entry: String, found: Option<Vec<usize>>, expected: Vec<usize> },
     #[error(transparent)]
     Weights(#[from] WeightError),
 }

@@ -27,9 +27,11 @@ pub mod pretrained;
 pub mod table;
 pub mod weights;
 
-pub use architecture::{Architecture, ArchitectureError, FeatureInfo, GroupRule, ModelArgs};
+pub use architecture::{
+    Architecture, ArchitectureError, FeatureInfo, GroupRule, Intermediate, ModelArgs, OutputFmt,
+};
 pub use blueprint::Blueprint;
 pub use error::ModelError;
-pub use model::{Model, WeightSource};
+pub use model::{Intermediates, Model, WeightSource};
 pub use network::Network;
 pub use plans::{Call, Indices, IntermediatesArgs};

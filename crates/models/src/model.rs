@@ -27,6 +27,17 @@ pub enum WeightSource {
     Checkpoint(PathBuf),
 }
 
+/// What `forward_intermediates` returns.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Intermediates {
+    /// Unpooled features, unless only intermediates were asked for.
+    pub features: Option<Tensor>,
+    /// The chosen levels, from fine to coarse.
+    pub maps: Vec<Tensor>,
+    /// Class and register tokens `[B, P, C]` of each, where asked for and where the network has some.
+    pub prefix_tokens: Vec<Tensor>,
+}
+
 /// A network of the zoo with its weights. Any number of threads may call `forward` at once.
 ///
 /// It is a [`Blueprint`] too: names, shapes, feature levels and graphs are that one's methods.
@@ -158,13 +169,24 @@ impl Model {
         &self,
         images: &Tensor,
         args: &IntermediatesArgs,
-    ) -> Result<(Option<Tensor>, Vec<Tensor>), ModelError> {
-        let mut outputs = self.run(Call::Intermediates(args.clone()), images)?;
-        let last = if args.intermediates_only { None } else { Some(outputs.remove(0)) };
-        Ok((last, outputs))
+    ) -> Result<Intermediates, ModelError> {
+        let outputs = self.run(Call::Intermediates(args.clone()), images)?;
+        let mut outputs = outputs.into_iter();
+        let mut found = Intermediates::default();
+        if !args.intermediates_only {
+            found.features = outputs.next();
+        }
+        let tokens = args.return_prefix_tokens && self.num_prefix_tokens() > 0;
+        while let Some(map) = outputs.next() {
+            found.maps.push(map);
+            if tokens {
+                found.prefix_tokens.extend(outputs.next());
+            }
+        }
+        Ok(found)
     }
 
-    /// The feature maps of the chosen levels, from fine to coarse; only the part of the network that they need runs.
+    /// The feature maps of the chosen levels in the layout [`Blueprint::output_fmt`], from fine to coarse; only the part of the network that they need runs.
     ///
     /// # Errors
     /// As [`Model::forward_intermediates`].
@@ -175,10 +197,11 @@ impl Model {
     ) -> Result<Vec<Tensor>, ModelError> {
         let args = IntermediatesArgs {
             indices: out_indices.into(),
+            output_fmt: self.output_fmt(),
             intermediates_only: true,
             ..IntermediatesArgs::default()
         };
-        Ok(self.forward_intermediates(images, &args)?.1)
+        Ok(self.forward_intermediates(images, &args)?.maps)
     }
 
     fn run(&self, call: Call, x: &Tensor) -> Result<Vec<Tensor>, ModelError> {
@@ -227,6 +250,74 @@ impl Model {
         }
         *self = Model { blueprint: new, store, engine: self.engine.clone(), plans: Plans::default() };
         Ok(())
+    }
+
+    /// Rebuilds the model with other arguments; weights whose shape changes with the size are resampled, as timm's
+    /// `set_input_size` does.
+    ///
+    /// # Errors
+    /// As [`Blueprint::with_args`]; an entry that cannot be fitted. The model is then unchanged.
+    pub fn rebuild(&mut self, args: ModelArgs) -> Result<(), ModelError> {
+        let new = self.with_args(args)?;
+        let mut store = Store::new();
+        for (name, spec) in new.states() {
+            let entry = self.store.get(name);
+            let kept =
+                entry.filter(|entry| entry.tensor.shape == spec.shape).map(|entry| entry.tensor.clone());
+            let fitted = || new.resample(name, &entry?.tensor, self.grid());
+            let Some(tensor) = kept.or_else(fitted) else {
+                return Err(ModelError::Unfit {
+                    name: self.name().to_string(),
+                    entry: name.clone(),
+                    found: entry.map(|entry| entry.tensor.shape.clone()),
+                    expected: spec.shape.clone(),
+                });
+            };
+            store.insert(name.as_str(), spec.kind, tensor);
+        }
+        *self = Model { blueprint: new, store, engine: self.engine.clone(), plans: Plans::default() };
+        Ok(())
+    }
+
+    /// Other sizes of image, patch or window, in networks that are built for one: position tables are resampled.
+    ///
+    /// # Errors
+    /// As [`Model::rebuild`].
+    pub fn set_input_size(
+        &mut self,
+        img_size: Option<[usize; 2]>,
+        patch_size: Option<[usize; 2]>,
+        window_size: Option<[usize; 2]>,
+    ) -> Result<(), ModelError> {
+        let mut args = self.args().clone();
+        args.img_size = img_size.or(args.img_size);
+        for (name, size) in [("patch_size", patch_size), ("window_size", window_size)] {
+            if let Some([height, width]) = size {
+                args.extra.insert(name.into(), vec![height, width].into());
+            }
+        }
+        self.rebuild(args)
+    }
+
+    /// Keeps only what the chosen feature levels need; the model then answers `forward_intermediates` with
+    /// `intermediates_only`, and `features`. Returns the positions chosen.
+    ///
+    /// # Errors
+    /// Indices out of range.
+    pub fn prune_intermediate_layers(
+        &mut self,
+        indices: impl Into<Indices>,
+        prune_norm: bool,
+    ) -> Result<Vec<usize>, ModelError> {
+        let (blueprint, chosen) = self.blueprint.prune_intermediate_layers(indices, prune_norm)?;
+        let mut store = Store::new();
+        for (name, spec) in blueprint.states() {
+            if let Some(entry) = self.store.get(name) {
+                store.insert(name.as_str(), spec.kind, entry.tensor.clone());
+            }
+        }
+        *self = Model { blueprint, store, engine: self.engine.clone(), plans: Plans::default() };
+        Ok(chosen)
     }
 
     /// Whether training recomputes blocks in the backward pass instead of keeping their values.

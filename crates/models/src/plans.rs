@@ -4,6 +4,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use timm_graph::Executable;
 
+use crate::architecture::OutputFmt;
+
 /// A call of a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Call {
@@ -71,14 +73,18 @@ impl From<Vec<isize>> for Indices {
     }
 }
 
-/// Arguments of `forward_intermediates`. Intermediates come as `[B, C, H, W]`.
+/// Arguments of `forward_intermediates`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct IntermediatesArgs {
     pub indices: Indices,
+    /// Return the class and register tokens beside each map.
+    pub return_prefix_tokens: bool,
     /// Apply the final norm to each intermediate, in families that have one.
     pub norm: bool,
     /// Run no further than the last chosen level; the features returned are that level's.
     pub stop_early: bool,
+    /// Layout of the maps.
+    pub output_fmt: OutputFmt,
     pub intermediates_only: bool,
 }
 

@@ -73,8 +73,9 @@ fn only_what_a_level_needs_is_in_its_graph() {
 fn stopping_early_returns_the_last_level() {
     let model = model();
     let args = IntermediatesArgs { indices: [1, 2].into(), stop_early: true, ..Default::default() };
-    let (last, maps) = model.forward_intermediates(&images(1, 32), &args).expect("intermediates");
-    assert_eq!(last.as_ref(), maps.last());
+    let found = model.forward_intermediates(&images(1, 32), &args).expect("intermediates");
+    assert_eq!(found.features.as_ref(), found.maps.last());
+    assert!(found.prefix_tokens.is_empty());
 }
 
 #[test]

@@ -106,7 +106,7 @@ fn arguments_that_make_no_sense_are_explained() {
         (ModelArgs { global_pool: Some("token".into()), ..args() }, "unknown global_pool 'token'"),
         (ModelArgs { drop_rate: Some(1.5), ..args() }, "drop_rate is 1.5"),
         (ModelArgs { drop_path_rate: Some(f64::NAN), ..args() }, "drop_path_rate is NaN"),
-        (ModelArgs { img_size: Some([224, 224]), ..args() }, "leave img_size out"),
+        (ModelArgs { img_size: Some([224, 224]), ..args() }, "takes no argument 'img_size'"),
         (ModelArgs { in_chans: Some(0), ..args() }, "in_chans"),
         (ModelArgs { global_pool: Some(String::new()), ..args() }, "num_classes = 0"),
     ] {

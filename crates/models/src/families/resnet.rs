@@ -359,12 +359,10 @@ pub fn build(name: &str, args: &ModelArgs) -> Result<Box<dyn Architecture>, Arch
         .iter()
         .find(|(known, _)| *known == name)
         .ok_or_else(|| ArchitectureError(format!("the resnet family has no variant '{name}'")))?;
+    args.accept(&["output_stride", "drop_path_rate", "drop_block_rate"])?;
     let output_stride = args.output_stride.unwrap_or(32);
     if ![8, 16, 32].contains(&output_stride) {
         return Err(ArchitectureError(format!("output_stride is {output_stride}, it is one of 8, 16, 32")));
-    }
-    if args.img_size.is_some() {
-        return Err(ArchitectureError("takes images of any size: leave img_size out".into()));
     }
     Ok(Box::new(ResNet {
         config: *config,

@@ -185,6 +185,9 @@ pub enum Intermediates {
 pub struct Variant {
     /// The arguments; text where `err` is set.
     pub kwargs: serde_json::Value,
+    /// Computed from the unchanged model's feature map.
+    #[serde(default)]
+    pub head_only: bool,
     /// timm's own refusal.
     pub err: Option<String>,
     pub fill_check: Option<Check>,

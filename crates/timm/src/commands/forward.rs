@@ -109,7 +109,7 @@ pub fn run(options: Options) -> Result<()> {
             intermediates_only: true,
             ..IntermediatesArgs::default()
         };
-        let levels = model.forward_intermediates(&input, &args)?.1;
+        let levels = model.forward_intermediates(&input, &args)?.maps;
         results.extend(levels.into_iter().enumerate().map(|(i, level)| (format!("features.{i}"), level)));
     }
     if wants("gradients") {
