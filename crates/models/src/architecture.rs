@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use timm_graph::{Builder, DType, GraphError, NodeId, Tensor};
+use timm_graph::{Builder, DType, GraphError, NodeId};
 
 /// Arguments of a model, timm's names; `None` means the default of the model or its pretrained tag.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -249,15 +249,17 @@ pub trait Architecture: Send + Sync {
         None
     }
 
-    /// Fits an entry that was stored for another image, patch or window size to `shape`, as timm does; `from` is the
-    /// grid it was stored for, a square where unknown. `None` where the entry is of another kind.
+    /// Writes an entry that was stored for another image, patch or window size (`x`) as this network needs it, of
+    /// `shape`, the way timm does; `from` is the grid it was stored for, a square where unknown. `None` where the
+    /// entry is of another kind.
     fn resample(
         &self,
+        _b: &Builder,
         _name: &str,
-        _tensor: &Tensor,
+        _x: NodeId,
         _shape: &[usize],
         _from: Option<[usize; 2]>,
-    ) -> Option<Tensor> {
+    ) -> Option<NodeId> {
         None
     }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use indexmap::IndexMap;
+use timm_graph::reference::evaluate;
 use timm_graph::rewrite::remove_dead;
 use timm_graph::{Builder, DType, Graph, NodeId, StateKind, StateSpec, Tensor};
 
@@ -192,7 +193,14 @@ impl Blueprint {
     /// unknown) to this network, as timm does; `None` where the entry is of another kind.
     pub fn resample(&self, name: &str, tensor: &Tensor, from: Option<[usize; 2]>) -> Option<Tensor> {
         let shape = &self.states.get(name)?.shape;
-        self.architecture.resample(name, tensor, shape, from).filter(|fitted| fitted.shape == *shape)
+        let b = Builder::new(false);
+        let x = b.input("entry", &tensor.shape, DType::F32);
+        b.output("fitted", self.architecture.resample(&b, name, x, shape, from)?);
+        let graph = b.finish().ok()?;
+        let data = tensor.data.iter().map(|&v| f64::from(v)).collect();
+        let values = evaluate(&graph, &|_| None, &[("entry", data)], 0, 0).ok()?;
+        let fitted: Vec<f32> = values.output("fitted")?.iter().map(|&v| v as f32).collect();
+        (fitted.len() == shape.iter().product::<usize>()).then(|| Tensor::new(shape, fitted))
     }
 
     /// The part of the network that the chosen levels need: the later levels are gone, so is the head, and with

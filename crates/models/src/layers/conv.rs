@@ -14,6 +14,12 @@ pub enum WeightInit {
     Fixed(Init),
 }
 
+impl From<Init> for WeightInit {
+    fn from(init: Init) -> Self {
+        WeightInit::Fixed(init)
+    }
+}
+
 impl WeightInit {
     /// The rule for a weight `[O, I / groups, …]`.
     pub fn of(self, shape: &[usize]) -> Init {
@@ -118,8 +124,8 @@ impl Conv {
     }
 
     /// With a bias that starts as `init`.
-    pub fn bias_init(self, init: Init) -> Self {
-        Conv { bias: Some(WeightInit::Fixed(init)), ..self }
+    pub fn bias_init(self, init: impl Into<WeightInit>) -> Self {
+        Conv { bias: Some(init.into()), ..self }
     }
 
     pub fn init(self, init: WeightInit) -> Self {
@@ -181,6 +187,28 @@ pub fn linear_with(
     match bias_init {
         None => y,
         Some(init) => b.add(y, bias(b, &shape, init)),
+    }
+}
+
+/// How the weight and the bias of linear layers start.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LinearInit {
+    pub weight: WeightInit,
+    pub bias: WeightInit,
+}
+
+impl LinearInit {
+    /// PyTorch's default.
+    pub const TORCH: LinearInit = LinearInit { weight: WeightInit::FanIn, bias: WeightInit::FanIn };
+    /// Truncated normal of deviation 0.02, no bias: usual for transformers.
+    pub const TRUNC_NORMAL: LinearInit = LinearInit {
+        weight: WeightInit::Fixed(Init::TruncNormal { std: 0.02 }),
+        bias: WeightInit::Fixed(Init::Fill(0.0)),
+    };
+
+    /// Writes x · weightᵀ (+ bias) over the last axis.
+    pub fn write(self, b: &Builder, x: NodeId, out_features: usize, bias: bool) -> NodeId {
+        linear_with(b, x, out_features, self.weight, bias.then_some(self.bias))
     }
 }
 

@@ -4,20 +4,32 @@
 //! input channels come from the input's shape. What a layer stores is named as in timm's `state_dict`.
 
 mod act;
+mod attention;
 mod attn;
 mod conv;
 mod drop;
 mod head;
+mod mlp;
 mod norm;
+mod patch_embed;
 mod pool;
+mod pos_embed;
+mod resize;
 
 pub use act::Act;
+pub use attention::{Attention, AttentionPoolLatent, attend, attend_scaled, merge_heads, split_heads};
 pub use attn::{Attn, SqueezeExcite, eca_kernel};
-pub use conv::{Conv, Padding, WeightInit, linear, linear_with, pad_same, same_padding, symmetric_padding};
+pub use conv::{
+    Conv, LinearInit, Padding, WeightInit, linear, linear_with, pad_same, same_padding, symmetric_padding,
+};
 pub use drop::{drop_block, drop_path, drop_path_rates, dropout};
 pub use head::classifier;
+pub use mlp::{Gate, Mlp};
 pub use norm::Norm;
-pub use pool::{AntiAlias, GlobalPool, avg_pool_same, blur_pool};
+pub use patch_embed::PatchEmbed;
+pub use pool::{AntiAlias, GlobalPool, TokenPool, avg_pool_same, blur_pool};
+pub use pos_embed::{add_tokens, resample_abs_pos_embed};
+pub use resize::{Interpolation, resize_hwc, resize_matrix, resize_nchw, resize_patch_kernel};
 
 /// `value` rounded to a multiple of `divisor` (at least `divisor`), not below `round_limit` · `value`.
 ///

@@ -1,8 +1,9 @@
 //! Normalisation over channels.
 
+use timm_graph::scalar::Unary;
 use timm_graph::{Builder, Init, NodeId, StateKind, StateSpec};
 
-/// A normalisation of `[B, C, H, W]` with a learned `weight` and `bias` per channel.
+/// A normalisation, of `[B, C, H, W]` unless said otherwise, with a learned `weight` and `bias` per channel.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Norm {
     /// By the statistics of each channel in the batch, in training; by their running averages otherwise
@@ -12,6 +13,10 @@ pub enum Norm {
     Group { groups: usize, eps: f32 },
     /// By the statistics over the channels at each position.
     Layer2d { eps: f32 },
+    /// By the statistics over the last axis, of any shape (<https://arxiv.org/abs/1607.06450>).
+    Layer { eps: f32 },
+    /// By the root of the mean square over the last axis; no bias (<https://arxiv.org/abs/1910.07467>).
+    Rms { eps: f32 },
 }
 
 impl Norm {
@@ -19,15 +24,23 @@ impl Norm {
     pub const BATCH: Norm = Norm::Batch { eps: 1e-5, momentum: 0.1 };
     /// Group norm with timm's 32 groups.
     pub const GROUP: Norm = Norm::Group { groups: 32, eps: 1e-5 };
+    /// Layer norm with timm's eps.
+    pub const LAYER: Norm = Norm::Layer { eps: 1e-6 };
 
     /// Writes the norm of `x`; `weight` is what the scale of every channel starts as.
     pub fn write(self, b: &Builder, x: NodeId, weight: f32) -> NodeId {
-        let channels = b.dim(x, 1);
-        let affine = (
-            b.param("weight", &[channels], Init::Fill(weight)),
-            b.param("bias", &[channels], Init::Fill(0.0)),
-        );
+        let last = matches!(self, Norm::Layer { .. } | Norm::Rms { .. });
+        let channels = b.dim(x, if last { b.shape(x).len().saturating_sub(1) } else { 1 });
+        let weight = b.param("weight", &[channels], Init::Fill(weight));
+        let bias = if matches!(self, Norm::Rms { .. }) {
+            weight
+        } else {
+            b.param("bias", &[channels], Init::Fill(0.0))
+        };
+        let affine = (weight, bias);
         match self {
+            Norm::Layer { eps } => b.layer_norm(x, affine.0, affine.1, eps),
+            Norm::Rms { eps } => rms_norm(b, x, weight, eps),
             Norm::Batch { eps, momentum } => batch_norm(b, x, affine, eps, momentum),
             Norm::Group { groups, eps } => group_norm(b, x, affine, groups, eps),
             Norm::Layer2d { eps } => {
@@ -36,6 +49,12 @@ impl Norm {
             }
         }
     }
+}
+
+fn rms_norm(b: &Builder, x: NodeId, weight: NodeId, eps: f32) -> NodeId {
+    let axis = b.shape(x).len().saturating_sub(1);
+    let square = b.mean(b.unary(Unary::Square, x), &[axis]);
+    b.mul(b.mul(x, b.unary(Unary::Rsqrt, b.add_scalar(square, eps))), weight)
 }
 
 fn batch_norm(b: &Builder, x: NodeId, affine: (NodeId, NodeId), eps: f32, momentum: f32) -> NodeId {

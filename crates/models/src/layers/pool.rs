@@ -53,6 +53,62 @@ impl GlobalPool {
     }
 }
 
+/// Pooling of tokens `[B, N, C]`, by timm's names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenPool {
+    /// `''`: none.
+    None,
+    /// The first token, the class token.
+    Token,
+    Avg,
+    AvgMax,
+    Max,
+    /// Attention pooling with a learned query.
+    Map,
+}
+
+impl TokenPool {
+    /// What timm's name stands for.
+    ///
+    /// # Errors
+    /// A message with the valid names.
+    pub fn parse(name: &str) -> Result<Self, String> {
+        Ok(match name {
+            "" => TokenPool::None,
+            "token" => TokenPool::Token,
+            "avg" => TokenPool::Avg,
+            "avgmax" => TokenPool::AvgMax,
+            "max" => TokenPool::Max,
+            "map" => TokenPool::Map,
+            _ => {
+                return Err(format!(
+                    "unknown global_pool '{name}'; it is one of token, avg, avgmax, max, map or '' for none"
+                ));
+            }
+        })
+    }
+
+    /// Writes the pooled `x`, `[B, C]`, without the first `skip` tokens; unchanged without pooling. Attention pooling
+    /// has weights and is the caller's.
+    pub fn write(self, b: &Builder, x: NodeId, skip: usize) -> NodeId {
+        let tokens = b.dim(x, 1);
+        if skip > 0 && skip >= tokens {
+            return b.fail(format!("{tokens} tokens, {skip} of them no patches: nothing to pool"));
+        }
+        let patches = || if skip == 0 { x } else { b.slice(x, 1, skip, tokens - skip) };
+        let mean = || b.mean(patches(), &[1]);
+        let max = || b.reduce(ReduceOp::Max, patches(), &[1]);
+        let pooled = match self {
+            TokenPool::None | TokenPool::Map => return x,
+            TokenPool::Token => b.slice(x, 1, 0, 1),
+            TokenPool::Avg => mean(),
+            TokenPool::Max => max(),
+            TokenPool::AvgMax => b.mul_scalar(b.add(mean(), max()), 0.5),
+        };
+        b.flatten(pooled, 1)
+    }
+}
+
 /// What takes the place of a stride, so that shifting the image by a pixel changes less.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AntiAlias {
