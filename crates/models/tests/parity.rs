@@ -224,7 +224,9 @@ macro_rules! families {
 }
 
 families! {
+    deit
     resnet
+    vision_transformer
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! One file per family: paper and licence, configuration, blocks, the function that writes the network, variants
 //! as a table, and what its published weights need to load.
 
+pub mod deit;
 pub mod resnet;
+pub mod vision_transformer;
 
 use crate::architecture::{Architecture, ArchitectureError, ModelArgs};
 
@@ -9,7 +11,8 @@ use crate::architecture::{Architecture, ArchitectureError, ModelArgs};
 pub type BuildFn = fn(name: &str, args: &ModelArgs) -> Result<Box<dyn Architecture>, ArchitectureError>;
 
 /// Every family that is written, by the name of timm's module.
-static FAMILIES: &[(&str, BuildFn)] = &[("resnet", resnet::build)];
+static FAMILIES: &[(&str, BuildFn)] =
+    &[("deit", deit::build), ("resnet", resnet::build), ("vision_transformer", vision_transformer::build)];
 
 /// The function that builds architectures of `family`; `None` where it is not written yet.
 pub fn build_fn(family: &str) -> Option<BuildFn> {
