@@ -461,13 +461,15 @@ impl Architecture for VisionTransformer {
         shape: &[usize],
         from: Option<[usize; 2]>,
     ) -> Option<NodeId> {
+        // A change of size is bicubic; published files are resized as their authors did.
+        let how = if from.is_some() { BICUBIC } else { self.config.resize };
         match name {
             "pos_embed" => {
                 let (grid, prefix) = (self.embed.grid(self.img_size), self.embedded_prefix());
-                Some(resample_abs_pos_embed(b, x, from, grid, prefix, self.config.resize))
+                Some(resample_abs_pos_embed(b, x, from, grid, prefix, how))
             }
             "patch_embed.proj.weight" if b.dim(x, 1) == shape[1] => {
-                Some(resize_patch_kernel(b, x, [shape[2], shape[3]], self.config.resize))
+                Some(resize_patch_kernel(b, x, [shape[2], shape[3]], how))
             }
             _ => None,
         }
