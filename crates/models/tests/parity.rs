@@ -225,6 +225,7 @@ macro_rules! families {
 
 families! {
     resnet
+    resnetv2
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! as a table, and what its published weights need to load.
 
 pub mod resnet;
+pub mod resnetv2;
 
 use crate::architecture::{Architecture, ArchitectureError, ModelArgs};
 
@@ -9,7 +10,7 @@ use crate::architecture::{Architecture, ArchitectureError, ModelArgs};
 pub type BuildFn = fn(name: &str, args: &ModelArgs) -> Result<Box<dyn Architecture>, ArchitectureError>;
 
 /// Every family that is written, by the name of timm's module.
-static FAMILIES: &[(&str, BuildFn)] = &[("resnet", resnet::build)];
+static FAMILIES: &[(&str, BuildFn)] = &[("resnet", resnet::build), ("resnetv2", resnetv2::build)];
 
 /// The function that builds architectures of `family`; `None` where it is not written yet.
 pub fn build_fn(family: &str) -> Option<BuildFn> {
