@@ -224,8 +224,10 @@ macro_rules! families {
 }
 
 families! {
+    deit
     resnet
     resnetv2
+    vision_transformer
 }
 
 #[test]

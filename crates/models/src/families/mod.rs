@@ -1,8 +1,10 @@
 //! One file per family: paper and licence, configuration, blocks, the function that writes the network, variants
 //! as a table, and what its published weights need to load.
 
+pub mod deit;
 pub mod resnet;
 pub mod resnetv2;
+pub mod vision_transformer;
 
 use crate::architecture::{Architecture, ArchitectureError, ModelArgs};
 
@@ -10,7 +12,12 @@ use crate::architecture::{Architecture, ArchitectureError, ModelArgs};
 pub type BuildFn = fn(name: &str, args: &ModelArgs) -> Result<Box<dyn Architecture>, ArchitectureError>;
 
 /// Every family that is written, by the name of timm's module.
-static FAMILIES: &[(&str, BuildFn)] = &[("resnet", resnet::build), ("resnetv2", resnetv2::build)];
+static FAMILIES: &[(&str, BuildFn)] = &[
+    ("deit", deit::build),
+    ("resnet", resnet::build),
+    ("resnetv2", resnetv2::build),
+    ("vision_transformer", vision_transformer::build),
+];
 
 /// The function that builds architectures of `family`; `None` where it is not written yet.
 pub fn build_fn(family: &str) -> Option<BuildFn> {

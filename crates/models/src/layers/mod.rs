@@ -9,6 +9,7 @@ mod attn;
 mod conv;
 mod drop;
 mod head;
+mod layer_scale;
 mod mlp;
 mod norm;
 mod norm_act;
@@ -28,10 +29,11 @@ pub use conv::{
 };
 pub use drop::{drop_block, drop_path, drop_path_rates, dropout};
 pub use head::{ClassifierHead, classifier, classifier_with};
+pub use layer_scale::layer_scale;
 pub use mlp::{Gate, Mlp};
 pub use norm::Norm;
 pub use norm_act::{Groups, NormAct};
-pub use patch_embed::PatchEmbed;
+pub use patch_embed::{PatchEmbed, PatchFit};
 pub use pool::{
     AntiAlias, GlobalPool, TokenPool, avg_pool_same, avg_pool_shortcut, blur_pool, max_pool_same,
 };
