@@ -226,6 +226,7 @@ macro_rules! families {
 families! {
     deit
     resnet
+    resnetv2
     vision_transformer
 }
 

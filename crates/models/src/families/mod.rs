@@ -3,6 +3,7 @@
 
 pub mod deit;
 pub mod resnet;
+pub mod resnetv2;
 pub mod vision_transformer;
 
 use crate::architecture::{Architecture, ArchitectureError, ModelArgs};
@@ -11,8 +12,12 @@ use crate::architecture::{Architecture, ArchitectureError, ModelArgs};
 pub type BuildFn = fn(name: &str, args: &ModelArgs) -> Result<Box<dyn Architecture>, ArchitectureError>;
 
 /// Every family that is written, by the name of timm's module.
-static FAMILIES: &[(&str, BuildFn)] =
-    &[("deit", deit::build), ("resnet", resnet::build), ("vision_transformer", vision_transformer::build)];
+static FAMILIES: &[(&str, BuildFn)] = &[
+    ("deit", deit::build),
+    ("resnet", resnet::build),
+    ("resnetv2", resnetv2::build),
+    ("vision_transformer", vision_transformer::build),
+];
 
 /// The function that builds architectures of `family`; `None` where it is not written yet.
 pub fn build_fn(family: &str) -> Option<BuildFn> {
