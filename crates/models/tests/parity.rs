@@ -228,6 +228,7 @@ families! {
     resnet
     resnetv2
     vision_transformer
+    vision_transformer_hybrid
 }
 
 #[test]

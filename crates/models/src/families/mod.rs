@@ -5,6 +5,7 @@ pub mod deit;
 pub mod resnet;
 pub mod resnetv2;
 pub mod vision_transformer;
+pub mod vision_transformer_hybrid;
 
 use crate::architecture::{Architecture, ArchitectureError, ModelArgs};
 
@@ -17,6 +18,7 @@ static FAMILIES: &[(&str, BuildFn)] = &[
     ("resnet", resnet::build),
     ("resnetv2", resnetv2::build),
     ("vision_transformer", vision_transformer::build),
+    ("vision_transformer_hybrid", vision_transformer_hybrid::build),
 ];
 
 /// The function that builds architectures of `family`; `None` where it is not written yet.
