@@ -224,7 +224,10 @@ macro_rules! families {
 }
 
 families! {
+    convnext
     deit
+    metaformer
+    mlp_mixer
     resnet
     resnetv2
     vision_transformer

@@ -1,7 +1,10 @@
 //! One file per family: paper and licence, configuration, blocks, the function that writes the network, variants
 //! as a table, and what its published weights need to load.
 
+pub mod convnext;
 pub mod deit;
+pub mod metaformer;
+pub mod mlp_mixer;
 pub mod resnet;
 pub mod resnetv2;
 pub mod vision_transformer;
@@ -14,7 +17,10 @@ pub type BuildFn = fn(name: &str, args: &ModelArgs) -> Result<Box<dyn Architectu
 
 /// Every family that is written, by the name of timm's module.
 static FAMILIES: &[(&str, BuildFn)] = &[
+    ("convnext", convnext::build),
     ("deit", deit::build),
+    ("metaformer", metaformer::build),
+    ("mlp_mixer", mlp_mixer::build),
     ("resnet", resnet::build),
     ("resnetv2", resnetv2::build),
     ("vision_transformer", vision_transformer::build),

@@ -8,6 +8,7 @@ mod attention;
 mod attn;
 mod conv;
 mod drop;
+mod grn;
 mod head;
 mod layer_scale;
 mod mlp;
@@ -28,7 +29,8 @@ pub use conv::{
     symmetric_padding,
 };
 pub use drop::{drop_block, drop_path, drop_path_rates, dropout};
-pub use head::{ClassifierHead, classifier, classifier_with};
+pub use grn::global_response_norm;
+pub use head::{ClassifierHead, NormMlpHead, classifier, classifier_with};
 pub use layer_scale::layer_scale;
 pub use mlp::{Gate, Mlp};
 pub use norm::Norm;
