@@ -225,8 +225,12 @@ macro_rules! families {
 
 families! {
     deit
+    densenet
+    inception_v3
+    regnet
     resnet
     resnetv2
+    vgg
     vision_transformer
 }
 

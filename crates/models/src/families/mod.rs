@@ -2,8 +2,12 @@
 //! as a table, and what its published weights need to load.
 
 pub mod deit;
+pub mod densenet;
+pub mod inception_v3;
+pub mod regnet;
 pub mod resnet;
 pub mod resnetv2;
+pub mod vgg;
 pub mod vision_transformer;
 
 use crate::architecture::{Architecture, ArchitectureError, ModelArgs};
@@ -14,8 +18,12 @@ pub type BuildFn = fn(name: &str, args: &ModelArgs) -> Result<Box<dyn Architectu
 /// Every family that is written, by the name of timm's module.
 static FAMILIES: &[(&str, BuildFn)] = &[
     ("deit", deit::build),
+    ("densenet", densenet::build),
+    ("inception_v3", inception_v3::build),
+    ("regnet", regnet::build),
     ("resnet", resnet::build),
     ("resnetv2", resnetv2::build),
+    ("vgg", vgg::build),
     ("vision_transformer", vision_transformer::build),
 ];
 
