@@ -227,6 +227,7 @@ families! {
     deit
     densenet
     inception_v3
+    nfnet
     regnet
     resnet
     resnetv2

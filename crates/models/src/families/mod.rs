@@ -4,6 +4,7 @@
 pub mod deit;
 pub mod densenet;
 pub mod inception_v3;
+pub mod nfnet;
 pub mod regnet;
 pub mod resnet;
 pub mod resnetv2;
@@ -20,6 +21,7 @@ static FAMILIES: &[(&str, BuildFn)] = &[
     ("deit", deit::build),
     ("densenet", densenet::build),
     ("inception_v3", inception_v3::build),
+    ("nfnet", nfnet::build),
     ("regnet", regnet::build),
     ("resnet", resnet::build),
     ("resnetv2", resnetv2::build),
