@@ -18,6 +18,8 @@ pub enum WeightInit {
     FanOut { groups: usize },
     /// Normal with variance 1 / fan_in, which keeps the variance of what is read; biases start at zero.
     LecunNormal,
+    /// Uniform with variance 2 / (fan_in + fan_out), Glorot's and Bengio's.
+    XavierUniform,
     /// The same whatever the shape.
     Fixed(Init),
 }
@@ -40,6 +42,10 @@ impl WeightInit {
                 Init::Normal { std: (2.0 * f64::from(fan_in_bound(shape)).powi(2)).sqrt() as f32 }
             }
             WeightInit::LecunNormal => Init::Normal { std: fan_in_bound(shape) },
+            WeightInit::XavierUniform => {
+                let fans = (shape[0] + shape.get(1).copied().unwrap_or(1)) * window;
+                Init::Uniform { bound: (6.0 / fans.max(1) as f64).sqrt() as f32 }
+            }
             WeightInit::Fixed(init) => init,
         }
     }

@@ -9,6 +9,7 @@ mod attn;
 mod conv;
 mod conv_norm_act;
 mod drop;
+mod grn;
 mod head;
 mod layer_scale;
 mod mlp;
@@ -30,7 +31,8 @@ pub use conv::{
 };
 pub use conv_norm_act::{conv_norm, conv_norm_act};
 pub use drop::{drop_block, drop_path, drop_path_rates, dropout};
-pub use head::{ClassifierHead, classifier, classifier_with};
+pub use grn::global_response_norm;
+pub use head::{ClassifierHead, NormMlpHead, classifier, classifier_with};
 pub use layer_scale::layer_scale;
 pub use mlp::{Gate, Mlp};
 pub use norm::Norm;
