@@ -224,6 +224,8 @@ macro_rules! families {
 }
 
 families! {
+    byoanet
+    byobnet
     resnet
 }
 

@@ -1,6 +1,8 @@
 //! One file per family: paper and licence, configuration, blocks, the function that writes the network, variants
 //! as a table, and what its published weights need to load.
 
+pub mod byoanet;
+pub mod byobnet;
 pub mod resnet;
 
 use crate::architecture::{Architecture, ArchitectureError, ModelArgs};
@@ -9,7 +11,8 @@ use crate::architecture::{Architecture, ArchitectureError, ModelArgs};
 pub type BuildFn = fn(name: &str, args: &ModelArgs) -> Result<Box<dyn Architecture>, ArchitectureError>;
 
 /// Every family that is written, by the name of timm's module.
-static FAMILIES: &[(&str, BuildFn)] = &[("resnet", resnet::build)];
+static FAMILIES: &[(&str, BuildFn)] =
+    &[("byoanet", byoanet::build), ("byobnet", byobnet::build), ("resnet", resnet::build)];
 
 /// The function that builds architectures of `family`; `None` where it is not written yet.
 pub fn build_fn(family: &str) -> Option<BuildFn> {

@@ -10,6 +10,8 @@ pub enum WeightInit {
     /// Normal with variance 2 / fan_out ("Delving Deep into Rectifiers", <https://arxiv.org/abs/1502.01852>);
     /// fan_out counts all output channels, whatever the groups.
     KaimingFanOut,
+    /// The same with the output channels of one group only; biases start at zero (MobileNet, EfficientNet, RegNet).
+    FanOut { groups: usize },
     /// The same whatever the shape.
     Fixed(Init),
 }
@@ -26,12 +28,23 @@ impl WeightInit {
         let window: usize = shape.iter().skip(2).product();
         match self {
             WeightInit::FanIn => Init::Uniform { bound: fan_in_bound(shape) },
-            WeightInit::KaimingFanOut => {
-                Init::Normal { std: (2.0 / (shape[0] * window).max(1) as f64).sqrt() as f32 }
-            }
+            WeightInit::KaimingFanOut => fan_out_normal(shape[0] * window),
+            WeightInit::FanOut { groups } => fan_out_normal(shape[0] * window / groups.max(1)),
             WeightInit::Fixed(init) => init,
         }
     }
+
+    /// The rule for biases beside weights that start like this.
+    pub fn of_bias(self) -> WeightInit {
+        match self {
+            WeightInit::FanOut { .. } => WeightInit::Fixed(Init::Fill(0.0)),
+            _ => WeightInit::FanIn,
+        }
+    }
+}
+
+fn fan_out_normal(fan_out: usize) -> Init {
+    Init::Normal { std: (2.0 / fan_out.max(1) as f64).sqrt() as f32 }
 }
 
 fn fan_in_bound(shape: &[usize]) -> f32 {

@@ -5,10 +5,17 @@
 
 mod act;
 mod attention;
+mod attention_pool2d;
 mod attn;
+mod bilinear_attn;
+mod bottleneck_attn;
 mod conv;
 mod drop;
+mod evo_norm;
+mod global_context;
+mod halo_attn;
 mod head;
+mod lambda_layer;
 mod mlp;
 mod norm;
 mod patch_embed;
@@ -18,12 +25,19 @@ mod resize;
 
 pub use act::Act;
 pub use attention::{Attention, AttentionPoolLatent, attend, attend_scaled, merge_heads, split_heads};
+pub use attention_pool2d::AttentionPool2d;
 pub use attn::{Attn, SqueezeExcite, eca_kernel};
+pub use bilinear_attn::BilinearAttn;
+pub use bottleneck_attn::BottleneckAttn;
 pub use conv::{
     Conv, LinearInit, Padding, WeightInit, linear, linear_with, pad_same, same_padding, symmetric_padding,
 };
-pub use drop::{drop_block, drop_path, drop_path_rates, dropout};
+pub use drop::{drop_block, drop_path, drop_path_rates, dropout, dropout_channels};
+pub use evo_norm::EvoNormS0;
+pub use global_context::GlobalContext;
+pub use halo_attn::HaloAttn;
 pub use head::classifier;
+pub use lambda_layer::{LambdaLayer, LambdaPosition};
 pub use mlp::{Gate, Mlp};
 pub use norm::Norm;
 pub use patch_embed::PatchEmbed;
