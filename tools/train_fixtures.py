@@ -2,7 +2,7 @@
 """Record training steps and learning-rate schedules of the real timm, as the fixtures of crates/train/tests/fixtures.
 
     pip install timm==1.0.31 torch torchvision
-    python tools/train_fixtures.py
+    python tools/train_fixtures.py        # makes what is missing
 
 One gzip JSON a model. Weights and images are made by tools/hashfill.py; the batch is the same at every step, the model
 in training mode, the reference in float64. Tensors are summaries as in the model fixtures; `f32` in a summary is how
@@ -16,6 +16,9 @@ far PyTorch's own float32 runs are from the reference, relative to the tensor's 
     runs                  by name: `options`, the loss at each of the steps before its update, `f32_losses`, and every
                           floating-point state_dict entry after the last (`state`); `ema` where an average is kept
 
+gradients/ holds one small variant of every family, without `runs`: only missing files are made. `kept` lists buffers that
+keep the values they are built with.
+
 schedules.json holds, for each set of arguments of timm's create_scheduler_v2, the learning rate at t = 0, 1, 2 ... (t
 counts epochs, or updates where `step_on_epochs` is false) and the number of epochs to train that timm answers.
 """
@@ -28,7 +31,7 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 
 import timm  # noqa: E402
-from fixtures import rows, save  # noqa: E402
+from fixtures import parse, rows, save  # noqa: E402
 from hashfill import fill_model, image_batch, no_init, number, summary  # noqa: E402
 from timm.optim import create_optimizer_v2  # noqa: E402
 from timm.scheduler import create_scheduler_v2  # noqa: E402
@@ -55,6 +58,11 @@ def runs(sgd_lr, recipe_lr):
     }
 
 
+# Of every family a small variant, for one step: name, size, arguments; dropout and stochastic depth are off.
+GRADIENTS = [
+    'test_vit embed_dim=32 depth=2 img_size=64 64x64',
+    'deit_tiny_distilled_patch16_224 embed_dim=32 num_heads=2 depth=2 img_size=64 64x64',
+]
 MODELS = [('test_resnet', 64, runs(0.01, 1e-4)), ('resnet10t', 64, runs(0.02, 5e-4))]
 SINGLE = ('plain', 'channels_last', 'native')
 
@@ -62,11 +70,11 @@ SINGLE = ('plain', 'channels_last', 'native')
 class Run:
     """A model in training mode on its one batch: in float64 (`form` None), or in float32 as one of SINGLE."""
 
-    def __init__(self, name, size, form=None):
+    def __init__(self, name, size, form=None, **kwargs):
         dtype = torch.float32 if form else torch.float64
         self.form = form
-        self.model = timm.create_model(name, num_classes=10)
-        _, _, self.check = fill_model(self.model)
+        self.model = timm.create_model(name, num_classes=10, **kwargs)
+        self.kept, _, self.check = fill_model(self.model)
         self.model.to(dtype).train()
         self.x = image_batch(len(LABELS), 3, size, size).to(dtype)
         if form == 'channels_last':
@@ -116,15 +124,15 @@ def summaries(reference, singles):
     return {key: one(reference[key], [single[key] for single in singles]) for key in reference}
 
 
-def record(name, size, options_of):
-    start = lambda: (Run(name, size), [Run(name, size, form) for form in SINGLE])  # noqa: E731
+def record(name, size, options_of, **kwargs):
+    start = lambda: (Run(name, size, **kwargs), [Run(name, size, form, **kwargs) for form in SINGLE])  # noqa: E731
     worst = lambda d: max((v['f32'], k) for k, v in d.items())  # noqa: E731
     reference, singles = start()
     state = [[k, list(v.shape), str(v.dtype)[len('torch.'):].replace('float64', 'float32')]
              for k, v in reference.model.state_dict().items()]
-    out = dict(spec=1, model=name, kwargs=dict(num_classes=10), timm=timm.__version__, torch=torch.__version__,
+    out = dict(spec=1, model=name, kwargs=dict(num_classes=10, **kwargs), timm=timm.__version__, torch=torch.__version__,
                bs=len(LABELS), input_size=[3, size, size], labels=LABELS, steps=STEPS, state_dict=state,
-               fill_check=reference.check,
+               fill_check=reference.check, kept=sorted(reference.kept),
                input_check=dict(sum=number(reference.x.sum()), l2=number(reference.x.norm())))
     output, loss, norm, gradients, statistics = reference.first_step()
     first_steps = [single.first_step() for single in singles]
@@ -197,8 +205,16 @@ def main():
     os.makedirs(OUT, exist_ok=True)
     for name, size, options_of in MODELS:
         path = os.path.join(OUT, name + '.json.gz')
-        save(path, record(name, size, options_of))
-        print(' ', os.path.getsize(path), 'bytes')
+        if not os.path.exists(path):
+            save(path, record(name, size, options_of))
+            print(' ', os.path.getsize(path), 'bytes')
+    os.makedirs(os.path.join(OUT, 'gradients'), exist_ok=True)
+    for line in GRADIENTS:
+        name, (size, _), _, kwargs = parse(line)
+        path = os.path.join(OUT, 'gradients', name + '.json.gz')
+        if not os.path.exists(path):
+            save(path, record(name, size, {}, **kwargs))
+            print(' ', os.path.getsize(path), 'bytes')
     path = os.path.join(OUT, 'schedules.json')
     with open(path, 'w') as f:
         f.write('[\n' + ',\n'.join(json.dumps(s) for s in schedules()) + '\n]\n')

@@ -279,6 +279,9 @@ pub trait Architecture: Send + Sync {
         Ok(None)
     }
 
+    /// Fixes arguments whose default follows from the pooling at what they are now, before the pooling changes.
+    fn settle(&self, _args: &mut ModelArgs) {}
+
     /// Every feature level, measured on a graph for images of this size (channels, height, width).
     ///
     /// # Errors
@@ -292,7 +295,7 @@ pub trait Architecture: Send + Sync {
         }
         let level = |(index, (module, x)): (usize, (String, NodeId))| {
             let map = self.intermediate(&b, x, index, [height, width], false).map;
-            let reduction = height.div_ceil(b.dim(map, 2).max(1));
+            let reduction = height / b.dim(map, 2).max(1);
             FeatureInfo { module, num_chs: b.dim(map, 1), reduction, index }
         };
         Ok(b.taps().into_iter().enumerate().map(level).collect())

@@ -63,6 +63,20 @@ impl Blueprint {
         Self::build(&self.name, args, self.cfg.clone(), self.notices.clone())
     }
 
+    /// The same trunk with another classifier: `num_classes` (0: none), and `global_pool` where given.
+    ///
+    /// # Errors
+    /// A pooling that the architecture does not know.
+    pub fn with_classifier(&self, num_classes: usize, global_pool: Option<&str>) -> Result<Self, ModelError> {
+        let mut args = self.args.clone();
+        args.num_classes = Some(num_classes);
+        if let Some(pool) = global_pool {
+            self.architecture.settle(&mut args);
+            args.global_pool = Some(pool.into());
+        }
+        self.with_args(args)
+    }
+
     /// Builds the architecture and traces it once, at the size of its pretrained tag.
     fn build(
         name: &str,

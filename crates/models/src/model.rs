@@ -235,12 +235,7 @@ impl Model {
         num_classes: usize,
         global_pool: Option<&str>,
     ) -> Result<(), ModelError> {
-        let mut args = self.args().clone();
-        args.num_classes = Some(num_classes);
-        if let Some(pool) = global_pool {
-            args.global_pool = Some(pool.into());
-        }
-        let new = self.with_args(args)?;
+        let new = self.with_classifier(num_classes, global_pool)?;
         let of_classifier =
             |name: &str| name.rsplit_once('.').is_some_and(|(path, _)| new.get_classifier().contains(&path));
         let mut store = Store::new();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use timm_graph::reference::{ReferenceEngine, evaluate};
 use timm_graph::{Builder, DType, Engine, StateKind, Tensor};
-use timm_models::{Call, IntermediatesArgs, Model, ModelArgs, ModelError, Network};
+use timm_models::{Call, IntermediatesArgs, Model, ModelArgs, ModelError, Network, OutputFmt};
 
 fn engine() -> Arc<dyn Engine> {
     Arc::new(ReferenceEngine)
@@ -266,4 +266,87 @@ fn slow_time_to_make_resnet50() {
     let blueprint = || timm_models::Blueprint::new("resnet50", &ModelArgs::default()).expect("a known model");
     println!("blueprint {:?}", best(&|| drop(blueprint())));
     println!("with weights {:?}", best(&|| drop(Model::from_blueprint(blueprint(), engine()))));
+}
+
+#[test]
+fn tokens_and_layouts() {
+    let model = Model::new("test_vit2", &ModelArgs::default(), engine()).expect("a model");
+    assert_eq!((model.num_prefix_tokens(), model.grid()), (1, Some([10, 10])));
+    let x = images(1, 160);
+    let of = |output_fmt, norm| {
+        let args = IntermediatesArgs {
+            indices: [-1].into(),
+            return_prefix_tokens: true,
+            norm,
+            output_fmt,
+            ..Default::default()
+        };
+        model.forward_intermediates(&x, &args).expect("intermediates")
+    };
+    let (nchw, nhwc, nlc) =
+        (of(OutputFmt::Nchw, false), of(OutputFmt::Nhwc, false), of(OutputFmt::Nlc, false));
+    assert_eq!(nchw.maps[0].shape, [1, 64, 10, 10]);
+    assert_eq!(nhwc.maps[0].shape, [1, 10, 10, 64]);
+    assert_eq!(nlc.maps[0].shape, [1, 100, 64]);
+    assert_eq!(nhwc.maps[0].data, nlc.maps[0].data);
+    assert_eq!(nchw.maps[0].data[3 * 100 + 42], nlc.maps[0].data[42 * 64 + 3]);
+    assert_eq!(nchw.prefix_tokens[0].shape, [1, 1, 64]);
+    // This one has its norm after pooling: its last block is the features.
+    let features = nchw.features.expect("features");
+    assert_eq!(features.data[64..], nlc.maps[0].data);
+    assert_eq!(of(OutputFmt::Nlc, true), nlc);
+}
+
+#[test]
+fn a_pruned_model_keeps_what_its_levels_need() {
+    let whole = Model::new("test_vit", &ModelArgs::default(), engine()).expect("a model");
+    let x = images(1, 160);
+    let mut model = Model::new("test_vit", &ModelArgs::default(), engine()).expect("a model");
+    assert_eq!(model.prune_intermediate_layers([1, -4], true).expect("in range"), [1, 2]);
+    assert!(model.store().get("blocks.2.norm1.weight").is_some());
+    for gone in ["blocks.3.norm1.weight", "norm.weight", "head.weight"] {
+        assert!(model.store().get(gone).is_none(), "{gone}");
+    }
+    assert_eq!(model.feature_info().len(), 3);
+    assert_eq!(model.features(&x, [1, 2]).expect("kept"), whole.features(&x, [1, 2]).expect("levels"));
+    let error = model.forward(&x).expect_err("has no head").to_string();
+    assert!(error.contains("pruned") && error.contains("intermediates_only"), "{error}");
+    assert!(model.features(&x, [3]).is_err());
+
+    let mut normed = Model::new("test_vit", &ModelArgs::default(), engine()).expect("a model");
+    normed.prune_intermediate_layers(1, false).expect("the last");
+    assert!(normed.store().get("norm.weight").is_some() && normed.store().get("head.weight").is_none());
+}
+
+#[test]
+fn sizes_that_do_not_fit_are_explained() {
+    let make = |args: ModelArgs| Model::new("test_vit4", &args, engine());
+    let fails = |args: ModelArgs| make(args).err().expect("refused").to_string();
+    let args = ModelArgs::default;
+    for (args, expected) in [
+        (args().with("patch_size", 0), "has no patch"),
+        (ModelArgs { img_size: Some([8, 8]), ..args() }, "has no patch"),
+        (args().with("window", 7), "takes no argument 'window'; it takes num_classes"),
+        (args().with("depth", "twelve"), "depth is \"twelve\""),
+        (args().with("num_heads", 5), "embed_dim 96 is no multiple of num_heads 5"),
+        (ModelArgs { global_pool: Some("token".into()), ..args() }, "needs a class token"),
+        (ModelArgs { output_stride: Some(16), ..args() }, "takes no argument 'output_stride'"),
+    ] {
+        let message = fails(args);
+        assert!(message.contains(expected), "{message}");
+    }
+    let fixed = make(args().with("dynamic_img_size", false)).expect("a model");
+    let error = fixed.forward(&images(1, 96)).expect_err("another size").to_string();
+    assert!(error.contains("dynamic_img_size=true"), "{error}");
+    let dynamic = make(args()).expect("a model");
+    let error = dynamic.forward(&images(1, 100)).expect_err("no whole patches").to_string();
+    assert!(error.contains("dynamic_img_pad"), "{error}");
+    assert_eq!(dynamic.forward(&images(1, 96)).expect("whole patches").shape, [1, 1000]);
+}
+
+#[test]
+fn a_new_pooling_keeps_the_norm_where_it_is() {
+    let mut model = Model::new("test_vit", &ModelArgs::default(), engine()).expect("a model");
+    model.reset_classifier(3, Some("avg")).expect("a pooling it has");
+    assert!(model.store().get("norm.weight").is_some() && model.store().get("fc_norm.weight").is_none());
 }

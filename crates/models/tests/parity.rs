@@ -226,7 +226,9 @@ macro_rules! families {
 families! {
     byoanet
     byobnet
+    deit
     resnet
+    vision_transformer
 }
 
 #[test]

@@ -4,10 +4,11 @@
 #[path = "../../models/tests/support/mod.rs"]
 mod fixtures;
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use fixtures::read_json_gz;
+use fixtures::{fixture_paths, read_json_gz};
 use fixtures::training::{RunOptions, Tensor as Wanted, TrainingFixture};
 use timm_cpu::CpuEngine;
 use timm_graph::reference::ReferenceEngine;
@@ -15,6 +16,7 @@ use timm_graph::{DType, Engine, InputData, Run, StateKind, Store, Tensor};
 use timm_models::ModelArgs;
 use timm_models::blueprint::Blueprint;
 use timm_models::init::init_store;
+use timm_models::table::model_info;
 use timm_train::optim::Groups;
 use timm_train::step::{ImageSpec, Phase, Step};
 use timm_train::{Clip, Loss, Normalization, OptimizerConfig, create_optimizer};
@@ -49,9 +51,13 @@ struct Bench {
 
 impl Bench {
     fn load(name: &str, engine: Arc<dyn Engine>) -> Self {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/{name}.json.gz"));
-        let fixture: TrainingFixture = read_json_gz(&path);
-        let args = ModelArgs { num_classes: Some(10), ..ModelArgs::default() };
+        Self::read(&fixtures().join(format!("{name}.json.gz")), engine)
+    }
+
+    fn read(path: &Path, engine: Arc<dyn Engine>) -> Self {
+        let fixture: TrainingFixture = read_json_gz(path);
+        let args: ModelArgs =
+            serde_json::from_value(fixture.kwargs.clone().into()).expect("arguments of a model");
         let network = Blueprint::new(&fixture.model, &args).expect("a model");
         let mut start = init_store(network.states(), 0);
         for (name, entry) in start.iter_mut() {
@@ -165,6 +171,10 @@ impl Bench {
     }
 }
 
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+}
+
 #[test]
 fn first_step_in_f64() {
     Bench::load("test_resnet", Arc::new(ReferenceEngine)).first_step();
@@ -175,6 +185,23 @@ fn first_step() {
     for name in ["test_resnet", "resnet10t"] {
         Bench::load(name, Arc::new(CpuEngine)).first_step();
     }
+}
+
+/// The loss and every gradient of a small variant of every family.
+#[test]
+fn gradients_of_every_family() {
+    let paths = fixture_paths(&fixtures().join("gradients"));
+    let families: BTreeSet<&str> = paths
+        .iter()
+        .map(|path| {
+            let bench = Bench::read(path, Arc::new(CpuEngine));
+            bench.first_step();
+            model_info(&bench.fixture.model).expect("a known model").family
+        })
+        .chain(["resnet"])
+        .collect();
+    let written: BTreeSet<&str> = timm_models::families::written().collect();
+    assert_eq!(families, written);
 }
 
 #[test]

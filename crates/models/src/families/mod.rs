@@ -3,7 +3,9 @@
 
 pub mod byoanet;
 pub mod byobnet;
+pub mod deit;
 pub mod resnet;
+pub mod vision_transformer;
 
 use crate::architecture::{Architecture, ArchitectureError, ModelArgs};
 
@@ -11,8 +13,13 @@ use crate::architecture::{Architecture, ArchitectureError, ModelArgs};
 pub type BuildFn = fn(name: &str, args: &ModelArgs) -> Result<Box<dyn Architecture>, ArchitectureError>;
 
 /// Every family that is written, by the name of timm's module.
-static FAMILIES: &[(&str, BuildFn)] =
-    &[("byoanet", byoanet::build), ("byobnet", byobnet::build), ("resnet", resnet::build)];
+static FAMILIES: &[(&str, BuildFn)] = &[
+    ("byoanet", byoanet::build),
+    ("byobnet", byobnet::build),
+    ("deit", deit::build),
+    ("resnet", resnet::build),
+    ("vision_transformer", vision_transformer::build),
+];
 
 /// The function that builds architectures of `family`; `None` where it is not written yet.
 pub fn build_fn(family: &str) -> Option<BuildFn> {

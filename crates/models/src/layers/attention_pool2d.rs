@@ -2,7 +2,9 @@
 
 use timm_graph::{Builder, Init, NodeId};
 
-use super::{LinearInit, WeightInit, attend, dropout, merge_heads, resample_abs_pos_embed, split_heads};
+use super::{
+    Interpolation, LinearInit, WeightInit, attend, dropout, merge_heads, resample_abs_pos_embed, split_heads,
+};
 
 /// The mean of all positions attends to them and itself (<https://arxiv.org/abs/2103.00020>). Stores `pos_embed`, `q`,
 /// `k`, `v` and, with classes, `proj`.
@@ -33,7 +35,17 @@ impl AttentionPool2d {
         let positions: usize = self.feat_size.iter().product();
         let table = b.param("pos_embed", &[positions + 1, width], Init::TruncNormal { std });
         let table = b.reshape(table, &[1, positions + 1, width]);
-        let x = b.add(x, resample_abs_pos_embed(b, table, Some(self.feat_size), [height, across], 1));
+        let x = b.add(
+            x,
+            resample_abs_pos_embed(
+                b,
+                table,
+                Some(self.feat_size),
+                [height, across],
+                1,
+                (Interpolation::Bicubic, true),
+            ),
+        );
         let zero = WeightInit::Fixed(Init::Fill(0.0));
         let init = LinearInit { weight: Init::TruncNormal { std }.into(), bias: zero };
         let heads = |name: &str| {

@@ -195,12 +195,18 @@ pub fn linear_with(
     bias_init: Option<WeightInit>,
 ) -> NodeId {
     let shape = [out_features, b.shape(x).last().copied().unwrap_or(1)];
-    let weight = b.param("weight", &shape, init.of(&shape));
+    let (weight, bias) = linear_params(b, &shape, init, bias_init);
     let y = b.matmul_t(x, weight);
-    match bias_init {
-        None => y,
-        Some(init) => b.add(y, bias(b, &shape, init)),
-    }
+    bias.map_or(y, |bias| b.add(y, bias))
+}
+
+fn linear_params(
+    b: &Builder,
+    shape: &[usize; 2],
+    init: WeightInit,
+    bias_init: Option<WeightInit>,
+) -> (NodeId, Option<NodeId>) {
+    (b.param("weight", shape, init.of(shape)), bias_init.map(|init| bias(b, shape, init)))
 }
 
 /// How the weight and the bias of linear layers start.
@@ -218,6 +224,11 @@ impl LinearInit {
         weight: WeightInit::Fixed(Init::TruncNormal { std: 0.02 }),
         bias: WeightInit::Fixed(Init::Fill(0.0)),
     };
+
+    /// Declares weight and bias of a layer before it is written, where timm stores them in that order.
+    pub fn declare(self, b: &Builder, in_features: usize, out_features: usize, bias: bool) {
+        linear_params(b, &[out_features, in_features], self.weight, bias.then_some(self.bias));
+    }
 
     /// Writes x · weightᵀ (+ bias) over the last axis.
     pub fn write(self, b: &Builder, x: NodeId, out_features: usize, bias: bool) -> NodeId {

@@ -71,6 +71,9 @@ impl Mlp {
             Gate::First | Gate::Last => {
                 let both = layer("fc1", x, self.hidden, self.bias[0]);
                 let half = self.hidden / 2;
+                if !self.hidden.is_multiple_of(2) {
+                    return b.fail(format!("{} hidden values are no two halves for a gate", self.hidden));
+                }
                 let (first, second) = (b.slice(both, axis, 0, half), b.slice(both, axis, half, half));
                 if self.gate == Gate::First { b.mul(act(first), second) } else { b.mul(first, act(second)) }
             }

@@ -4,6 +4,17 @@ use timm_graph::{Builder, Conv2d, Init, NodeId};
 
 use super::{Norm, WeightInit};
 
+/// What becomes of images that are no whole patches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PatchFit {
+    /// They are refused.
+    Whole,
+    /// What is left over at the bottom and right is not seen.
+    Crop,
+    /// They are padded with zeros at the bottom and right.
+    Pad,
+}
+
 /// A convolution whose kernel and stride are the patch: `proj`, and `norm` if asked for.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PatchEmbed {
@@ -11,16 +22,15 @@ pub struct PatchEmbed {
     pub dim: usize,
     pub bias: bool,
     pub norm: Option<Norm>,
-    /// Pad images at the bottom and right to whole patches.
-    pub pad: bool,
+    pub fit: PatchFit,
 }
 
 impl PatchEmbed {
     /// Patches down and across an image of `size`.
     pub fn grid(&self, size: [usize; 2]) -> [usize; 2] {
-        let count = |d: usize| match self.pad {
-            true => size[d].div_ceil(self.patch[d].max(1)),
-            false => size[d] / self.patch[d].max(1),
+        let count = |d: usize| match self.fit {
+            PatchFit::Pad => size[d].div_ceil(self.patch[d].max(1)),
+            PatchFit::Whole | PatchFit::Crop => size[d] / self.patch[d].max(1),
         };
         [count(0), count(1)]
     }
@@ -31,16 +41,16 @@ impl PatchEmbed {
         let grid = self.grid(size);
         let mut padded = x;
         for d in 0..2 {
-            let missing = grid[d] * self.patch[d];
-            if !self.pad && missing != size[d] {
+            let covered = grid[d] * self.patch[d];
+            if self.fit == PatchFit::Whole && covered != size[d] {
                 let [height, width] = size;
                 return b.fail(format!(
                     "images of {height} × {width} are no whole patches of {} × {}; dynamic_img_pad pads them",
                     self.patch[0], self.patch[1]
                 ));
             }
-            if missing > size[d] {
-                padded = b.pad(padded, 2 + d, 0, missing - size[d], 0.0);
+            if covered > size[d] {
+                padded = b.pad(padded, 2 + d, 0, covered - size[d], 0.0);
             }
         }
         let shape = [self.dim, b.dim(x, 1), self.patch[0], self.patch[1]];

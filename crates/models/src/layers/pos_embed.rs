@@ -4,14 +4,14 @@ use timm_graph::{Builder, NodeId};
 
 use super::{Interpolation, resize_hwc};
 
-/// A table of position embeddings `[1, prefix + H · W, C]` for another grid, by bicubic interpolation; the `prefix`
-/// rows are kept. `from` is a square where unknown.
+/// A table of position embeddings `[1, prefix + H · W, C]` for another grid, the `prefix` rows are kept. `from` is a square where unknown.
 pub fn resample_abs_pos_embed(
     b: &Builder,
     table: NodeId,
     from: Option<[usize; 2]>,
     to: [usize; 2],
     prefix: usize,
+    (mode, antialias): (Interpolation, bool),
 ) -> NodeId {
     let (rows, channels) = (b.dim(table, 1), b.dim(table, 2));
     let positions = rows.saturating_sub(prefix);
@@ -23,7 +23,7 @@ pub fn resample_abs_pos_embed(
         return table;
     }
     let grid = b.reshape(b.slice(table, 1, prefix, positions), &[height, width, channels]);
-    let resized = resize_hwc(b, grid, to, Interpolation::Bicubic, true);
+    let resized = resize_hwc(b, grid, to, mode, antialias);
     let resized = b.reshape(resized, &[1, to[0] * to[1], channels]);
     if prefix == 0 { resized } else { b.concat(&[b.slice(table, 1, 0, prefix), resized], 1) }
 }

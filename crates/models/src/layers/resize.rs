@@ -9,10 +9,12 @@ use timm_graph::{Builder, NodeId};
 pub enum Interpolation {
     Nearest,
     Bilinear,
+    /// The outermost points of both grids coincide (PyTorch's `align_corners`).
+    BilinearAligned,
     Bicubic,
 }
 
-/// The matrix `[to, from]` that resizes an axis as PyTorch's `interpolate` does with `align_corners=False`. With
+/// The matrix `[to, from]` that resizes an axis as PyTorch's `interpolate` does. With
 /// `antialias` the filter widens when the axis shrinks.
 pub fn resize_matrix(from: usize, to: usize, mode: Interpolation, antialias: bool) -> Vec<f64> {
     let mut matrix = vec![0.0; to * from];
@@ -29,14 +31,21 @@ pub fn resize_matrix(from: usize, to: usize, mode: Interpolation, antialias: boo
             }
             return matrix;
         }
-        Interpolation::Bilinear => (1.0, Box::new(|x: f64| (1.0 - x.abs()).max(0.0))),
+        Interpolation::Bilinear | Interpolation::BilinearAligned => {
+            (1.0, Box::new(|x: f64| (1.0 - x.abs()).max(0.0)))
+        }
         Interpolation::Bicubic => (2.0, Box::new(move |x: f64| cubic(x.abs(), sharpness))),
     };
     let stretch = if antialias { scale.max(1.0) } else { 1.0 };
+    let aligned = mode == Interpolation::BilinearAligned;
     for i in 0..to {
         let row = &mut matrix[i * from..][..from];
-        let centre = (i as f64 + 0.5) * scale;
-        if antialias {
+        let centre = if aligned {
+            0.5 + i as f64 * (from - 1) as f64 / (to.max(2) - 1) as f64
+        } else {
+            (i as f64 + 0.5) * scale
+        };
+        if antialias && !aligned {
             let first = ((centre - support * stretch + 0.5).floor().max(0.0)) as usize;
             let end = ((centre + support * stretch + 0.5).floor() as usize).min(from);
             for (j, weight) in row.iter_mut().enumerate().take(end).skip(first) {
@@ -47,7 +56,7 @@ pub fn resize_matrix(from: usize, to: usize, mode: Interpolation, antialias: boo
         } else {
             // Neighbours beyond the border are the border.
             let position = centre - 0.5;
-            let position = if mode == Interpolation::Bilinear { position.max(0.0) } else { position };
+            let position = if mode == Interpolation::Bicubic { position } else { position.max(0.0) };
             let base = position.floor();
             let reach = support as isize;
             for j in 1 - reach..=reach {
@@ -100,10 +109,15 @@ pub fn resize_nchw(b: &Builder, x: NodeId, to: [usize; 2], mode: Interpolation, 
 
 /// A patch embedding's weight `[O, I, H, W]` for patches of another size, so that it answers resized patches as it
 /// did the original ones: the product with the pseudo-inverse of the resizing (<https://arxiv.org/abs/2212.08013>).
-pub fn resize_patch_kernel(b: &Builder, weight: NodeId, to: [usize; 2]) -> NodeId {
+pub fn resize_patch_kernel(
+    b: &Builder,
+    weight: NodeId,
+    to: [usize; 2],
+    (mode, antialias): (Interpolation, bool),
+) -> NodeId {
     let (out, chans, from) = (b.dim(weight, 0), b.dim(weight, 1), b.size(weight));
     let inverse = |axis: usize| {
-        let resize = resize_matrix(from[axis], to[axis], Interpolation::Bicubic, true);
+        let resize = resize_matrix(from[axis], to[axis], mode, antialias);
         constant(b, &pseudo_inverse(&resize, to[axis], from[axis]), [from[axis], to[axis]])
     };
     let rows = b.matmul(b.reshape(weight, &[out * chans * from[0], from[1]]), inverse(1));
@@ -170,6 +184,7 @@ mod tests {
         check(7, 4, Interpolation::Bicubic, true, 1, ROW_DOWN);
         check(4, 7, Interpolation::Bicubic, false, 1, ROW_PLAIN);
         check(4, 7, Interpolation::Bilinear, false, 2, ROW_LINEAR);
+        check(4, 7, Interpolation::BilinearAligned, false, 3, &[0.0, 0.5, 0.5, 0.0]);
     }
 
     #[test]

@@ -69,6 +69,9 @@ pub struct TrainingFixture {
     pub state_dict: Vec<(String, Vec<usize>, String)>,
     pub fill_check: Check,
     pub input_check: Check,
+    /// Buffers that keep the values they are built with.
+    #[serde(default)]
+    pub kept: Vec<String>,
     /// Logits of the first forward.
     pub output: Rows,
     pub loss: f64,
@@ -84,9 +87,10 @@ pub struct TrainingFixture {
 }
 
 impl TrainingFixture {
-    /// The weights of key `key`; `None` for integers, which start at zero.
+    /// The weights of key `key`; `None` for what keeps the value it is built with.
     pub fn values(&self, key: &str, shape: &[usize]) -> Option<Vec<f32>> {
-        (!key.ends_with("num_batches_tracked")).then(|| fill_values(key, shape, 0))
+        let kept = key.ends_with("num_batches_tracked") || self.kept.iter().any(|name| name == key);
+        (!kept).then(|| fill_values(key, shape, 0))
     }
 
     /// The batch `[batch, channels, height, width]` of every step.

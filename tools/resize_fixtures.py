@@ -1,0 +1,56 @@
+#!/usr/bin/env python3
+"""Record what timm's `set_input_size` makes of a model: crates/models/tests/fixtures/set_input_size.json.
+
+    venv/bin/python tools/resize_fixtures.py
+
+Weights are made by hashfill.py before the size changes. Of each entry of another shape or content a summary is
+recorded, and the output for a batch of the new size, all in float64 but for what timm itself does in float32.
+"""
+import json
+import os
+
+import timm
+import torch
+from fixtures import parse, rows
+from hashfill import fill_model, image_batch, no_init, summary
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+OUT = os.path.join(HERE, '..', 'crates', 'models', 'tests', 'fixtures', 'set_input_size.json')
+
+# A model with arguments, and what is given to set_input_size.
+CASES = [
+    ('test_vit', dict(img_size=(128, 192))),
+    ('test_vit2', dict(img_size=(112, 126), patch_size=(14, 14))),
+    ('test_vit4', dict(patch_size=(20, 16), img_size=(160, 128))),
+    ('deit_tiny_distilled_patch16_224 embed_dim=64 num_heads=2 depth=2 img_size=64', dict(img_size=(80, 48))),
+]
+
+
+@torch.no_grad()
+def record(line, change):
+    name, _, _, kwargs = parse(line)
+    model = timm.create_model(name, **kwargs).eval()
+    fill_model(model)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    model.set_input_size(**change)
+    after = model.state_dict()
+    entries = {k: summary(v) for k, v in after.items()
+               if k not in before or v.shape != before[k].shape or not torch.equal(v, before[k])}
+    height, width = change.get('img_size') or kwargs.get('img_size') or model.pretrained_cfg['input_size'][1:]
+    x = image_batch(2, 3, height, width)
+    output = model.double()(x.double())
+    print(name, change, list(entries))
+    return dict(model=name, kwargs=kwargs, change=change, input_size=[3, height, width], entries=entries,
+                output=rows(output))
+
+
+def main():
+    no_init()
+    records = [record(*case) for case in CASES]
+    with open(OUT + '.tmp', 'w') as f:
+        f.write('[\n' + ',\n'.join(json.dumps(r) for r in records) + '\n]\n')
+    os.replace(OUT + '.tmp', OUT)
+
+
+if __name__ == '__main__':
+    main()
