@@ -5,6 +5,7 @@ pub mod byoanet;
 pub mod byobnet;
 pub mod deit;
 pub mod resnet;
+pub mod resnetv2;
 pub mod vision_transformer;
 
 use crate::architecture::{Architecture, ArchitectureError, ModelArgs};
@@ -18,6 +19,7 @@ static FAMILIES: &[(&str, BuildFn)] = &[
     ("byobnet", byobnet::build),
     ("deit", deit::build),
     ("resnet", resnet::build),
+    ("resnetv2", resnetv2::build),
     ("vision_transformer", vision_transformer::build),
 ];
 

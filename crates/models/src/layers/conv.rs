@@ -2,6 +2,8 @@
 
 use timm_graph::{Builder, Conv2d, Init, NodeId};
 
+use super::std_conv::Standardize;
+
 /// How a weight starts, before its shape is known.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum WeightInit {
@@ -10,8 +12,10 @@ pub enum WeightInit {
     /// Normal with variance 2 / fan_out ("Delving Deep into Rectifiers", <https://arxiv.org/abs/1502.01852>);
     /// fan_out counts all output channels, whatever the groups.
     KaimingFanOut,
-    /// The same with the output channels of one group only; biases start at zero (MobileNet, EfficientNet, RegNet).
-    FanOut { groups: usize },
+    /// The same, fan_out counting the output channels of one group.
+    KaimingFanOutGroup,
+    /// Normal with variance 1 / fan_in: keeps the variance of what it reads.
+    LecunNormal,
     /// The same whatever the shape.
     Fixed(Init),
 }
@@ -25,26 +29,31 @@ impl From<Init> for WeightInit {
 impl WeightInit {
     /// The rule for a weight `[O, I / groups, …]`.
     pub fn of(self, shape: &[usize]) -> Init {
+        self.of_groups(shape, 1)
+    }
+
+    /// The same for a convolution in groups.
+    pub fn of_groups(self, shape: &[usize], groups: usize) -> Init {
         let window: usize = shape.iter().skip(2).product();
+        let kaiming =
+            |outputs: usize| Init::Normal { std: (2.0 / (outputs * window).max(1) as f64).sqrt() as f32 };
         match self {
             WeightInit::FanIn => Init::Uniform { bound: fan_in_bound(shape) },
-            WeightInit::KaimingFanOut => fan_out_normal(shape[0] * window),
-            WeightInit::FanOut { groups } => fan_out_normal(shape[0] * window / groups.max(1)),
+            WeightInit::KaimingFanOut => kaiming(shape[0]),
+            WeightInit::KaimingFanOutGroup => kaiming(shape[0] / groups.max(1)),
+            WeightInit::LecunNormal => Init::Normal { std: fan_in_bound(shape) },
             WeightInit::Fixed(init) => init,
         }
     }
 
-    /// The rule for biases beside weights that start like this.
+    /// The rule for biases beside weights that start like this: those who count the outputs of a group (MobileNet,
+    /// EfficientNet, RegNet) start biases at zero.
     pub fn of_bias(self) -> WeightInit {
         match self {
-            WeightInit::FanOut { .. } => WeightInit::Fixed(Init::Fill(0.0)),
+            WeightInit::KaimingFanOutGroup => WeightInit::Fixed(Init::Fill(0.0)),
             _ => WeightInit::FanIn,
         }
     }
-}
-
-fn fan_out_normal(fan_out: usize) -> Init {
-    Init::Normal { std: (2.0 / fan_out.max(1) as f64).sqrt() as f32 }
 }
 
 fn fan_in_bound(shape: &[usize]) -> f32 {
@@ -94,6 +103,7 @@ pub struct Conv {
     padding: Padding,
     bias: Option<WeightInit>,
     init: WeightInit,
+    standardize: Option<Standardize>,
 }
 
 impl Conv {
@@ -108,6 +118,7 @@ impl Conv {
             padding: Padding::Symmetric,
             bias: None,
             init: WeightInit::FanIn,
+            standardize: None,
         }
     }
 
@@ -145,31 +156,57 @@ impl Conv {
         Conv { init, ..self }
     }
 
-    /// Writes the convolution of `x` `[B, I, H, W]`.
-    pub fn write(&self, b: &Builder, x: NodeId) -> NodeId {
-        let in_chans = b.dim(x, 1);
+    /// With standardised weights.
+    pub fn standardize(self, standardize: Standardize) -> Self {
+        Conv { standardize: Some(standardize), ..self }
+    }
+
+    /// Makes the entries of the `state_dict` already, where they come before those of what the convolution reads.
+    pub fn declare(&self, b: &Builder, in_chans: usize) -> DeclaredConv {
+        let b = b.clone();
         if self.groups == 0 || !in_chans.is_multiple_of(self.groups) {
-            return b.fail(format!("{in_chans} input channels in {} groups", self.groups));
+            let weight = b.fail(format!("{in_chans} input channels in {} groups", self.groups));
+            return DeclaredConv { conv: *self, b, weight, bias: None };
         }
         let shape = [self.out_chans, in_chans / self.groups, self.kernel[0], self.kernel[1]];
-        let weight = b.param("weight", &shape, self.init.of(&shape));
+        let weight = b.param("weight", &shape, self.init.of_groups(&shape, self.groups));
+        let bias = self.bias.map(|init| bias(&b, &shape, init));
+        let weight = self.standardize.map_or(weight, |standardize| standardize.write(&b, weight));
+        DeclaredConv { conv: *self, b, weight, bias }
+    }
+
+    /// Writes the convolution of `x` `[B, I, H, W]`.
+    pub fn write(&self, b: &Builder, x: NodeId) -> NodeId {
+        self.declare(b, b.dim(x, 1)).write(x)
+    }
+}
+
+/// A convolution with its weights, still without what it reads.
+pub struct DeclaredConv {
+    conv: Conv,
+    b: Builder,
+    weight: NodeId,
+    bias: Option<NodeId>,
+}
+
+impl DeclaredConv {
+    /// Writes the convolution of `x` `[B, I, H, W]`.
+    pub fn write(&self, x: NodeId) -> NodeId {
+        let (b, conv) = (&self.b, &self.conv);
         let mut pad = [0; 4];
         for (axis, size) in b.size(x).into_iter().enumerate() {
-            let kernel = self.kernel[axis];
-            let [before, after] = match self.padding {
-                Padding::Symmetric => [symmetric_padding(kernel, self.stride, self.dilation); 2],
-                Padding::Same => same_padding(size, kernel, self.stride, self.dilation),
+            let kernel = conv.kernel[axis];
+            let [before, after] = match conv.padding {
+                Padding::Symmetric => [symmetric_padding(kernel, conv.stride, conv.dilation); 2],
+                Padding::Same => same_padding(size, kernel, conv.stride, conv.dilation),
                 Padding::Fixed(pad) => [pad; 2],
             };
             (pad[2 * axis], pad[2 * axis + 1]) = (before, after);
         }
-        let conv =
-            Conv2d { stride: [self.stride; 2], pad, dilation: [self.dilation; 2], groups: self.groups };
-        let y = b.conv2d(x, weight, conv);
-        match self.bias {
-            None => y,
-            Some(init) => b.add(y, b.per_channel(bias(b, &shape, init), 4)),
-        }
+        let window =
+            Conv2d { stride: [conv.stride; 2], pad, dilation: [conv.dilation; 2], groups: conv.groups };
+        let y = b.conv2d(x, self.weight, window);
+        self.bias.map_or(y, |bias| b.add(y, b.per_channel(bias, 4)))
     }
 }
 
@@ -222,6 +259,12 @@ impl LinearInit {
     /// Truncated normal of deviation 0.02, no bias: usual for transformers.
     pub const TRUNC_NORMAL: LinearInit = LinearInit {
         weight: WeightInit::Fixed(Init::TruncNormal { std: 0.02 }),
+        bias: WeightInit::Fixed(Init::Fill(0.0)),
+    };
+
+    /// Normal of deviation 0.01, no bias: usual for classifiers of convolutional networks.
+    pub const NORMAL: LinearInit = LinearInit {
+        weight: WeightInit::Fixed(Init::Normal { std: 0.01 }),
         bias: WeightInit::Fixed(Init::Fill(0.0)),
     };
 

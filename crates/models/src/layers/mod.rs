@@ -11,7 +11,6 @@ mod bilinear_attn;
 mod bottleneck_attn;
 mod conv;
 mod drop;
-mod evo_norm;
 mod global_context;
 mod halo_attn;
 mod head;
@@ -19,10 +18,13 @@ mod lambda_layer;
 mod layer_scale;
 mod mlp;
 mod norm;
+mod norm_act;
 mod patch_embed;
 mod pool;
 mod pos_embed;
 mod resize;
+mod std_conv;
+mod stride;
 
 pub use act::Act;
 pub use attention::{Attention, AttentionPoolLatent, attend, attend_scaled, merge_heads, split_heads};
@@ -31,21 +33,26 @@ pub use attn::{Attn, SqueezeExcite, eca_kernel};
 pub use bilinear_attn::BilinearAttn;
 pub use bottleneck_attn::BottleneckAttn;
 pub use conv::{
-    Conv, LinearInit, Padding, WeightInit, linear, linear_with, pad_same, same_padding, symmetric_padding,
+    Conv, DeclaredConv, LinearInit, Padding, WeightInit, linear, linear_with, pad_same, same_padding,
+    symmetric_padding,
 };
 pub use drop::{drop_block, drop_path, drop_path_rates, dropout, dropout_channels};
-pub use evo_norm::EvoNormS0;
 pub use global_context::GlobalContext;
 pub use halo_attn::HaloAttn;
-pub use head::classifier;
+pub use head::{ClassifierHead, classifier, classifier_with};
 pub use lambda_layer::{LambdaLayer, LambdaPosition};
 pub use layer_scale::layer_scale;
 pub use mlp::{Gate, Mlp};
 pub use norm::Norm;
+pub use norm_act::{Groups, NormAct};
 pub use patch_embed::{PatchEmbed, PatchFit};
-pub use pool::{AntiAlias, GlobalPool, TokenPool, avg_pool_same, blur_pool};
+pub use pool::{
+    AntiAlias, GlobalPool, TokenPool, avg_pool_same, avg_pool_shortcut, blur_pool, max_pool_same,
+};
 pub use pos_embed::{add_tokens, resample_abs_pos_embed};
 pub use resize::{Interpolation, resize_hwc, resize_matrix, resize_nchw, resize_patch_kernel};
+pub use std_conv::{Standardize, WeightScale};
+pub use stride::{OutputStride, StageStride};
 
 /// `value` rounded to a multiple of `divisor` (at least `divisor`), not below `round_limit` · `value`.
 ///

@@ -3,6 +3,8 @@
 use timm_graph::scalar::Unary;
 use timm_graph::{Builder, Init, NodeId, StateKind, StateSpec};
 
+use super::Groups;
+
 /// A normalisation, of `[B, C, H, W]` unless said otherwise, with a learned `weight` and `bias` per channel.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Norm {
@@ -11,6 +13,8 @@ pub enum Norm {
     Batch { eps: f32, momentum: f32 },
     /// By the statistics of each group of channels in each image (<https://arxiv.org/abs/1803.08494>).
     Group { groups: usize, eps: f32 },
+    /// The same with groups of `size` channels.
+    GroupsOf { size: usize, eps: f32 },
     /// By the statistics over the channels at each position.
     Layer2d { eps: f32 },
     /// By the statistics over the last axis, of any shape (<https://arxiv.org/abs/1607.06450>).
@@ -42,7 +46,8 @@ impl Norm {
             Norm::Layer { eps } => b.layer_norm(x, affine.0, affine.1, eps),
             Norm::Rms { eps } => rms_norm(b, x, weight, eps),
             Norm::Batch { eps, momentum } => batch_norm(b, x, affine, eps, momentum),
-            Norm::Group { groups, eps } => group_norm(b, x, affine, groups, eps),
+            Norm::Group { groups, eps } => group_norm(b, x, affine, Groups::Count(groups), eps),
+            Norm::GroupsOf { size, eps } => group_norm(b, x, affine, Groups::Of(size), eps),
             Norm::Layer2d { eps } => {
                 let last = b.permute(x, &[0, 2, 3, 1]);
                 b.permute(b.layer_norm(last, affine.0, affine.1, eps), &[0, 3, 1, 2])
@@ -82,12 +87,12 @@ fn batch_norm(b: &Builder, x: NodeId, affine: (NodeId, NodeId), eps: f32, moment
     b.batch_norm(x, stats, affine, eps)
 }
 
-fn group_norm(b: &Builder, x: NodeId, affine: (NodeId, NodeId), groups: usize, eps: f32) -> NodeId {
+fn group_norm(b: &Builder, x: NodeId, affine: (NodeId, NodeId), groups: Groups, eps: f32) -> NodeId {
     let shape = b.shape(x);
-    let channels = b.dim(x, 1);
-    if groups == 0 || !channels.is_multiple_of(groups) {
-        return b.fail(format!("group norm of {channels} channels in {groups} groups"));
-    }
+    let groups = match groups.count(b.dim(x, 1)) {
+        Ok(groups) => groups,
+        Err(message) => return b.fail(format!("group norm of {message}")),
+    };
     // Each group of each image is one channel of a batch norm.
     let rows = b.dim(x, 0) * groups;
     let flat = b.reshape(x, &[1, rows, shape.iter().product::<usize>() / rows.max(1)]);

@@ -2,7 +2,7 @@
 
 use timm_graph::{Builder, Conv2d, NodeId, Pool, ReduceOp};
 
-use super::{pad_same, symmetric_padding};
+use super::{StageStride, pad_same, same_padding, symmetric_padding};
 
 /// Global pooling of `[B, C, H, W]`, by timm's names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,6 +154,25 @@ pub fn blur_pool(b: &Builder, x: NodeId, stride: usize) -> NodeId {
 /// Mean of 2 × 2 positions at every position, the far border padded with zeros that count.
 pub fn avg_pool_same(b: &Builder, x: NodeId) -> NodeId {
     b.avg_pool(pad_same(b, x, 2, 1, 0.0), Pool::new(2, 1))
+}
+
+/// The pooling before the 1 × 1 convolution of a "d" shortcut: the mean of 2 × 2 positions, at every `stride`-th.
+pub fn avg_pool_shortcut(b: &Builder, x: NodeId, place: StageStride) -> NodeId {
+    match place {
+        StageStride { stride: 1, dilation: 1, .. } => x,
+        StageStride { dilation: 1, stride, .. } => {
+            b.avg_pool(x, Pool { ceil: true, count_include_pad: false, ..Pool::new(2, stride) })
+        }
+        _ => avg_pool_same(b, x),
+    }
+}
+
+/// Max pooling padded as TensorFlow's SAME.
+pub fn max_pool_same(b: &Builder, x: NodeId, kernel: usize, stride: usize) -> NodeId {
+    let [height, width] = b.size(x);
+    let [top, bottom] = same_padding(height, kernel, stride, 1);
+    let [left, right] = same_padding(width, kernel, stride, 1);
+    b.max_pool(x, Pool { pad: [top, bottom, left, right], ..Pool::new(kernel, stride) })
 }
 
 #[cfg(test)]

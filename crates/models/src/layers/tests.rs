@@ -87,6 +87,44 @@ fn norms_and_blur_pooling_are_timms() {
 }
 
 #[test]
+fn norms_with_activation_are_timms() {
+    let run = |norm: NormAct, act| {
+        let y = run(false, &[2, 8, 3, 3], wave(144), |b, x| norm.write_with(b, x, 1.0, act));
+        [7, 31, 63].map(|i| y[i])
+    };
+    let (count, of) = (Groups::Count(4), Groups::Of(2));
+    let (s0, s0a) =
+        (|groups| NormAct::EvoS0 { groups, eps: 1e-5 }, |groups| NormAct::EvoS0a { groups, eps: 1e-3 });
+    assert_near(run(s0(count), true), &[0.380494371, -0.108372493, 0.220065875], "S0");
+    assert_near(run(s0(of), false), &[0.411722336, -0.055174632, 0.014640519], "S0 without activation");
+    assert_near(run(s0a(of), true), &[0.380378779, -0.108776053, 0.220299492], "S0a");
+    assert_near(run(s0a(of), false), &[0.476055629, 0.141804712, -0.16114604], "S0a without activation");
+    let filter_response = NormAct::FilterResponseTlu { eps: 1e-5 };
+    assert_near(run(filter_response, true), &[0.476279585, 0.139700754, 0.463739215], "filter response");
+    assert_near(
+        run(filter_response, false),
+        &[0.476279585, 0.139700754, -0.157685027],
+        "filter response, no threshold",
+    );
+}
+
+#[test]
+fn standardized_convolutions_are_timms() {
+    let run = |conv: Conv| {
+        let y = run(false, &[2, 8, 3, 3], wave(144), |b, x| conv.write(b, x));
+        [7, 31, 63].map(|i| y[i])
+    };
+    let plain = |eps| Standardize { eps, scale: None };
+    let conv = Conv::new(8, 3).groups(2).standardize(plain(1e-8));
+    assert_near(run(conv), &[-1.079678504, 1.412915083, 0.603146646], "StdConv2d");
+    let conv = Conv::new(8, 3).stride(2).padding(Padding::Same).standardize(plain(1e-6));
+    assert_near(run(conv), &[-1.461897086, -1.29428357, -0.85868069], "StdConv2dSame");
+    let scale = Some(WeightScale { gamma: 1.5, gain: 1.0 });
+    let conv = Conv::new(8, 3).bias().standardize(Standardize { eps: 1e-5, scale });
+    assert_near(run(conv), &[0.163512354, -0.714833774, 0.453640265], "ScaledStdConv2d");
+}
+
+#[test]
 fn shapes_that_do_not_fit_are_named() {
     let fails = |write: &dyn Fn(&Builder, NodeId) -> NodeId| {
         let b = Builder::new(true);

@@ -10,6 +10,7 @@ use timm_models::weights::{self, WeightFile};
 use timm_models::{ModelArgs, Network};
 use timm_train::losses::cross_entropy;
 
+use super::model_kwargs::ModelKwargs;
 use super::{engine, usage};
 
 /// Reads the tensor `input` (NCHW, already normalised) and writes what the model makes of it.
@@ -54,6 +55,8 @@ pub struct Options {
     /// Input pixels per pixel of the last feature map: 8, 16 or 32
     #[arg(long, value_name = "N")]
     output_stride: Option<usize>,
+    #[command(flatten)]
+    model_kwargs: ModelKwargs,
     /// Seed of random weights, and of dropout with --train-mode
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -86,7 +89,7 @@ pub fn run(options: Options) -> Result<()> {
         seed: options.seed,
         ..ModelArgs::default()
     };
-    let mut model = timm::create_model(&options.model, &args)?;
+    let mut model = timm::create_model(&options.model, &options.model_kwargs.apply(args)?)?;
     if let Some(checkpoint) = &options.checkpoint {
         model.load_checkpoint(checkpoint, true)?;
     }

@@ -19,6 +19,7 @@ pub mod forward;
 pub mod infer;
 pub mod info;
 pub mod list_models;
+pub mod model_kwargs;
 pub mod train;
 pub mod validate;
 

@@ -2,30 +2,25 @@
 
 use std::sync::Arc;
 
-use timm_graph::{Builder, NodeId, Pool};
+use timm_graph::{Builder, NodeId};
 
 use crate::layers::{
-    Act, AntiAlias, Attn, BottleneckAttn, Conv, EvoNormS0, HaloAttn, LambdaLayer, Norm, WeightInit,
-    avg_pool_same, drop_block, drop_path,
+    Act, AntiAlias, Attn, BottleneckAttn, Conv, HaloAttn, LambdaLayer, NormAct, StageStride, WeightInit,
+    avg_pool_shortcut, drop_block, drop_path,
 };
 
 use super::{Downsample, width};
 
 /// eps of every batch norm here.
 pub(in crate::families) const BATCH_NORM_EPS: f64 = 1e-5;
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(in crate::families) enum NormLayer {
-    Batch,
-    /// EvoNorm, which is its own activation.
-    Evo(EvoNormS0),
-}
+/// How every convolution starts.
+pub(in crate::families) const INIT: WeightInit = WeightInit::KaimingFanOutGroup;
 
 /// What all blocks of a network share.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::families) struct Layers {
     pub act: Act,
-    pub norm: NormLayer,
+    pub norm_act: NormAct,
     /// Average pooling after a layer instead of its stride.
     pub anti_alias: bool,
     pub downsample: Downsample,
@@ -95,7 +90,7 @@ impl Layers {
         let pooled = self.anti_alias && layer.stride > 1;
         let stride = if pooled { 1 } else { layer.stride };
         let conv = Conv::new(layer.channels, layer.kernel).stride(stride).dilation(layer.dilation);
-        let conv = conv.groups(layer.groups).init(WeightInit::FanOut { groups: layer.groups });
+        let conv = conv.groups(layer.groups).init(INIT);
         let x = conv.write(&b.at("conv"), x);
         let x = self.norm_act(&b.at("bn"), x, layer.act, layer.weight, layer.drop_block);
         if pooled { AntiAlias::Avg.write(&b.at("aa"), x, layer.stride) } else { x }
@@ -110,35 +105,29 @@ impl Layers {
         weight: f32,
         dropped: Option<(f64, usize, f64)>,
     ) -> NodeId {
-        let x = match self.norm {
-            NormLayer::Evo(norm) => return norm.write(b, x, act, weight),
-            NormLayer::Batch => Norm::BATCH.write(b, x, weight),
-        };
-        let x = match dropped {
+        let plain = matches!(self.norm_act, NormAct::Plain(..));
+        let x = self.norm_act.write_with(b, x, weight, act && !plain);
+        let x = match dropped.filter(|_| plain) {
             Some((rate, size, scale)) => drop_block(&b.at("drop"), x, rate, size, scale),
             None => x,
         };
-        if act { self.act.write(&b.at("act"), x) } else { x }
+        if act && plain { self.act.write(&b.at("act"), x) } else { x }
     }
 
     /// What a block of `channels` at `place` adds to; `None` where it has no shortcut.
     fn shortcut(&self, b: &Builder, x: NodeId, channels: usize, place: &Place) -> Option<NodeId> {
-        let [dilation, last_dilation] = place.dilation;
-        if b.dim(x, 1) == channels && place.stride == 1 && dilation == last_dilation {
+        if b.dim(x, 1) == channels && !place.at.resamples() {
             return Some(x);
         }
         match self.downsample {
             Downsample::None => None,
             Downsample::Conv => {
-                Some(self.conv(b, x, ConvNormAct::new(channels, 1).stride(place.stride).linear()))
+                Some(self.conv(b, x, ConvNormAct::new(channels, 1).stride(place.at.stride).linear()))
             }
             Downsample::Avg => {
-                let pool = Pool { ceil: true, count_include_pad: false, ..Pool::new(2, place.stride) };
-                let x = match dilation {
-                    1 if place.stride == 1 => x,
-                    1 => b.at("pool").avg_pool(x, pool),
-                    _ => avg_pool_same(&b.at("pool"), x),
-                };
+                // Dilated as the block's first convolution.
+                let at = StageStride { dilation: place.at.first_dilation, ..place.at };
+                let x = avg_pool_shortcut(&b.at("pool"), x, at);
                 Some(self.conv(&b.at("conv"), x, ConvNormAct::new(channels, 1).linear()))
             }
         }
@@ -201,10 +190,7 @@ pub(in crate::families) struct Block {
 /// Where a block stands.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::families) struct Place {
-    pub stride: usize,
-    /// Of the first 3 × 3 convolution and of the others: the first block of a dilated stage has the dilation of the
-    /// stage before.
-    pub dilation: [usize; 2],
+    pub at: StageStride,
     pub drop_path: f64,
     /// Probability, size and weight of DropBlock's squares.
     pub drop_block: Option<(f64, usize, f64)>,
@@ -212,9 +198,11 @@ pub(in crate::families) struct Place {
     pub feat_size: Option<[usize; 2]>,
 }
 
-impl Default for Place {
-    fn default() -> Self {
-        Place { stride: 1, dilation: [1; 2], drop_path: 0.0, drop_block: None, feat_size: None }
+impl Place {
+    /// One with this stride in a network without dilation.
+    pub fn new(stride: usize) -> Self {
+        let at = StageStride { stride, dilation: 1, first_dilation: 1 };
+        Place { at, drop_path: 0.0, drop_block: None, feat_size: None }
     }
 }
 
@@ -234,7 +222,7 @@ impl Block {
 
     /// Groups of a convolution over `channels`.
     fn groups(&self, channels: usize) -> usize {
-        if self.group_size == 0 { 1 } else { channels / self.group_size }
+        channels.checked_div(self.group_size).unwrap_or(1)
     }
 
     /// Writes the block.
@@ -262,18 +250,18 @@ impl Block {
         let base = if self.bottle_in { b.dim(x, 1) } else { out };
         let inner = width(base as f64 * self.ratio);
         let groups = self.groups(inner);
-        let [dilation, last_dilation] = place.dilation;
+        let StageStride { stride, dilation, first_dilation } = place.at;
         let shortcut = layers.shortcut(&b.at("shortcut"), x, out, place);
         let zero = if shortcut.is_some() && layers.zero_init_last { 0.0 } else { 1.0 };
         let conv = |name: &str, x, layer| layers.conv(&b.at(name), x, layer);
         let pointwise = ConvNormAct::new(inner, 1);
         let last = ConvNormAct::new(out, 1).linear().weight(zero);
-        let spatial = |out| ConvNormAct::new(out, 3).stride(place.stride).dilation(dilation);
+        let spatial = |out| ConvNormAct::new(out, 3).stride(stride).dilation(first_dilation);
         let attn = |name: &str, x| self.attn(&b.at(name), x);
         let y = match &self.kind {
             Kind::Basic => {
                 let y = conv("conv1_kxk", x, spatial(inner));
-                let second = ConvNormAct::new(out, 3).dilation(last_dilation).groups(groups);
+                let second = ConvNormAct::new(out, 3).dilation(dilation).groups(groups);
                 let second = second.linear().weight(zero).drop_block(place.drop_block);
                 attn("attn_last", conv("conv2_kxk", y, second))
             }
@@ -290,9 +278,9 @@ impl Block {
                 let y = conv("conv1_1x1", x, pointwise);
                 let at = b.at("self_attn");
                 let y = match self_attn {
-                    SelfAttn::Bottleneck(layer) => layer.write(&at, y, place.feat_size, place.stride),
-                    SelfAttn::Halo(layer) => layer.write(&at, y, place.stride),
-                    SelfAttn::Lambda(layer) => layer.write(&at, y, place.feat_size, place.stride),
+                    SelfAttn::Bottleneck(layer) => layer.write(&at, y, place.feat_size, stride),
+                    SelfAttn::Halo(layer) => layer.write(&at, y, stride),
+                    SelfAttn::Lambda(layer) => layer.write(&at, y, place.feat_size, stride),
                 };
                 conv("conv3_1x1", layers.norm_act(&b.at("post_attn"), y, true, 1.0, None), last)
             }
@@ -300,7 +288,7 @@ impl Block {
                 let y = conv("conv1_1x1", x, pointwise);
                 let mut y = conv("conv2_kxk", y, spatial(inner).groups(groups).drop_block(place.drop_block));
                 if self.extra_conv {
-                    let second = ConvNormAct::new(inner, 3).dilation(last_dilation).groups(groups);
+                    let second = ConvNormAct::new(inner, 3).dilation(dilation).groups(groups);
                     y = conv("conv2b_kxk", y, second);
                 }
                 conv("conv3_1x1", attn("attn", y), last)
@@ -312,8 +300,7 @@ impl Block {
     }
 
     fn attn(&self, b: &Builder, x: NodeId) -> NodeId {
-        let init = WeightInit::FanOut { groups: 1 };
-        self.attn.map_or(x, |attn| attn.write(b, x, b.dim(x, 1), init))
+        self.attn.map_or(x, |attn| attn.write(b, x, b.dim(x, 1), INIT))
     }
 
     /// Convolutions of the same input, with names and kernels `branches`, and the input itself where it fits, all with
@@ -330,21 +317,19 @@ impl Block {
         let (channels, groups) = (b.dim(x, 1), self.groups(b.dim(x, 1)));
         // In timm MobileOne blocks do not dilate.
         let (dilation, drop_block) = match self.kind {
-            Kind::RepVgg => (place.dilation[0], place.drop_block),
+            Kind::RepVgg => (place.at.first_dilation, place.drop_block),
             _ => (1, None),
         };
         let largest = branches.first().map_or(1, |(_, kernel)| *kernel);
         let y = if layers.inference_mode {
-            let init = WeightInit::FanOut { groups };
-            let conv = Conv::new(self.channels, largest).stride(place.stride).dilation(dilation);
-            let conv = conv.groups(groups).init(init).bias_init(init.of_bias());
+            let conv = Conv::new(self.channels, largest).stride(place.at.stride).dilation(dilation);
+            let conv = conv.groups(groups).init(INIT).bias_init(INIT.of_bias());
             conv.write(&b.at("reparam_conv"), x)
         } else {
-            let [first, second] = place.dilation;
-            let identity = channels == self.channels && place.stride == 1 && first == second;
+            let identity = channels == self.channels && !place.at.resamples();
             let identity = identity.then(|| layers.norm_act(&b.at("identity"), x, false, norm_weight, None));
             let outputs = branches.iter().enumerate().map(|(i, (name, kernel))| {
-                let layer = ConvNormAct::new(self.channels, *kernel).stride(place.stride).groups(groups);
+                let layer = ConvNormAct::new(self.channels, *kernel).stride(place.at.stride).groups(groups);
                 let layer = layer.linear().weight(norm_weight);
                 let layer = if i == 0 { layer.dilation(dilation).drop_block(drop_block) } else { layer };
                 layers.conv(&b.at(name), x, layer)

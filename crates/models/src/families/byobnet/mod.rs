@@ -16,12 +16,12 @@ use timm_graph::{Builder, Init, NodeId, Store};
 
 use crate::architecture::{Architecture, ArchitectureError, GroupRule, ModelArgs};
 use crate::layers::{
-    Act, AttentionPool2d, Attn, Conv, GlobalPool, LinearInit, Norm, WeightInit, drop_path_rates, dropout,
-    make_divisible,
+    Act, AttentionPool2d, Attn, ClassifierHead, Conv, GlobalPool, LinearInit, Norm, NormAct, OutputStride,
+    StageStride, WeightInit, drop_path_rates, make_divisible,
 };
 use crate::reparameterize::{FuseError, FusedConv};
 
-use blocks::{Block, ConvNormAct, Kind, Layers, NormLayer, Place};
+use blocks::{Block, ConvNormAct, Kind, Layers, Place};
 use stem::Stem;
 pub(super) use variants::regnetz;
 
@@ -64,7 +64,8 @@ pub(super) struct Config {
     /// Width of a last 1 × 1 convolution; 0 leaves it out.
     pub num_features: usize,
     pub act: Act,
-    pub norm: NormLayer,
+    /// Norm and activation, for the activation.
+    pub norm: fn(Act) -> NormAct,
     /// Average pooling instead of strides, except in the stem.
     pub anti_alias: bool,
     pub head: Head,
@@ -79,7 +80,7 @@ impl Config {
             downsample: Downsample::Conv,
             num_features: 0,
             act: Act::Relu,
-            norm: NormLayer::Batch,
+            norm: NormAct::batch,
             anti_alias: false,
             head: Head::Linear,
         }
@@ -128,11 +129,10 @@ pub(super) fn stage(
 /// A network written from its description.
 pub(super) struct ByobNet {
     config: Config,
-    num_classes: usize,
-    pool: Pooling,
+    head: HeadLayers,
     img_size: Option<[usize; 2]>,
-    output_stride: usize,
-    drop_rate: f64,
+    /// Of each stage.
+    strides: Vec<StageStride>,
     drop_path_rate: f64,
     drop_block_rate: f64,
     drop_block_size: usize,
@@ -141,11 +141,10 @@ pub(super) struct ByobNet {
     grad_checkpointing: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Pooling {
-    Global(GlobalPool),
-    /// Attention pooling; `true` for the attending token, `false` for the positions.
-    Attention(bool),
+enum HeadLayers {
+    Linear(ClassifierHead),
+    Mlp(usize, ClassifierHead),
+    Attention(AttentionPool2d),
 }
 
 /// How the linear layers of heads start.
@@ -154,9 +153,48 @@ const HEAD_INIT: LinearInit = LinearInit {
     bias: WeightInit::Fixed(Init::Fill(0.0)),
 };
 
+impl HeadLayers {
+    /// The head `head` with the arguments; `reduction` is input pixels per pixel of what it reads.
+    fn build(head: Head, args: &ModelArgs, reduction: usize) -> Result<Self, ArchitectureError> {
+        let linear = |args: &ModelArgs| ClassifierHead::of(args, HEAD_INIT);
+        match head {
+            Head::Linear => Ok(HeadLayers::Linear(linear(args)?)),
+            Head::Mlp(hidden) => {
+                let linear = linear(args)?;
+                if linear.pool == GlobalPool::CatAvgMax {
+                    return Err("global_pool is catavgmax: the norm of this head is not that wide"
+                        .to_string()
+                        .into());
+                }
+                Ok(HeadLayers::Mlp(
+                    hidden,
+                    ClassifierHead { conv: linear.pool == GlobalPool::None, ..linear },
+                ))
+            }
+            Head::Attention => {
+                let pool = args.global_pool.as_deref().unwrap_or("token");
+                if !["token", ""].contains(&pool) {
+                    return Err(format!("unknown global_pool '{pool}'; it is token, or '' for none").into());
+                }
+                let Some(img_size) = args.img_size else {
+                    return Err("attention pooling needs img_size".to_string().into());
+                };
+                Ok(HeadLayers::Attention(AttentionPool2d {
+                    head_dim: 64,
+                    feat_size: img_size.map(|size| size / reduction),
+                    num_classes: args.num_classes.unwrap_or(1000),
+                    drop_rate: ModelArgs::rate("drop_rate", args.drop_rate)?,
+                    proj_init: HEAD_INIT,
+                    token: pool == "token",
+                }))
+            }
+        }
+    }
+}
+
 impl ByobNet {
     /// The network of `config` with the arguments that all such networks take.
-    pub fn build(config: Config, args: &ModelArgs) -> Result<Box<dyn Architecture>, ArchitectureError> {
+    pub fn build(mut config: Config, args: &ModelArgs) -> Result<Box<dyn Architecture>, ArchitectureError> {
         args.accept(&[
             "img_size",
             "output_stride",
@@ -167,42 +205,21 @@ impl ByobNet {
             "zero_init_last",
             "inference_mode",
         ])?;
-        let output_stride = args.output_stride.unwrap_or(32);
-        if ![8, 16, 32].contains(&output_stride) {
-            return Err(format!("output_stride is {output_stride}, it is one of 8, 16, 32").into());
-        }
-        let pool = args.global_pool.as_deref();
-        let pool = match config.head {
-            Head::Attention => match pool.unwrap_or("token") {
-                "token" => Pooling::Attention(true),
-                "" => Pooling::Attention(false),
-                other => {
-                    return Err(format!("unknown global_pool '{other}'; it is token, or '' for none").into());
-                }
-            },
-            head => match GlobalPool::parse(pool.unwrap_or("avg"))? {
-                GlobalPool::CatAvgMax if head != Head::Linear => {
-                    return Err("global_pool is catavgmax, which this head's norm has no width for"
-                        .to_string()
-                        .into());
-                }
-                pool => Pooling::Global(pool),
-            },
-        };
-        if config.head == Head::Attention && args.img_size.is_none() {
-            return Err("attention pooling needs img_size".to_string().into());
-        }
-        let mut config = config;
         if let Some(name) = args.extra::<String>("act_layer")? {
             config.act = Act::parse(&name).ok_or_else(|| format!("unknown act_layer '{name}'"))?;
         }
+        let mut strides = OutputStride::parse(args.output_stride)?
+            .stages(config.stem.stride(), config.stages.iter().map(|stage| stage.stride));
+        for at in &mut strides {
+            // The first block steps back even where an earlier stage began to dilate.
+            at.first_dilation = (at.dilation / 2).clamp(1, 2);
+        }
+        let reduction = strides.iter().fold(config.stem.stride(), |product, at| product * at.stride);
         Ok(Box::new(ByobNet {
+            head: HeadLayers::build(config.head, args, reduction)?,
             config,
-            num_classes: args.num_classes.unwrap_or(1000),
-            pool,
             img_size: args.img_size,
-            output_stride,
-            drop_rate: ModelArgs::rate("drop_rate", args.drop_rate)?,
+            strides,
             drop_path_rate: ModelArgs::rate("drop_path_rate", args.drop_path_rate)?,
             drop_block_rate: ModelArgs::rate("drop_block_rate", args.drop_block_rate)?,
             drop_block_size: args.extra("drop_block_size")?.unwrap_or(3),
@@ -215,7 +232,7 @@ impl ByobNet {
     fn layers(&self) -> Layers {
         Layers {
             act: self.config.act,
-            norm: self.config.norm,
+            norm_act: (self.config.norm)(self.config.act),
             anti_alias: self.config.anti_alias,
             downsample: self.config.downsample,
             zero_init_last: self.zero_init_last,
@@ -232,19 +249,6 @@ impl ByobNet {
             _ => None,
         }
     }
-
-    /// Height and width of the map where the attention pooling is; its table is made for it.
-    fn final_size(&self) -> [usize; 2] {
-        let net_stride = self.config.stem.stride();
-        let strides = self.config.stages.iter().map(|stage| stage.stride);
-        let reduction = strides.fold(
-            net_stride,
-            |sum, stride| {
-                if sum >= self.output_stride { sum } else { sum * stride }
-            },
-        );
-        self.img_size.unwrap_or_default().map(|size| size / reduction)
-    }
 }
 
 impl Architecture for ByobNet {
@@ -252,41 +256,29 @@ impl Architecture for ByobNet {
         let config = &self.config;
         let layers = self.layers();
         let (mut x, mut levels) = config.stem.write(b, x, &layers);
-        let mut net_stride = config.stem.stride();
-        let mut feat_size = self.img_size.map(|size| size.map(|s| s / net_stride));
+        let mut feat_size = self.img_size.map(|size| size.map(|s| s / config.stem.stride()));
         let depth = config.stages.iter().map(|stage| stage.blocks.len()).sum();
         let mut rates = drop_path_rates(self.drop_path_rate, depth).into_iter();
-        let mut dilation = 1;
         // The stem's last map, and each stage's, is a level if the next stage strides away from it.
         let mut previous = levels.pop();
         for (module, map) in levels {
             b.tap(module, map);
         }
-        for (i, stage) in config.stages.iter().enumerate() {
+        for (i, (stage, at)) in config.stages.iter().zip(&self.strides).enumerate() {
             if let Some((module, map)) = previous.filter(|_| stage.stride != 1) {
                 b.tap(module, map);
             }
-            let mut stride = stage.stride;
-            if net_stride >= self.output_stride && stride > 1 {
-                dilation *= stride;
-                stride = 1;
-            }
-            net_stride *= stride;
             let module = format!("stages.{i}");
             for (index, block) in stage.blocks.iter().enumerate() {
-                let first = index == 0;
                 let place = Place {
-                    stride: if first { stride } else { 1 },
-                    dilation: [if first { (dilation / 2).clamp(1, 2) } else { dilation }, dilation],
+                    at: at.block(index),
                     drop_path: rates.next().unwrap_or(0.0),
                     drop_block: self.drop_block(i),
                     feat_size,
                 };
                 let b = if self.grad_checkpointing { b.checkpoint_segment() } else { b.clone() };
                 x = block.write(&b.at(&module).at(index), x, &layers, &place);
-                if first {
-                    feat_size = feat_size.map(|size| size.map(|s| s / stride));
-                }
+                feat_size = feat_size.map(|size| size.map(|s| s / place.at.stride));
             }
             previous = Some((module, x));
         }
@@ -298,42 +290,25 @@ impl Architecture for ByobNet {
     }
 
     fn forward_head(&self, b: &Builder, x: NodeId, pre_logits: bool) -> NodeId {
-        let head = b.at("head");
-        let pool = match self.pool {
-            Pooling::Global(pool) => pool,
-            Pooling::Attention(token) => {
-                let pool = AttentionPool2d {
-                    head_dim: 64,
-                    feat_size: self.final_size(),
-                    num_classes: self.num_classes,
-                    drop_rate: self.drop_rate,
-                    proj_init: HEAD_INIT,
-                    token,
+        let b = b.at("head");
+        match &self.head {
+            HeadLayers::Linear(head) => head.write(&b, x, pre_logits),
+            HeadLayers::Attention(pool) => pool.write(&b, x, pre_logits),
+            HeadLayers::Mlp(hidden, head) => {
+                let x = head.pool.write(&b.at("global_pool"), x);
+                let x = Norm::BATCH.write(&b.at("norm"), x, 1.0);
+                let pre = b.at("pre_logits");
+                let mlp = match head.conv {
+                    true => Conv::new(*hidden, 1)
+                        .init(HEAD_INIT.weight)
+                        .bias_init(HEAD_INIT.bias)
+                        .write(&pre.at("fc"), x),
+                    false => HEAD_INIT.write(&pre.at("fc"), x, *hidden, true),
                 };
-                return pool.write(&head, x, pre_logits);
+                let x = self.config.act.write(&pre.at("act"), mlp);
+                ClassifierHead { pool: GlobalPool::None, ..*head }.write(&b, x, pre_logits)
             }
-        };
-        let maps = pool == GlobalPool::None;
-        let hidden = match self.config.head {
-            Head::Mlp(hidden) => Some(hidden),
-            _ if maps && self.num_classes > 0 && !pre_logits => {
-                return b
-                    .fail("a classifier needs pooled features: choose a global_pool, or num_classes = 0");
-            }
-            _ => None,
-        };
-        let layer = |b: &Builder, x, out| match hidden {
-            Some(_) if maps => Conv::new(out, 1).init(HEAD_INIT.weight).bias_init(HEAD_INIT.bias).write(b, x),
-            _ => HEAD_INIT.write(b, x, out, true),
-        };
-        let mut x = pool.write(&head.at("global_pool"), x);
-        if let Some(hidden) = hidden {
-            let norm = Norm::BATCH.write(&head.at("norm"), x, 1.0);
-            let pre = head.at("pre_logits");
-            x = self.config.act.write(&pre.at("act"), layer(&pre.at("fc"), norm, hidden));
         }
-        let x = dropout(&head.at("drop"), x, self.drop_rate);
-        if pre_logits || self.num_classes == 0 { x } else { layer(&head.at("fc"), x, self.num_classes) }
     }
 
     fn classifier(&self) -> &'static [&'static str] {

@@ -2,9 +2,9 @@
 
 use timm_graph::{Builder, NodeId, Pool};
 
-use crate::layers::{Attn, Conv, WeightInit};
+use crate::layers::{Attn, Conv};
 
-use super::blocks::{Block, ConvNormAct, Kind, Layers, Place};
+use super::blocks::{Block, ConvNormAct, INIT, Kind, Layers, Place};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::families) enum StemPool {
@@ -50,8 +50,7 @@ impl Stem {
         let layers = &Layers { anti_alias: false, ..*layers };
         let block = |kind, channels, attn| {
             let block = Block { attn, ..Block::new(kind, channels, 0, 1.0) };
-            let place = Place { stride: 2, ..Place::default() };
-            block.write(&b, x, layers, &place)
+            block.write(&b, x, layers, &Place::new(2))
         };
         let y = match self {
             Stem::Conv { channels, kernel } => {
@@ -87,8 +86,7 @@ fn write_stack(
         }
         let name = format!("conv{}", i + 1);
         x = if i < plain {
-            let init = WeightInit::FanOut { groups: 1 };
-            Conv::new(out, kernel).stride(stride).init(init).write(&b.at(&name), x)
+            Conv::new(out, kernel).stride(stride).init(INIT).write(&b.at(&name), x)
         } else {
             layers.conv(&b.at(&name), x, ConvNormAct::new(out, kernel).stride(stride))
         };

@@ -1,8 +1,8 @@
 //! The variants of `byobnet`.
 
-use crate::layers::{Attn, BilinearAttn, EvoNormS0, GlobalContext, SqueezeExcite};
+use crate::layers::{Attn, BilinearAttn, GlobalContext, Groups, NormAct, SqueezeExcite};
 
-use super::blocks::{Block, Kind, NormLayer};
+use super::blocks::{Block, Kind};
 use super::stem::{Stem, StemPool};
 use super::{Config, Downsample, Head, Stage, stage, width};
 
@@ -180,7 +180,7 @@ fn regnetz_de(depths: [usize; 4], channels: [usize; 4], group_size: usize, num_f
 }
 
 fn evos(net: Config) -> Config {
-    Config { norm: NormLayer::Evo(EvoNormS0::s0a(16)), ..net }
+    Config { norm: |_| NormAct::EvoS0a { groups: Groups::Of(16), eps: 1e-3 }, ..net }
 }
 
 /// CLIP's ResNet: average pooling for every stride.
