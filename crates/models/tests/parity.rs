@@ -252,10 +252,14 @@ macro_rules! families {
 families! {
     byoanet
     byobnet
+    convnext
     deit
+    metaformer
+    mlp_mixer
     resnet
     resnetv2
     vision_transformer
+    vision_transformer_hybrid
 }
 
 #[test]

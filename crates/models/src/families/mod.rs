@@ -3,10 +3,14 @@
 
 pub mod byoanet;
 pub mod byobnet;
+pub mod convnext;
 pub mod deit;
+pub mod metaformer;
+pub mod mlp_mixer;
 pub mod resnet;
 pub mod resnetv2;
 pub mod vision_transformer;
+pub mod vision_transformer_hybrid;
 
 use crate::architecture::{Architecture, ArchitectureError, ModelArgs};
 
@@ -17,10 +21,14 @@ pub type BuildFn = fn(name: &str, args: &ModelArgs) -> Result<Box<dyn Architectu
 static FAMILIES: &[(&str, BuildFn)] = &[
     ("byoanet", byoanet::build),
     ("byobnet", byobnet::build),
+    ("convnext", convnext::build),
     ("deit", deit::build),
+    ("metaformer", metaformer::build),
+    ("mlp_mixer", mlp_mixer::build),
     ("resnet", resnet::build),
     ("resnetv2", resnetv2::build),
     ("vision_transformer", vision_transformer::build),
+    ("vision_transformer_hybrid", vision_transformer_hybrid::build),
 ];
 
 /// The function that builds architectures of `family`; `None` where it is not written yet.

@@ -16,6 +16,8 @@ pub enum WeightInit {
     KaimingFanOutGroup,
     /// Normal with variance 1 / fan_in: keeps the variance of what it reads.
     LecunNormal,
+    /// Uniform with variance 2 / (fan_in + fan_out), Glorot's and Bengio's.
+    XavierUniform,
     /// The same whatever the shape.
     Fixed(Init),
 }
@@ -42,6 +44,10 @@ impl WeightInit {
             WeightInit::KaimingFanOut => kaiming(shape[0]),
             WeightInit::KaimingFanOutGroup => kaiming(shape[0] / groups.max(1)),
             WeightInit::LecunNormal => Init::Normal { std: fan_in_bound(shape) },
+            WeightInit::XavierUniform => {
+                let fans = (shape[0] + shape.get(1).copied().unwrap_or(1)) * window;
+                Init::Uniform { bound: (6.0 / fans.max(1) as f64).sqrt() as f32 }
+            }
             WeightInit::Fixed(init) => init,
         }
     }

@@ -12,6 +12,7 @@ mod bottleneck_attn;
 mod conv;
 mod drop;
 mod global_context;
+mod grn;
 mod halo_attn;
 mod head;
 mod lambda_layer;
@@ -38,8 +39,9 @@ pub use conv::{
 };
 pub use drop::{drop_block, drop_path, drop_path_rates, dropout, dropout_channels};
 pub use global_context::GlobalContext;
+pub use grn::global_response_norm;
 pub use halo_attn::HaloAttn;
-pub use head::{ClassifierHead, classifier, classifier_with};
+pub use head::{ClassifierHead, NormMlpHead, classifier, classifier_with};
 pub use lambda_layer::{LambdaLayer, LambdaPosition};
 pub use layer_scale::layer_scale;
 pub use mlp::{Gate, Mlp};

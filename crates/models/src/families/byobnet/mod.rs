@@ -16,7 +16,7 @@ use timm_graph::{Builder, Init, NodeId, Store};
 
 use crate::architecture::{Architecture, ArchitectureError, GroupRule, ModelArgs};
 use crate::layers::{
-    Act, AttentionPool2d, Attn, ClassifierHead, Conv, GlobalPool, LinearInit, Norm, NormAct, OutputStride,
+    Act, AttentionPool2d, Attn, ClassifierHead, LinearInit, Norm, NormAct, NormMlpHead, OutputStride,
     StageStride, WeightInit, drop_path_rates, make_divisible,
 };
 use crate::reparameterize::{FuseError, FusedConv};
@@ -143,7 +143,7 @@ pub(super) struct ByobNet {
 
 enum HeadLayers {
     Linear(ClassifierHead),
-    Mlp(usize, ClassifierHead),
+    Mlp(NormMlpHead),
     Attention(AttentionPool2d),
 }
 
@@ -155,21 +155,12 @@ const HEAD_INIT: LinearInit = LinearInit {
 
 impl HeadLayers {
     /// The head `head` with the arguments; `reduction` is input pixels per pixel of what it reads.
-    fn build(head: Head, args: &ModelArgs, reduction: usize) -> Result<Self, ArchitectureError> {
-        let linear = |args: &ModelArgs| ClassifierHead::of(args, HEAD_INIT);
+    fn build(head: Head, act: Act, args: &ModelArgs, reduction: usize) -> Result<Self, ArchitectureError> {
         match head {
-            Head::Linear => Ok(HeadLayers::Linear(linear(args)?)),
+            Head::Linear => Ok(HeadLayers::Linear(ClassifierHead::of(args, HEAD_INIT)?)),
             Head::Mlp(hidden) => {
-                let linear = linear(args)?;
-                if linear.pool == GlobalPool::CatAvgMax {
-                    return Err("global_pool is catavgmax: the norm of this head is not that wide"
-                        .to_string()
-                        .into());
-                }
-                Ok(HeadLayers::Mlp(
-                    hidden,
-                    ClassifierHead { conv: linear.pool == GlobalPool::None, ..linear },
-                ))
+                let head = NormMlpHead::of(args, Norm::BATCH, HEAD_INIT)?;
+                Ok(HeadLayers::Mlp(NormMlpHead { hidden: Some((hidden, act)), ..head }))
             }
             Head::Attention => {
                 let pool = args.global_pool.as_deref().unwrap_or("token");
@@ -216,7 +207,7 @@ impl ByobNet {
         }
         let reduction = strides.iter().fold(config.stem.stride(), |product, at| product * at.stride);
         Ok(Box::new(ByobNet {
-            head: HeadLayers::build(config.head, args, reduction)?,
+            head: HeadLayers::build(config.head, config.act, args, reduction)?,
             config,
             img_size: args.img_size,
             strides,
@@ -294,20 +285,7 @@ impl Architecture for ByobNet {
         match &self.head {
             HeadLayers::Linear(head) => head.write(&b, x, pre_logits),
             HeadLayers::Attention(pool) => pool.write(&b, x, pre_logits),
-            HeadLayers::Mlp(hidden, head) => {
-                let x = head.pool.write(&b.at("global_pool"), x);
-                let x = Norm::BATCH.write(&b.at("norm"), x, 1.0);
-                let pre = b.at("pre_logits");
-                let mlp = match head.conv {
-                    true => Conv::new(*hidden, 1)
-                        .init(HEAD_INIT.weight)
-                        .bias_init(HEAD_INIT.bias)
-                        .write(&pre.at("fc"), x),
-                    false => HEAD_INIT.write(&pre.at("fc"), x, *hidden, true),
-                };
-                let x = self.config.act.write(&pre.at("act"), mlp);
-                ClassifierHead { pool: GlobalPool::None, ..*head }.write(&b, x, pre_logits)
-            }
+            HeadLayers::Mlp(head) => head.write(&b, x, pre_logits),
         }
     }
 
