@@ -1,6 +1,8 @@
 //! One file per family: paper and licence, configuration, blocks, the function that writes the network, variants
 //! as a table, and what its published weights need to load.
 
+pub mod byoanet;
+pub mod byobnet;
 pub mod convnext;
 pub mod deit;
 pub mod densenet;
@@ -22,6 +24,8 @@ pub type BuildFn = fn(name: &str, args: &ModelArgs) -> Result<Box<dyn Architectu
 
 /// Every family that is written, by the name of timm's module.
 static FAMILIES: &[(&str, BuildFn)] = &[
+    ("byoanet", byoanet::build),
+    ("byobnet", byobnet::build),
     ("convnext", convnext::build),
     ("deit", deit::build),
     ("densenet", densenet::build),

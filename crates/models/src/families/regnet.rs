@@ -150,7 +150,7 @@ fn conv(out_chans: usize, kernel: usize) -> Conv {
 }
 
 fn grouped(out_chans: usize, kernel: usize, groups: usize) -> Conv {
-    Conv::new(out_chans, kernel).groups(groups).init(WeightInit::FanOut { groups })
+    Conv::new(out_chans, kernel).groups(groups).init(WeightInit::FanOut)
 }
 
 impl RegNet {
@@ -167,7 +167,7 @@ impl RegNet {
         let Some(ratio) = self.config.se_ratio else { return x };
         let rd_channels = Some((width as f64 * ratio).round_ties_even() as usize);
         let se = SqueezeExcite { rd_channels, act: self.config.act, ..SqueezeExcite::ratio(ratio) };
-        se.write(&b.at("se"), x, WeightInit::FanOut { groups: 1 })
+        se.write(&b.at("se"), x, WeightInit::FanOut)
     }
 
     fn shortcut(&self, b: &Builder, x: NodeId, place: &Place) -> NodeId {
