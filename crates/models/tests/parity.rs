@@ -226,10 +226,15 @@ macro_rules! families {
 families! {
     convnext
     deit
+    densenet
+    inception_v3
     metaformer
     mlp_mixer
+    nfnet
+    regnet
     resnet
     resnetv2
+    vgg
     vision_transformer
     vision_transformer_hybrid
 }
