@@ -225,6 +225,8 @@ macro_rules! families {
 
 families! {
     deit
+    efficientnet
+    mobilenetv3
     resnet
     resnetv2
     vision_transformer

@@ -2,6 +2,8 @@
 //! as a table, and what its published weights need to load.
 
 pub mod deit;
+pub mod efficientnet;
+pub mod mobilenetv3;
 pub mod resnet;
 pub mod resnetv2;
 pub mod vision_transformer;
@@ -14,6 +16,8 @@ pub type BuildFn = fn(name: &str, args: &ModelArgs) -> Result<Box<dyn Architectu
 /// Every family that is written, by the name of timm's module.
 static FAMILIES: &[(&str, BuildFn)] = &[
     ("deit", deit::build),
+    ("efficientnet", efficientnet::build),
+    ("mobilenetv3", mobilenetv3::build),
     ("resnet", resnet::build),
     ("resnetv2", resnetv2::build),
     ("vision_transformer", vision_transformer::build),

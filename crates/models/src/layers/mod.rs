@@ -5,11 +5,15 @@
 
 mod act;
 mod attention;
+mod attention2d;
 mod attn;
+mod cond_conv;
 mod conv;
 mod drop;
+mod global_context;
 mod head;
 mod layer_scale;
+mod mixed_conv;
 mod mlp;
 mod norm;
 mod norm_act;
@@ -22,14 +26,18 @@ mod stride;
 
 pub use act::Act;
 pub use attention::{Attention, AttentionPoolLatent, attend, attend_scaled, merge_heads, split_heads};
+pub use attention2d::{Attention2d, MultiQueryAttention2d};
 pub use attn::{Attn, SqueezeExcite, eca_kernel};
+pub use cond_conv::cond_conv;
 pub use conv::{
     Conv, DeclaredConv, LinearInit, Padding, WeightInit, linear, linear_with, pad_same, same_padding,
     symmetric_padding,
 };
 pub use drop::{drop_block, drop_path, drop_path_rates, dropout};
+pub use global_context::GlobalContext;
 pub use head::{ClassifierHead, classifier, classifier_with};
 pub use layer_scale::layer_scale;
+pub use mixed_conv::mixed_conv;
 pub use mlp::{Gate, Mlp};
 pub use norm::Norm;
 pub use norm_act::{Groups, NormAct};
