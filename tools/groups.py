@@ -35,7 +35,8 @@ def record(name):
         model = timm.create_model(name)
     names = {id(p): n for n, p in model.named_parameters()}
     keep = model.no_weight_decay() if hasattr(model, 'no_weight_decay') else ()
-    without = param_groups_weight_decay(model, 0.1, keep)[0]['params']
+    groups = param_groups_weight_decay(model, 0.1, no_weight_decay_list=keep)
+    without = [p for g in groups if g['weight_decay'] == 0 for p in g['params']]
     chosen = {names[id(p)] for p in without}
     return [layers(model, False), layers(model, True), digest(n for n in names.values() if n in chosen)]
 

@@ -106,7 +106,11 @@ impl Blueprint {
                 size.next_multiple_of(64)
             }
         };
-        let feature_info = architecture.feature_info([chans, even(height), even(width)]).map_err(failed)?;
+        // Some take few sizes, such as multiples of 7 · 32: then their own.
+        let feature_info = architecture
+            .feature_info([chans, even(height), even(width)])
+            .or_else(|_| architecture.feature_info([chans, height, width]))
+            .map_err(failed)?;
         let b = Builder::new(false);
         let x = b.input(INPUT, &[1, chans, height, width], DType::F32);
         let features = architecture.forward_features(&b, x);
@@ -196,6 +200,10 @@ impl Blueprint {
     /// Layout of `forward_features` where it is a map, and of the maps of `features`.
     pub fn output_fmt(&self) -> OutputFmt {
         self.architecture.output_fmt()
+    }
+
+    pub(crate) fn architecture(&self) -> &dyn Architecture {
+        &*self.architecture
     }
 
     /// Patches down and across that the position tables are made for, in networks that have such tables.

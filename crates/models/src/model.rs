@@ -12,6 +12,7 @@ use crate::init::{init_store, init_tensor};
 use crate::network::Network;
 use crate::plans::{Call, Indices, IntermediatesArgs, Plans};
 use crate::pretrained::Names;
+use crate::reparameterize::fused_store;
 use crate::weights::{Adaptation, LoadReport, WeightError, WeightFile};
 
 /// Where a model's weights come from.
@@ -270,6 +271,23 @@ impl Model {
             };
             store.insert(name.as_str(), spec.kind, tensor);
         }
+        *self = Model { blueprint: new, store, engine: self.engine.clone(), plans: Plans::default() };
+        Ok(())
+    }
+
+    /// Fuses branches that only training needs: the same network with `inference_mode`, whose weights follow from the
+    /// present ones, as timm's `reparameterize_model`. A model without such branches stays as it is. See
+    /// [`crate::reparameterize`].
+    ///
+    /// # Errors
+    /// As [`Blueprint::with_args`]; branches that do not fit together. The model is then unchanged.
+    pub fn reparameterize(&mut self) -> Result<(), ModelError> {
+        if !self.architecture().has_branches() {
+            return Ok(());
+        }
+        let new = self.with_args(self.args().clone().with("inference_mode", true))?;
+        let store = fused_store(new.architecture(), new.states(), &self.store)
+            .map_err(|source| ModelError::Fuse { name: self.name().to_string(), source })?;
         *self = Model { blueprint: new, store, engine: self.engine.clone(), plans: Plans::default() };
         Ok(())
     }

@@ -2,10 +2,14 @@
 
 mod support;
 
+use std::collections::BTreeMap;
+use std::path::Path;
+
 use timm_graph::StateKind;
+use timm_models::names::wildcard_match;
 use timm_models::pretrained::{pretrained_cfg, tags};
 use timm_models::table::{FeatureLevel, models};
-use timm_models::{Blueprint, ModelArgs, ModelError, families};
+use timm_models::{Blueprint, ModelArgs, ModelError, Network, families};
 
 fn written() -> impl Iterator<Item = timm_models::table::ModelRow> {
     models().filter(|row| families::build_fn(row.family).is_some())
@@ -65,6 +69,47 @@ fn paths_of_the_pretrained_table_exist() {
             assert_eq!(classifier, model.get_classifier(), "{}.{tag}", row.name);
         }
     }
+}
+
+/// First 12 hex digits of SHA-256.
+fn digest(text: &str) -> String {
+    use sha2::{Digest, Sha256};
+    Sha256::digest(text).iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Layers for layer-wise learning rates, fine and coarse, and what takes no weight decay (`tools/groups.py`).
+#[test]
+fn groups_are_timms() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/groups.json");
+    let text = std::fs::read_to_string(path).expect("recorded");
+    let recorded: BTreeMap<String, [String; 3]> = serde_json::from_str(&text).expect("JSON");
+    let mut wrong = Vec::new();
+    // Some families of timm have no groups.
+    for row in written() {
+        let Some(expected) = recorded.get(row.name) else { continue };
+        let model = blueprint(row.name);
+        let layers = |coarse| {
+            let layers = model.group_parameters(coarse).expect("valid rules");
+            let lines: Vec<String> = layers.iter().map(|(name, layer)| format!("{name} {layer}")).collect();
+            digest(&lines.join("\n"))
+        };
+        let kept = model.no_weight_decay();
+        let params = model.states().iter().filter(|(_, spec)| spec.kind == StateKind::Param);
+        let without: Vec<&str> = params
+            .filter(|(name, spec)| {
+                let listed = kept.iter().any(|pattern| wildcard_match(pattern, name));
+                spec.shape.len() <= 1 || name.ends_with(".bias") || listed
+            })
+            .map(|(name, _)| name.as_str())
+            .collect();
+        let found = [layers(false), layers(true), digest(&without.join("\n"))];
+        let parts = ["layers", "coarse layers", "no weight decay"];
+        let differ: Vec<&str> = (0..3).filter(|&i| found[i] != expected[i]).map(|i| parts[i]).collect();
+        if !differ.is_empty() {
+            wrong.push(format!("{}: {}", row.name, differ.join(", ")));
+        }
+    }
+    assert!(wrong.is_empty(), "{}:\n{}", wrong.len(), wrong.join("\n"));
 }
 
 #[test]

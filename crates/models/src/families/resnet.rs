@@ -296,16 +296,17 @@ impl ResNet {
 
 // ---- the network --------------------------------------------------------------------------------------
 
-impl Architecture for ResNet {
-    fn forward_features(&self, b: &Builder, x: NodeId) -> NodeId {
+impl ResNet {
+    /// Writes the stem and the first `stages` stages: every feature level with its path.
+    fn levels(&self, b: &Builder, x: NodeId, stages: usize) -> Vec<(String, NodeId)> {
         let config = &self.config;
         let x = self.stem(b, x);
-        b.tap("act1", x);
+        let mut levels = vec![("act1".to_string(), x)];
         let mut chans = b.dim(x, 1);
         let mut x = self.stem_pool(&b.at("maxpool"), x);
         let mut rates = drop_path_rates(self.drop_path_rate, config.layers.iter().sum()).into_iter();
         let (mut net_stride, mut dilation, mut first_dilation) = (4, 1, 1);
-        for stage in 0..4 {
+        for stage in 0..stages {
             let (block, planes) = (config.blocks[stage], config.channels[stage]);
             let mut stride = if stage == 0 { 1 } else { 2 };
             if net_stride >= self.output_stride {
@@ -333,9 +334,28 @@ impl Architecture for ResNet {
                 first_dilation = dilation;
             }
             chans = planes * block.expansion();
-            b.tap(name, x);
+            levels.push((name, x));
         }
-        x
+        levels
+    }
+}
+
+/// Writes stem and the first `stages` stages of the variant `name`: the backbone of hybrid vision transformers.
+pub(super) fn backbone(b: &Builder, x: NodeId, name: &str, stages: usize) -> NodeId {
+    match ResNet::new(name, &ModelArgs::default()) {
+        Ok(resnet) => resnet.levels(b, x, stages).pop().map_or(x, |(_, last)| last),
+        Err(error) => b.fail(error.to_string()),
+    }
+}
+
+impl Architecture for ResNet {
+    fn forward_features(&self, b: &Builder, x: NodeId) -> NodeId {
+        let mut last = x;
+        for (name, level) in self.levels(b, x, 4) {
+            b.tap(name, level);
+            last = level;
+        }
+        last
     }
 
     fn forward_head(&self, b: &Builder, x: NodeId, pre_logits: bool) -> NodeId {
@@ -353,27 +373,35 @@ impl Architecture for ResNet {
     }
 }
 
+impl ResNet {
+    fn new(name: &str, args: &ModelArgs) -> Result<Self, ArchitectureError> {
+        let (_, config) = VARIANTS
+            .iter()
+            .find(|(known, _)| *known == name)
+            .ok_or_else(|| ArchitectureError(format!("the resnet family has no variant '{name}'")))?;
+        args.accept(&["output_stride", "drop_path_rate", "drop_block_rate"])?;
+        let output_stride = args.output_stride.unwrap_or(32);
+        if ![8, 16, 32].contains(&output_stride) {
+            return Err(ArchitectureError(format!(
+                "output_stride is {output_stride}, it is one of 8, 16, 32"
+            )));
+        }
+        Ok(ResNet {
+            config: *config,
+            num_classes: args.num_classes.unwrap_or(1000),
+            pool: GlobalPool::parse(args.global_pool.as_deref().unwrap_or("avg"))?,
+            output_stride,
+            drop_rate: ModelArgs::rate("drop_rate", args.drop_rate)?,
+            drop_path_rate: ModelArgs::rate("drop_path_rate", args.drop_path_rate)?,
+            drop_block_rate: ModelArgs::rate("drop_block_rate", args.drop_block_rate)?,
+            grad_checkpointing: args.grad_checkpointing,
+        })
+    }
+}
+
 /// Builds the variant `name`.
 pub fn build(name: &str, args: &ModelArgs) -> Result<Box<dyn Architecture>, ArchitectureError> {
-    let (_, config) = VARIANTS
-        .iter()
-        .find(|(known, _)| *known == name)
-        .ok_or_else(|| ArchitectureError(format!("the resnet family has no variant '{name}'")))?;
-    args.accept(&["output_stride", "drop_path_rate", "drop_block_rate"])?;
-    let output_stride = args.output_stride.unwrap_or(32);
-    if ![8, 16, 32].contains(&output_stride) {
-        return Err(ArchitectureError(format!("output_stride is {output_stride}, it is one of 8, 16, 32")));
-    }
-    Ok(Box::new(ResNet {
-        config: *config,
-        num_classes: args.num_classes.unwrap_or(1000),
-        pool: GlobalPool::parse(args.global_pool.as_deref().unwrap_or("avg"))?,
-        output_stride,
-        drop_rate: ModelArgs::rate("drop_rate", args.drop_rate)?,
-        drop_path_rate: ModelArgs::rate("drop_path_rate", args.drop_path_rate)?,
-        drop_block_rate: ModelArgs::rate("drop_block_rate", args.drop_block_rate)?,
-        grad_checkpointing: args.grad_checkpointing,
-    }))
+    Ok(Box::new(ResNet::new(name, args)?))
 }
 
 // ---- variants -----------------------------------------------------------------------------------------

@@ -109,7 +109,6 @@ impl Trunk {
     }
 
     /// The backbone of hybrid vision transformers: activation after the norms, padding as TensorFlow's SAME.
-    #[allow(dead_code, reason = "used by the hybrid vision transformers")]
     pub const fn hybrid(layers: &'static [usize]) -> Self {
         let trunk = Trunk::bottleneck(layers).standardized();
         Trunk { preact: false, stem_pool: StemPool::Same, padding: Padding::Same, ..trunk }

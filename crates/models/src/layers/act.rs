@@ -28,6 +28,10 @@ pub enum Act {
     HardSwish,
     /// x / 2 · min(max(x + 2, 0), 2).
     HardMish,
+    /// max(x, 0)² (<https://arxiv.org/abs/2109.08668>).
+    SquaredRelu,
+    /// The same times a learned `scale` plus a learned `bias`, one for all channels (<https://arxiv.org/abs/2210.13452>).
+    StarRelu,
 }
 
 impl Act {
@@ -83,6 +87,12 @@ impl Act {
             Act::Tanh => b.unary(Unary::Tanh, x),
             Act::HardSigmoid => b.unary(Unary::HardSigmoid, x),
             Act::HardSwish => b.unary(Unary::HardSwish, x),
+            Act::SquaredRelu => b.unary(Unary::Square, b.relu(x)),
+            Act::StarRelu => {
+                let (scale, bias) =
+                    (b.param("scale", &[1], Init::Fill(1.0)), b.param("bias", &[1], Init::Fill(0.0)));
+                b.add(b.mul(Act::SquaredRelu.write(b, x), scale), bias)
+            }
             Act::HardMish => {
                 let clamped = b.relu(b.add_scalar(x, 2.0));
                 let clamped = b.binary(timm_graph::scalar::Binary::Min, clamped, b.scalar(2.0));

@@ -2,7 +2,7 @@
 
 use timm_graph::{Builder, NodeId};
 
-use super::{Act, Conv, LinearInit, Norm, dropout};
+use super::{Act, Conv, LinearInit, Norm, dropout, global_response_norm};
 
 /// What becomes of the hidden values.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -27,6 +27,8 @@ pub struct Mlp {
     pub act: Act,
     pub gate: Gate,
     pub norm: Option<Norm>,
+    /// Global response norm of the hidden values, `grn`; they then have two axes of positions.
+    pub grn: bool,
     pub bias: [bool; 2],
     pub drop: f64,
     /// 1 × 1 convolutions over `[B, C, H, W]` instead of layers over the last axis.
@@ -43,6 +45,7 @@ impl Mlp {
             act: Act::Gelu,
             gate: Gate::None,
             norm: None,
+            grn: false,
             bias: [true; 2],
             drop: 0.0,
             conv: false,
@@ -79,6 +82,7 @@ impl Mlp {
             }
         };
         let hidden = dropout(b, hidden, self.drop);
+        let hidden = if self.grn { global_response_norm(&b.at("grn"), hidden, axis) } else { hidden };
         let hidden = self.norm.map_or(hidden, |norm| norm.write(&b.at("norm"), hidden, 1.0));
         dropout(b, layer("fc2", hidden, out, self.bias[1]), self.drop)
     }

@@ -21,6 +21,12 @@ pub enum Norm {
     Layer { eps: f32 },
     /// By the root of the mean square over the last axis; no bias (<https://arxiv.org/abs/1910.07467>).
     Rms { eps: f32 },
+    /// The same over the channels at each position.
+    Rms2d { eps: f32 },
+    /// By the deviation over the last axis; the mean stays, no bias. timm's `SimpleNorm`.
+    Simple { eps: f32 },
+    /// The same over the channels at each position.
+    Simple2d { eps: f32 },
 }
 
 impl Norm {
@@ -31,26 +37,49 @@ impl Norm {
     /// Layer norm with timm's eps.
     pub const LAYER: Norm = Norm::Layer { eps: 1e-6 };
 
+    /// The same norm of what has its channels last: for pooled features and tokens.
+    pub fn channels_last(self) -> Self {
+        match self {
+            Norm::Layer2d { eps } => Norm::Layer { eps },
+            Norm::Rms2d { eps } => Norm::Rms { eps },
+            Norm::Simple2d { eps } => Norm::Simple { eps },
+            other => other,
+        }
+    }
+
     /// Writes the norm of `x`; `weight` is what the scale of every channel starts as.
     pub fn write(self, b: &Builder, x: NodeId, weight: f32) -> NodeId {
-        let last = matches!(self, Norm::Layer { .. } | Norm::Rms { .. });
+        self.write_affine(b, x, weight, true)
+    }
+
+    /// The same with a `weight` and no `bias`.
+    pub fn write_unbiased(self, b: &Builder, x: NodeId, weight: f32) -> NodeId {
+        self.write_affine(b, x, weight, false)
+    }
+
+    fn write_affine(self, b: &Builder, x: NodeId, weight: f32, biased: bool) -> NodeId {
+        let last = matches!(self, Norm::Layer { .. } | Norm::Rms { .. } | Norm::Simple { .. });
         let channels = b.dim(x, if last { b.shape(x).len().saturating_sub(1) } else { 1 });
         let weight = b.param("weight", &[channels], Init::Fill(weight));
-        let bias = if matches!(self, Norm::Rms { .. }) {
-            weight
-        } else {
-            b.param("bias", &[channels], Init::Fill(0.0))
+        let bias = match self.channels_last() {
+            Norm::Rms { .. } | Norm::Simple { .. } => weight,
+            _ if biased => b.param("bias", &[channels], Init::Fill(0.0)),
+            _ => b.fill(0.0, &[channels]),
         };
-        let affine = (weight, bias);
+        self.apply(b, x, (weight, bias))
+    }
+
+    fn apply(self, b: &Builder, x: NodeId, affine: (NodeId, NodeId)) -> NodeId {
         match self {
             Norm::Layer { eps } => b.layer_norm(x, affine.0, affine.1, eps),
-            Norm::Rms { eps } => rms_norm(b, x, weight, eps),
+            Norm::Rms { eps } => rms_norm(b, x, affine.0, eps),
+            Norm::Simple { eps } => simple_norm(b, x, affine.0, eps),
             Norm::Batch { eps, momentum } => batch_norm(b, x, affine, eps, momentum),
             Norm::Group { groups, eps } => group_norm(b, x, affine, Groups::Count(groups), eps),
             Norm::GroupsOf { size, eps } => group_norm(b, x, affine, Groups::Of(size), eps),
-            Norm::Layer2d { eps } => {
+            Norm::Layer2d { .. } | Norm::Rms2d { .. } | Norm::Simple2d { .. } => {
                 let last = b.permute(x, &[0, 2, 3, 1]);
-                b.permute(b.layer_norm(last, affine.0, affine.1, eps), &[0, 3, 1, 2])
+                b.permute(self.channels_last().apply(b, last, affine), &[0, 3, 1, 2])
             }
         }
     }
@@ -60,6 +89,15 @@ fn rms_norm(b: &Builder, x: NodeId, weight: NodeId, eps: f32) -> NodeId {
     let axis = b.shape(x).len().saturating_sub(1);
     let square = b.mean(b.unary(Unary::Square, x), &[axis]);
     b.mul(b.mul(x, b.unary(Unary::Rsqrt, b.add_scalar(square, eps))), weight)
+}
+
+fn simple_norm(b: &Builder, x: NodeId, weight: NodeId, eps: f32) -> NodeId {
+    let axis = b.shape(x).len().saturating_sub(1);
+    let square = b.unary(Unary::Square, b.sub(x, b.mean(x, &[axis])));
+    // The unbiased variance.
+    let count = b.dim(x, axis);
+    let var = b.mul_scalar(b.sum(square, &[axis]), 1.0 / count.saturating_sub(1).max(1) as f32);
+    b.mul(b.mul(x, b.unary(Unary::Rsqrt, b.add_scalar(var, eps))), weight)
 }
 
 fn batch_norm(b: &Builder, x: NodeId, affine: (NodeId, NodeId), eps: f32, momentum: f32) -> NodeId {

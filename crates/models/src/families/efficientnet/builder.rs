@@ -129,7 +129,7 @@ impl Trunk {
 
     /// timm rebuilds pruned networks layer by layer, so their weights start as PyTorch's defaults.
     pub fn init(&self) -> WeightInit {
-        if self.pruned.is_some() { WeightInit::FanIn } else { WeightInit::KaimingFanOutGroup }
+        if self.pruned.is_some() { WeightInit::FanIn } else { WeightInit::FanOut }
     }
 
     /// The norm of a block with this activation.

@@ -11,7 +11,8 @@ pub(super) mod variants;
 
 use timm_graph::{Builder, Init, NodeId};
 
-use crate::architecture::{Architecture, ArchitectureError, GroupRule, Intermediate, ModelArgs};
+use super::vision_transformer_hybrid::Backbone;
+use crate::architecture::{Architecture, ArchitectureError, GroupRule, Intermediate, ModelArgs, OutputFmt};
 use crate::layers::{
     Act, AttentionPoolLatent, Gate, Interpolation, LinearInit, Mlp, Norm, PatchEmbed, PatchFit, TokenPool,
     add_tokens, drop_path_rates, dropout, resample_abs_pos_embed, resize_patch_kernel,
@@ -58,6 +59,8 @@ pub(super) struct Config {
     dynamic_img_size: bool,
     /// How position tables and patch kernels of published weights are resized.
     resize: (Interpolation, bool),
+    /// A convolutional network between image and patches.
+    backbone: Option<Backbone>,
 }
 
 /// A plain ViT with a patch size, and width, depth and heads.
@@ -90,6 +93,7 @@ pub(super) const fn vit(patch: usize, [dim, depth, heads]: [usize; 3]) -> Config
         pool_include_prefix: false,
         dynamic_img_size: false,
         resize: (Interpolation::Bicubic, true),
+        backbone: None,
     }
 }
 
@@ -104,6 +108,11 @@ impl Config {
 
     pub(super) const fn no_embed_class(self) -> Self {
         Config { no_embed_class: true, ..self }
+    }
+
+    /// Patches of what a convolutional network makes of the image.
+    pub(super) const fn on(self, backbone: Backbone) -> Self {
+        Config { backbone: Some(backbone), ..self }
     }
 
     /// A second class token, for distillation.
@@ -280,7 +289,7 @@ impl VisionTransformer {
         let patch = args.extra_pair("patch_size")?.unwrap_or([config.patch; 2]);
         let fit = match args.extra("dynamic_img_pad")?.unwrap_or(false) {
             true => PatchFit::Pad,
-            false if config.dynamic_img_size => PatchFit::Whole,
+            false if config.dynamic_img_size && config.backbone.is_none() => PatchFit::Whole,
             false => PatchFit::Crop,
         };
         let img_size = args.img_size.unwrap_or([224; 2]);
@@ -309,6 +318,11 @@ impl VisionTransformer {
         })
     }
 
+    /// Patches down and across an image of `size`.
+    fn grid_of(&self, size: [usize; 2]) -> [usize; 2] {
+        self.embed.grid(self.config.backbone.map_or(size, |backbone| backbone.feature_size(size)))
+    }
+
     fn prefix_tokens(&self) -> usize {
         let config = &self.config;
         usize::from(config.class_token) + usize::from(config.distilled) + config.reg_tokens
@@ -333,14 +347,25 @@ impl VisionTransformer {
         let tiny = Init::Normal { std: 1e-6 };
         let class = config.class_token.then(|| token("cls_token", 1, tiny));
         let registers = (config.reg_tokens > 0).then(|| token("reg_token", config.reg_tokens, tiny));
-        let own = self.embed.grid(self.img_size);
+        let own = self.grid_of(self.img_size);
         let rows = own[0] * own[1] + self.embedded_prefix();
         let table = token("pos_embed", rows, Init::TruncNormal { std: 0.02 });
         let second = config.distilled.then(|| token("dist_token", 1, Init::TruncNormal { std: 0.02 }));
         let tokens: Vec<NodeId> = [class, second, registers].into_iter().flatten().collect();
 
-        let x = self.embed.write(&b.at("patch_embed"), x);
-        let grid = self.embed.grid(size);
+        let b_embed = b.at("patch_embed");
+        let x = match config.backbone {
+            None => self.embed.write(&b_embed, x),
+            Some(backbone) => {
+                let map = backbone.write(&b_embed.at("backbone"), x);
+                if backbone.projects() {
+                    self.embed.write(&b_embed, map)
+                } else {
+                    OutputFmt::Nlc.write(b, map)
+                }
+            }
+        };
+        let grid = self.grid_of(size);
         let table = resample_abs_pos_embed(b, table, Some(own), grid, self.embedded_prefix(), BICUBIC);
         let x = if config.no_embed_class {
             add_tokens(b, &tokens, b.add(x, table))
@@ -442,7 +467,7 @@ impl Architecture for VisionTransformer {
     ) -> Intermediate {
         let x = if norm { self.norm(b, tap) } else { tap };
         let (batch, channels, prefix) = (b.dim(x, 0), b.dim(x, 2), self.prefix_tokens());
-        let [height, width] = self.embed.grid(image);
+        let [height, width] = self.grid_of(image);
         let patches = b.slice(x, 1, prefix, b.dim(x, 1).saturating_sub(prefix));
         let map = b.permute(b.reshape(patches, &[batch, height, width, channels]), &[0, 3, 1, 2]);
         let prefix_tokens = (prefix > 0).then(|| b.slice(x, 1, 0, prefix));
@@ -450,7 +475,7 @@ impl Architecture for VisionTransformer {
     }
 
     fn grid(&self) -> Option<[usize; 2]> {
-        Some(self.embed.grid(self.img_size))
+        Some(self.grid_of(self.img_size))
     }
 
     fn resample(
@@ -465,7 +490,7 @@ impl Architecture for VisionTransformer {
         let how = if from.is_some() { BICUBIC } else { self.config.resize };
         match name {
             "pos_embed" => {
-                let (grid, prefix) = (self.embed.grid(self.img_size), self.embedded_prefix());
+                let (grid, prefix) = (self.grid_of(self.img_size), self.embedded_prefix());
                 Some(resample_abs_pos_embed(b, x, from, grid, prefix, how))
             }
             "patch_embed.proj.weight" if b.dim(x, 1) == shape[1] => {
