@@ -255,9 +255,11 @@ families! {
     convnext
     deit
     densenet
+    efficientnet
     inception_v3
     metaformer
     mlp_mixer
+    mobilenetv3
     nfnet
     regnet
     resnet

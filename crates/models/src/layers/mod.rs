@@ -5,10 +5,12 @@
 
 mod act;
 mod attention;
+mod attention2d;
 mod attention_pool2d;
 mod attn;
 mod bilinear_attn;
 mod bottleneck_attn;
+mod cond_conv;
 mod conv;
 mod conv_norm_act;
 mod drop;
@@ -18,6 +20,7 @@ mod halo_attn;
 mod head;
 mod lambda_layer;
 mod layer_scale;
+mod mixed_conv;
 mod mlp;
 mod norm;
 mod norm_act;
@@ -31,9 +34,11 @@ mod stride;
 pub use act::Act;
 pub use attention::{Attention, AttentionPoolLatent, attend, attend_scaled, merge_heads, split_heads};
 pub use attention_pool2d::AttentionPool2d;
+pub use attention2d::{Attention2d, MultiQueryAttention2d};
 pub use attn::{Attn, SqueezeExcite, eca_kernel};
 pub use bilinear_attn::BilinearAttn;
 pub use bottleneck_attn::BottleneckAttn;
+pub use cond_conv::cond_conv;
 pub use conv::{
     Conv, DeclaredConv, LinearInit, Padding, WeightInit, linear, linear_with, pad_same, same_padding,
     symmetric_padding,
@@ -46,6 +51,7 @@ pub use halo_attn::HaloAttn;
 pub use head::{ClassifierHead, NormMlpHead, classifier, classifier_with};
 pub use lambda_layer::{LambdaLayer, LambdaPosition};
 pub use layer_scale::layer_scale;
+pub use mixed_conv::mixed_conv;
 pub use mlp::{Gate, Mlp};
 pub use norm::Norm;
 pub use norm_act::{Groups, NormAct};
