@@ -226,6 +226,7 @@ macro_rules! families {
 families! {
     convnext
     deit
+    eva
     metaformer
     mlp_mixer
     resnet

@@ -3,6 +3,7 @@
 
 pub mod convnext;
 pub mod deit;
+pub mod eva;
 pub mod metaformer;
 pub mod mlp_mixer;
 pub mod resnet;
@@ -19,6 +20,7 @@ pub type BuildFn = fn(name: &str, args: &ModelArgs) -> Result<Box<dyn Architectu
 static FAMILIES: &[(&str, BuildFn)] = &[
     ("convnext", convnext::build),
     ("deit", deit::build),
+    ("eva", eva::build),
     ("metaformer", metaformer::build),
     ("mlp_mixer", mlp_mixer::build),
     ("resnet", resnet::build),

@@ -5,6 +5,7 @@
 
 mod act;
 mod attention;
+mod attention_rope;
 mod attn;
 mod conv;
 mod drop;
@@ -18,11 +19,13 @@ mod patch_embed;
 mod pool;
 mod pos_embed;
 mod resize;
+mod rope;
 mod std_conv;
 mod stride;
 
 pub use act::Act;
 pub use attention::{Attention, AttentionPoolLatent, attend, attend_scaled, merge_heads, split_heads};
+pub use attention_rope::{AttentionRope, QkvBias};
 pub use attn::{Attn, SqueezeExcite, eca_kernel};
 pub use conv::{
     Conv, DeclaredConv, LinearInit, Padding, WeightInit, linear, linear_with, pad_same, same_padding,
@@ -39,8 +42,9 @@ pub use patch_embed::{PatchEmbed, PatchFit};
 pub use pool::{
     AntiAlias, GlobalPool, TokenPool, avg_pool_same, avg_pool_shortcut, blur_pool, max_pool_same,
 };
-pub use pos_embed::{add_tokens, resample_abs_pos_embed};
+pub use pos_embed::{add_tokens, resample_abs_pos_embed, take_tokens};
 pub use resize::{Interpolation, resize_hwc, resize_matrix, resize_nchw, resize_patch_kernel};
+pub use rope::{Rope, RopeKind, Rotation};
 pub use std_conv::{Standardize, WeightScale};
 pub use stride::{OutputStride, StageStride};
 
