@@ -62,6 +62,11 @@ def runs(sgd_lr, recipe_lr):
 GRADIENTS = [
     'test_vit embed_dim=32 depth=2 img_size=64 64x64',
     'deit_tiny_distilled_patch16_224 embed_dim=32 num_heads=2 depth=2 img_size=64 64x64',
+    'vit_tiny_r_s16_p8_224 embed_dim=32 num_heads=2 depth=1 img_size=64 64x64',
+    'resnetv2_18 64x64',
+    'test_convnext2 64x64',
+    'caformer_s18 64x64',
+    'gmlp_ti16_224 img_size=64 64x64',
 ]
 MODELS = [('test_resnet', 64, runs(0.01, 1e-4)), ('resnet10t', 64, runs(0.02, 5e-4))]
 SINGLE = ('plain', 'channels_last', 'native')

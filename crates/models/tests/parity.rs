@@ -226,11 +226,16 @@ macro_rules! families {
 families! {
     convnext
     deit
+    densenet
     eva
+    inception_v3
     metaformer
     mlp_mixer
+    nfnet
+    regnet
     resnet
     resnetv2
+    vgg
     vision_transformer
     vision_transformer_hybrid
 }

@@ -3,11 +3,16 @@
 
 pub mod convnext;
 pub mod deit;
+pub mod densenet;
 pub mod eva;
+pub mod inception_v3;
 pub mod metaformer;
 pub mod mlp_mixer;
+pub mod nfnet;
+pub mod regnet;
 pub mod resnet;
 pub mod resnetv2;
+pub mod vgg;
 pub mod vision_transformer;
 pub mod vision_transformer_hybrid;
 
@@ -20,11 +25,16 @@ pub type BuildFn = fn(name: &str, args: &ModelArgs) -> Result<Box<dyn Architectu
 static FAMILIES: &[(&str, BuildFn)] = &[
     ("convnext", convnext::build),
     ("deit", deit::build),
+    ("densenet", densenet::build),
     ("eva", eva::build),
+    ("inception_v3", inception_v3::build),
     ("metaformer", metaformer::build),
     ("mlp_mixer", mlp_mixer::build),
+    ("nfnet", nfnet::build),
+    ("regnet", regnet::build),
     ("resnet", resnet::build),
     ("resnetv2", resnetv2::build),
+    ("vgg", vgg::build),
     ("vision_transformer", vision_transformer::build),
     ("vision_transformer_hybrid", vision_transformer_hybrid::build),
 ];

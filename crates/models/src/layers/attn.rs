@@ -30,9 +30,9 @@ impl SqueezeExcite {
             .rd_channels
             .unwrap_or_else(|| make_divisible(channels as f64 * self.rd_ratio, self.rd_divisor, 0.0));
         let squeezed = b.mean(x, &[2, 3]);
-        let y = Conv::new(hidden, 1).bias().init(init).write(&b.at("fc1"), squeezed);
+        let y = Conv::new(hidden, 1).bias_init(init.of_bias()).init(init).write(&b.at("fc1"), squeezed);
         let y = self.act.write(&b.at("act"), y);
-        let y = Conv::new(channels, 1).bias().init(init).write(&b.at("fc2"), y);
+        let y = Conv::new(channels, 1).bias_init(init.of_bias()).init(init).write(&b.at("fc2"), y);
         b.mul(x, self.gate.write(&b.at("gate"), y))
     }
 }
@@ -65,7 +65,7 @@ impl Attn {
         match self {
             Attn::SqueezeExcite(se) => se.write(b, x, init),
             Attn::EffectiveSqueezeExcite => {
-                let fc = Conv::new(b.dim(x, 1), 1).bias().init(init);
+                let fc = Conv::new(b.dim(x, 1), 1).bias_init(init.of_bias()).init(init);
                 let gate = fc.write(&b.at("fc"), b.mean(x, &[2, 3]));
                 b.mul(x, Act::HardSigmoid.write(&b.at("gate"), gate))
             }

@@ -8,6 +8,7 @@ mod attention;
 mod attention_rope;
 mod attn;
 mod conv;
+mod conv_norm_act;
 mod drop;
 mod grn;
 mod head;
@@ -31,6 +32,7 @@ pub use conv::{
     Conv, DeclaredConv, LinearInit, Padding, WeightInit, linear, linear_with, pad_same, same_padding,
     symmetric_padding,
 };
+pub use conv_norm_act::{conv_norm, conv_norm_act};
 pub use drop::{drop_block, drop_path, drop_path_rates, dropout};
 pub use grn::global_response_norm;
 pub use head::{ClassifierHead, NormMlpHead, classifier, classifier_with};
