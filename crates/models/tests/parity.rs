@@ -224,6 +224,7 @@ macro_rules! families {
 }
 
 families! {
+    beit
     convnext
     deit
     densenet

@@ -1,6 +1,7 @@
 //! One file per family: paper and licence, configuration, blocks, the function that writes the network, variants
 //! as a table, and what its published weights need to load.
 
+pub mod beit;
 pub mod convnext;
 pub mod deit;
 pub mod densenet;
@@ -23,6 +24,7 @@ pub type BuildFn = fn(name: &str, args: &ModelArgs) -> Result<Box<dyn Architectu
 
 /// Every family that is written, by the name of timm's module.
 static FAMILIES: &[(&str, BuildFn)] = &[
+    ("beit", beit::build),
     ("convnext", convnext::build),
     ("deit", deit::build),
     ("densenet", densenet::build),

@@ -19,10 +19,12 @@ mod norm_act;
 mod patch_embed;
 mod pool;
 mod pos_embed;
+mod rel_pos;
 mod resize;
 mod rope;
 mod std_conv;
 mod stride;
+mod window;
 
 pub use act::Act;
 pub use attention::{Attention, AttentionPoolLatent, attend, attend_scaled, merge_heads, split_heads};
@@ -45,10 +47,15 @@ pub use pool::{
     AntiAlias, GlobalPool, TokenPool, avg_pool_same, avg_pool_shortcut, blur_pool, max_pool_same,
 };
 pub use pos_embed::{add_tokens, resample_abs_pos_embed, take_tokens};
+pub use rel_pos::{
+    LogCoordinates, RelPos, relative_position_bias, relative_position_count, relative_position_index,
+    resample_relative_positions,
+};
 pub use resize::{Interpolation, resize_hwc, resize_matrix, resize_nchw, resize_patch_kernel};
 pub use rope::{Rope, RopeKind, Rotation};
 pub use std_conv::{Standardize, WeightScale};
 pub use stride::{OutputStride, StageStride};
+pub use window::{Partition, ShiftedWindow, attend_windows};
 
 /// `value` rounded to a multiple of `divisor` (at least `divisor`), not below `round_limit` · `value`.
 ///

@@ -195,7 +195,7 @@ fn pair(halves: bool, dim: usize, i: usize) -> Pair {
     let half = dim / 2;
     let (angle, partner, first) = match halves {
         true => (i % half, (i + half) % dim, i < half),
-        false => (i / 2, i ^ 1, i % 2 == 0),
+        false => (i / 2, i ^ 1, i.is_multiple_of(2)),
     };
     Pair { angle, partner, sign: if first { -1.0 } else { 1.0 } }
 }

@@ -6,7 +6,7 @@
 //! <https://arxiv.org/abs/2607.05247>, Sapiens2 <https://arxiv.org/abs/2604.21681>. Reference: timm's `eva.py`
 //! (Apache-2.0); each tag's licence is in the pretrained table.
 
-mod variants;
+pub(super) mod variants;
 
 use timm_graph::{Builder, Init, NodeId};
 
@@ -14,14 +14,15 @@ use crate::architecture::{Architecture, ArchitectureError, GroupRule, Intermedia
 use crate::layers::{
     Act, AttentionPoolLatent, AttentionRope, Gate, Interpolation, LinearInit, Mlp, Norm, PatchEmbed,
     PatchFit, QkvBias, Rope, RopeKind, Rotation, TokenPool, WeightInit, add_tokens, drop_path,
-    drop_path_rates, dropout, resample_abs_pos_embed, resize_patch_kernel, take_tokens,
+    drop_path_rates, dropout, relative_position_bias, relative_position_count, resample_abs_pos_embed,
+    resample_relative_positions, resize_patch_kernel, take_tokens,
 };
 
 // ---- configuration ------------------------------------------------------------------------------------
 
 /// A network's shape, before a user's arguments.
 #[derive(Clone, Copy, Debug)]
-struct Config {
+pub(super) struct Config {
     patch: usize,
     dim: usize,
     depth: usize,
@@ -59,6 +60,8 @@ struct Config {
     /// Position embeddings are for patches only.
     no_embed_class: bool,
     abs_pos: bool,
+    /// A learned bias for each offset between two patches, in every block (<https://arxiv.org/abs/1803.02155>).
+    rel_pos: bool,
     rope: Option<Rope>,
     pool: TokenPool,
     /// Heads and MLP ratio of attention pooling; by default those of the blocks.
@@ -120,6 +123,7 @@ impl Config {
         flag(&mut self.class_token, "class_token")?;
         flag(&mut self.no_embed_class, "no_embed_class")?;
         flag(&mut self.abs_pos, "use_abs_pos_emb")?;
+        flag(&mut self.rel_pos, "use_rel_pos_bias")?;
         flag(&mut self.pre_norm, "use_pre_transformer_norm")?;
         flag(&mut self.dynamic_img_size, "dynamic_img_size")?;
         self.final_norm = args.extra("use_post_transformer_norm")?.or(self.final_norm);
@@ -189,6 +193,8 @@ struct Block<'a> {
     config: &'a Config,
     kv_heads: usize,
     rates: &'a Rates,
+    /// Patches down and across.
+    grid: [usize; 2],
     drop_path: f64,
     index: usize,
 }
@@ -246,7 +252,13 @@ impl Block<'_> {
             init: INIT,
             proj_init: self.last_init(),
         };
-        attention.write(b, x, rotation, None)
+        let relative = config.rel_pos.then(|| {
+            attention.declare_bias(b, config.dim);
+            let shape = [relative_position_count(self.grid, true), config.heads];
+            let table = b.param(TABLE, &shape, Init::Fill(0.0));
+            relative_position_bias(b, table, self.grid, true)
+        });
+        attention.write(b, x, rotation, relative)
     }
 
     fn mlp(&self) -> Mlp {
@@ -273,10 +285,11 @@ impl Block<'_> {
 // ---- the network --------------------------------------------------------------------------------------
 
 const INIT: LinearInit = LinearInit::TRUNC_NORMAL;
+const TABLE: &str = "relative_position_bias_table";
 const BICUBIC: (Interpolation, bool) = (Interpolation::Bicubic, true);
 
 /// A network of the family at a user's arguments.
-struct Eva {
+pub(super) struct Eva {
     config: Config,
     embed: PatchEmbed,
     img_size: [usize; 2],
@@ -290,8 +303,13 @@ struct Eva {
 }
 
 impl Eva {
-    fn new(mut config: Config, args: &ModelArgs) -> Result<Self, ArchitectureError> {
-        args.accept(ARGUMENTS)?;
+    /// The variant `config` with a user's arguments, of which it knows those in `known`.
+    pub(super) fn new(
+        mut config: Config,
+        args: &ModelArgs,
+        known: &[&str],
+    ) -> Result<Self, ArchitectureError> {
+        args.accept(known)?;
         config.apply(args)?;
         if args.extra::<f64>("patch_drop_rate")?.unwrap_or(0.0) > 0.0 {
             return Err(ArchitectureError("patch_drop_rate is not there yet: leave it out".into()));
@@ -372,11 +390,12 @@ impl Eva {
 impl Architecture for Eva {
     fn forward_features(&self, b: &Builder, x: NodeId) -> NodeId {
         let config = &self.config;
+        let grid = self.embed.grid(b.size(x));
         let (mut x, rotations) = self.embed(b, x);
         for (index, drop_path) in drop_path_rates(self.drop_path_rate, config.depth).into_iter().enumerate() {
             let segment = if self.grad_checkpointing { b.checkpoint_segment() } else { b.clone() };
             let kv_heads = self.kv_heads[index];
-            let block = Block { config, kv_heads, rates: &self.rates, drop_path, index };
+            let block = Block { config, kv_heads, rates: &self.rates, grid, drop_path, index };
             x = block.write(&segment.at("blocks").at(index), x, rotations.get(index));
             b.tap(format!("blocks.{index}"), x);
         }
@@ -419,7 +438,9 @@ impl Architecture for Eva {
     fn no_weight_decay(&self) -> Vec<String> {
         let learned = self.config.rope.is_some_and(|rope| rope.kind == RopeKind::Mixed);
         let names = ["pos_embed", "cls_token", "reg_token"];
-        names.into_iter().chain(learned.then_some("rope.freqs")).map(String::from).collect()
+        let tables = if self.config.rel_pos { self.config.depth } else { 0 };
+        let names = names.into_iter().chain(learned.then_some("rope.freqs")).map(String::from);
+        names.chain((0..tables).map(|index| format!("blocks.{index}.attn.{TABLE}"))).collect()
     }
 
     fn num_prefix_tokens(&self) -> usize {
@@ -440,7 +461,7 @@ impl Architecture for Eva {
     }
 
     fn grid(&self) -> Option<[usize; 2]> {
-        self.config.abs_pos.then(|| self.embed.grid(self.img_size))
+        (self.config.abs_pos || self.config.rel_pos).then(|| self.embed.grid(self.img_size))
     }
 
     fn resample(
@@ -451,14 +472,16 @@ impl Architecture for Eva {
         shape: &[usize],
         from: Option<[usize; 2]>,
     ) -> Option<NodeId> {
+        let grid = self.embed.grid(self.img_size);
         match name {
             "pos_embed" => {
-                let (grid, prefix) = (self.embed.grid(self.img_size), self.config.embedded_prefix());
+                let prefix = self.config.embedded_prefix();
                 Some(resample_abs_pos_embed(b, x, from, grid, prefix, BICUBIC))
             }
             "patch_embed.proj.weight" if b.dim(x, 1) == shape[1] => {
                 Some(resize_patch_kernel(b, x, [shape[2], shape[3]], BICUBIC))
             }
+            _ if name.ends_with(TABLE) => Some(resample_relative_positions(b, x, shape, from, grid)),
             _ => None,
         }
     }
@@ -504,5 +527,5 @@ const ARGUMENTS: &[&str] = &[
 pub fn build(name: &str, args: &ModelArgs) -> Result<Box<dyn Architecture>, ArchitectureError> {
     let config = variants::config(name)
         .ok_or_else(|| ArchitectureError(format!("the eva family has no variant '{name}'")))?;
-    Ok(Box::new(Eva::new(config, args)?))
+    Ok(Box::new(Eva::new(config, args, ARGUMENTS)?))
 }

@@ -6,7 +6,7 @@ use crate::families::vision_transformer::variants::{BASE, LARGE, SMALL, TINY};
 use crate::layers::{Norm, Rope, RopeKind, TokenPool};
 
 /// An EVA with a patch size, and width, depth and heads.
-const fn eva(patch: usize, [dim, depth, heads]: [usize; 3]) -> Config {
+pub(in crate::families) const fn eva(patch: usize, [dim, depth, heads]: [usize; 3]) -> Config {
     Config {
         patch,
         dim,
@@ -32,6 +32,7 @@ const fn eva(patch: usize, [dim, depth, heads]: [usize; 3]) -> Config {
         reg_tokens: 0,
         no_embed_class: false,
         abs_pos: true,
+        rel_pos: false,
         rope: None,
         pool: TokenPool::Avg,
         map_pool: None,
@@ -54,7 +55,8 @@ impl Config {
         Config { pool: TokenPool::Token, ..self }
     }
 
-    const fn layer_scale(self, init: f32) -> Self {
+    /// Scales of the branches start at this value.
+    pub(in crate::families) const fn layer_scale(self, init: f32) -> Self {
         Config { init_values: Some(init), ..self }
     }
 
@@ -69,6 +71,11 @@ impl Config {
     /// SwiGLU whose hidden values are a multiple of `align`.
     const fn gated(self, align: usize) -> Self {
         Config { gated: true, align, ..self }
+    }
+
+    /// As in BEiT: biases by offset instead of position embeddings.
+    pub(in crate::families) const fn relative(self) -> Self {
+        Config { abs_pos: false, rel_pos: true, ..self }
     }
 
     /// As in EVA-02: rotary positions of a grid of 16 × 16, SwiGLU.
