@@ -2,6 +2,8 @@
 //! as a table, and what its published weights need to load.
 
 pub mod beit;
+pub mod byoanet;
+pub mod byobnet;
 pub mod convnext;
 pub mod deit;
 pub mod densenet;
@@ -25,6 +27,8 @@ pub type BuildFn = fn(name: &str, args: &ModelArgs) -> Result<Box<dyn Architectu
 /// Every family that is written, by the name of timm's module.
 static FAMILIES: &[(&str, BuildFn)] = &[
     ("beit", beit::build),
+    ("byoanet", byoanet::build),
+    ("byobnet", byobnet::build),
     ("convnext", convnext::build),
     ("deit", deit::build),
     ("densenet", densenet::build),

@@ -150,7 +150,7 @@ fn conv(out_chans: usize, kernel: usize) -> Conv {
 }
 
 fn grouped(out_chans: usize, kernel: usize, groups: usize) -> Conv {
-    Conv::new(out_chans, kernel).groups(groups).init(WeightInit::FanOut { groups })
+    Conv::new(out_chans, kernel).groups(groups).init(WeightInit::FanOut)
 }
 
 impl RegNet {
@@ -167,7 +167,7 @@ impl RegNet {
         let Some(ratio) = self.config.se_ratio else { return x };
         let rd_channels = Some((width as f64 * ratio).round_ties_even() as usize);
         let se = SqueezeExcite { rd_channels, act: self.config.act, ..SqueezeExcite::ratio(ratio) };
-        se.write(&b.at("se"), x, WeightInit::FanOut { groups: 1 })
+        se.write(&b.at("se"), x, WeightInit::FanOut)
     }
 
     fn shortcut(&self, b: &Builder, x: NodeId, place: &Place) -> NodeId {
@@ -192,8 +192,9 @@ impl RegNet {
         let y = conv_norm_act(&b.at("conv1"), x, conv1, norm);
         let y = conv_norm_act(&b.at("conv2"), y, conv2, norm);
         let y = self.squeeze_excite(b, y, b.dim(x, 1));
-        // The block starts as its shortcut.
-        let y = conv_norm(&b.at("conv3"), y, conv3, norm, 0.0);
+        // The block starts as its shortcut, where every block has one.
+        let weight = if self.config.shortcut == Shortcut::None { 1.0 } else { 0.0 };
+        let y = conv_norm(&b.at("conv3"), y, conv3, norm, weight);
         let y = self.residual(b, x, y, place);
         if self.config.linear_out { y } else { self.config.act.write(&b.at("act3"), y) }
     }

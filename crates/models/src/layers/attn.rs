@@ -1,8 +1,8 @@
-//! Light channel attention that follows a block's last norm.
+//! Light attention inside blocks, by timm's names.
 
 use timm_graph::{Builder, Conv2d, NodeId, ReduceOp};
 
-use super::{Act, Conv, WeightInit, make_divisible};
+use super::{Act, BilinearAttn, Conv, GlobalContext, WeightInit, make_divisible};
 
 /// Squeeze-and-excitation (<https://arxiv.org/abs/1709.01507>): each channel is scaled by a gate that a
 /// two-layer network computes from the mean of all channels. Stores `fc1` and `fc2`.
@@ -54,6 +54,10 @@ pub enum Attn {
     EfficientChannel,
     /// `ceca`: the same, with the channels in a circle.
     CircularEfficientChannel,
+    /// `gc`, `gca`
+    GlobalContext(GlobalContext),
+    /// `bat`
+    Bilinear(BilinearAttn),
 }
 
 impl Attn {
@@ -71,6 +75,8 @@ impl Attn {
             }
             Attn::EfficientChannel => eca(b, x, eca_kernel(channels), false),
             Attn::CircularEfficientChannel => eca(b, x, eca_kernel(channels), true),
+            Attn::GlobalContext(context) => context.write(b, x, init),
+            Attn::Bilinear(bilinear) => bilinear.write(b, x, init),
         }
     }
 }

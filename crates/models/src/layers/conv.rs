@@ -15,7 +15,7 @@ pub enum WeightInit {
     /// Normal with variance 2 / fan_in.
     KaimingFanIn,
     /// As `KaimingFanOut` with the output channels of one group only; biases start at zero (MobileNet, EfficientNet, RegNet).
-    FanOut { groups: usize },
+    FanOut,
     /// Normal with variance 1 / fan_in, which keeps the variance of what is read; biases start at zero.
     LecunNormal,
     /// Uniform with variance 2 / (fan_in + fan_out), Glorot's and Bengio's.
@@ -31,13 +31,18 @@ impl From<Init> for WeightInit {
 }
 
 impl WeightInit {
-    /// The rule for a weight `[O, I / groups, …]`.
+    /// The rule for a weight `[O, I, …]`.
     pub fn of(self, shape: &[usize]) -> Init {
+        self.of_groups(shape, 1)
+    }
+
+    /// The rule for a weight `[O, I / groups, …]`.
+    pub fn of_groups(self, shape: &[usize], groups: usize) -> Init {
         let window: usize = shape.iter().skip(2).product();
         match self {
             WeightInit::FanIn => Init::Uniform { bound: fan_in_bound(shape) },
             WeightInit::KaimingFanOut => fan_out_normal(shape[0] * window),
-            WeightInit::FanOut { groups } => fan_out_normal(shape[0] * window / groups.max(1)),
+            WeightInit::FanOut => fan_out_normal(shape[0] * window / groups.max(1)),
             WeightInit::KaimingFanIn => {
                 Init::Normal { std: (2.0 * f64::from(fan_in_bound(shape)).powi(2)).sqrt() as f32 }
             }
@@ -53,7 +58,7 @@ impl WeightInit {
     /// The rule for biases beside weights that start like this.
     pub fn of_bias(self) -> WeightInit {
         match self {
-            WeightInit::FanOut { .. } | WeightInit::LecunNormal => WeightInit::Fixed(Init::Fill(0.0)),
+            WeightInit::FanOut | WeightInit::LecunNormal => WeightInit::Fixed(Init::Fill(0.0)),
             _ => WeightInit::FanIn,
         }
     }
@@ -176,7 +181,7 @@ impl Conv {
             return DeclaredConv { conv: *self, b, weight, bias: None };
         }
         let shape = [self.out_chans, in_chans / self.groups, self.kernel[0], self.kernel[1]];
-        let weight = b.param("weight", &shape, self.init.of(&shape));
+        let weight = b.param("weight", &shape, self.init.of_groups(&shape, self.groups));
         let bias = self.bias.map(|init| bias(&b, &shape, init));
         let weight = self.standardize.map_or(weight, |standardize| standardize.write(&b, weight));
         DeclaredConv { conv: *self, b, weight, bias }
