@@ -279,6 +279,11 @@ pub trait Architecture: Send + Sync {
         Ok(None)
     }
 
+    /// Shell patterns of names that published files may have beyond the model's, or may lack.
+    fn optional_weights(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// Fixes arguments whose default follows from the pooling at what they are now, before the pooling changes.
     fn settle(&self, _args: &mut ModelArgs) {}
 

@@ -225,6 +225,11 @@ impl Blueprint {
         (fitted.len() == shape.iter().product::<usize>()).then(|| Tensor::new(shape, fitted))
     }
 
+    /// Shell patterns of names that published files may have beyond the model's, or may lack.
+    pub fn optional_weights(&self) -> &'static [&'static str] {
+        self.architecture.optional_weights()
+    }
+
     /// The part of the network that the chosen levels need: the later levels are gone, so is the head, and with
     /// `prune_norm` the final norm. It answers `forward_intermediates` only. Also returns the positions chosen.
     ///

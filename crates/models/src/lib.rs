@@ -34,6 +34,6 @@ pub use architecture::{
 };
 pub use blueprint::Blueprint;
 pub use error::ModelError;
-pub use model::{Intermediates, Model, WeightSource};
+pub use model::{Intermediates, Model};
 pub use network::Network;
 pub use plans::{Call, Indices, IntermediatesArgs};

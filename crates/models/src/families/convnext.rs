@@ -239,6 +239,11 @@ impl Architecture for ConvNeXt {
         &["head.fc"]
     }
 
+    fn optional_weights(&self) -> &'static [&'static str] {
+        // Files of masked autoencoders end before the head's norm.
+        if self.config.grn { &["head.norm.*"] } else { &[] }
+    }
+
     fn group_matcher(&self, coarse: bool) -> Vec<GroupRule> {
         let stem = GroupRule::new(0, "^stem");
         if coarse {
