@@ -256,10 +256,12 @@ families! {
     convnext
     deit
     densenet
+    efficientnet
     eva
     inception_v3
     metaformer
     mlp_mixer
+    mobilenetv3
     nfnet
     regnet
     resnet

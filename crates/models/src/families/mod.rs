@@ -7,10 +7,12 @@ pub mod byobnet;
 pub mod convnext;
 pub mod deit;
 pub mod densenet;
+pub mod efficientnet;
 pub mod eva;
 pub mod inception_v3;
 pub mod metaformer;
 pub mod mlp_mixer;
+pub mod mobilenetv3;
 pub mod nfnet;
 pub mod regnet;
 pub mod resnet;
@@ -32,10 +34,12 @@ static FAMILIES: &[(&str, BuildFn)] = &[
     ("convnext", convnext::build),
     ("deit", deit::build),
     ("densenet", densenet::build),
+    ("efficientnet", efficientnet::build),
     ("eva", eva::build),
     ("inception_v3", inception_v3::build),
     ("metaformer", metaformer::build),
     ("mlp_mixer", mlp_mixer::build),
+    ("mobilenetv3", mobilenetv3::build),
     ("nfnet", nfnet::build),
     ("regnet", regnet::build),
     ("resnet", resnet::build),

@@ -5,11 +5,14 @@
 
 mod act;
 mod attention;
+mod attention2d;
+mod attention_rope;
 mod attention_pool2d;
 mod attention_rope;
 mod attn;
 mod bilinear_attn;
 mod bottleneck_attn;
+mod cond_conv;
 mod conv;
 mod conv_norm_act;
 mod drop;
@@ -19,6 +22,7 @@ mod halo_attn;
 mod head;
 mod lambda_layer;
 mod layer_scale;
+mod mixed_conv;
 mod mlp;
 mod norm;
 mod norm_act;
@@ -36,9 +40,11 @@ pub use act::Act;
 pub use attention::{Attention, AttentionPoolLatent, attend, attend_scaled, merge_heads, split_heads};
 pub use attention_pool2d::AttentionPool2d;
 pub use attention_rope::{AttentionRope, QkvBias};
+pub use attention2d::{Attention2d, MultiQueryAttention2d};
 pub use attn::{Attn, SqueezeExcite, eca_kernel};
 pub use bilinear_attn::BilinearAttn;
 pub use bottleneck_attn::BottleneckAttn;
+pub use cond_conv::cond_conv;
 pub use conv::{
     Conv, DeclaredConv, LinearInit, Padding, WeightInit, linear, linear_with, pad_same, same_padding,
     symmetric_padding,
@@ -51,6 +57,7 @@ pub use halo_attn::HaloAttn;
 pub use head::{ClassifierHead, NormMlpHead, classifier, classifier_with};
 pub use lambda_layer::{LambdaLayer, LambdaPosition};
 pub use layer_scale::layer_scale;
+pub use mixed_conv::mixed_conv;
 pub use mlp::{Gate, Mlp};
 pub use norm::Norm;
 pub use norm_act::{Groups, NormAct};
