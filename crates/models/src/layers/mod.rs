@@ -6,7 +6,6 @@
 mod act;
 mod attention;
 mod attention2d;
-mod attention_rope;
 mod attention_pool2d;
 mod attention_rope;
 mod attn;
