@@ -226,10 +226,13 @@ macro_rules! families {
 families! {
     convnext
     deit
+    maxxvit
     metaformer
     mlp_mixer
     resnet
     resnetv2
+    swin_transformer
+    swin_transformer_v2
     vision_transformer
     vision_transformer_hybrid
 }

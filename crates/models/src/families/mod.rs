@@ -3,10 +3,13 @@
 
 pub mod convnext;
 pub mod deit;
+pub mod maxxvit;
 pub mod metaformer;
 pub mod mlp_mixer;
 pub mod resnet;
 pub mod resnetv2;
+pub mod swin_transformer;
+pub mod swin_transformer_v2;
 pub mod vision_transformer;
 pub mod vision_transformer_hybrid;
 
@@ -19,10 +22,13 @@ pub type BuildFn = fn(name: &str, args: &ModelArgs) -> Result<Box<dyn Architectu
 static FAMILIES: &[(&str, BuildFn)] = &[
     ("convnext", convnext::build),
     ("deit", deit::build),
+    ("maxxvit", maxxvit::build),
     ("metaformer", metaformer::build),
     ("mlp_mixer", mlp_mixer::build),
     ("resnet", resnet::build),
     ("resnetv2", resnetv2::build),
+    ("swin_transformer", swin_transformer::build),
+    ("swin_transformer_v2", swin_transformer_v2::build),
     ("vision_transformer", vision_transformer::build),
     ("vision_transformer_hybrid", vision_transformer_hybrid::build),
 ];

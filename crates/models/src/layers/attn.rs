@@ -2,7 +2,7 @@
 
 use timm_graph::{Builder, Conv2d, NodeId, ReduceOp};
 
-use super::{Act, Conv, WeightInit, make_divisible};
+use super::{Act, Conv, LinearInit, WeightInit, make_divisible};
 
 /// Squeeze-and-excitation (<https://arxiv.org/abs/1709.01507>): each channel is scaled by a gate that a
 /// two-layer network computes from the mean of all channels. Stores `fc1` and `fc2`.
@@ -25,14 +25,20 @@ impl SqueezeExcite {
 
     /// Writes the gated `x` `[B, C, H, W]`.
     pub fn write(&self, b: &Builder, x: NodeId, init: WeightInit) -> NodeId {
+        self.write_with(b, x, LinearInit { weight: init, bias: WeightInit::FanIn })
+    }
+
+    /// The same with biases that start as told, too.
+    pub fn write_with(&self, b: &Builder, x: NodeId, init: LinearInit) -> NodeId {
         let channels = b.dim(x, 1);
+        let conv = |out| Conv::new(out, 1).init(init.weight).bias_init(init.bias);
         let hidden = self
             .rd_channels
             .unwrap_or_else(|| make_divisible(channels as f64 * self.rd_ratio, self.rd_divisor, 0.0));
         let squeezed = b.mean(x, &[2, 3]);
-        let y = Conv::new(hidden, 1).bias().init(init).write(&b.at("fc1"), squeezed);
+        let y = conv(hidden).write(&b.at("fc1"), squeezed);
         let y = self.act.write(&b.at("act"), y);
-        let y = Conv::new(channels, 1).bias().init(init).write(&b.at("fc2"), y);
+        let y = conv(channels).write(&b.at("fc2"), y);
         b.mul(x, self.gate.write(&b.at("gate"), y))
     }
 }

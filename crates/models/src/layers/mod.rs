@@ -33,7 +33,7 @@ pub use conv::{
 pub use drop::{drop_block, drop_path, drop_path_rates, dropout};
 pub use grn::global_response_norm;
 pub use head::{ClassifierHead, NormMlpHead, classifier, classifier_with};
-pub use layer_scale::layer_scale;
+pub use layer_scale::{layer_scale, layer_scale_2d};
 pub use mlp::{Gate, Mlp};
 pub use norm::Norm;
 pub use norm_act::{Groups, NormAct};
