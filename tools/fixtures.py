@@ -178,6 +178,8 @@ class Recorder:
         self.head_variants()
         self.size_variants()
         self.features()
+        if 'reparam' in self.tags:
+            self.reparameterized()
         return self.record
 
     def reference(self):
@@ -293,6 +295,18 @@ class Recorder:
             for stride in (16, 8):
                 self.variant(f'output_stride={stride}', output_stride=stride)
 
+    def reparameterized(self):
+        """What timm's reparameterize_model makes of the weights: its keys, new and changed entries, the output."""
+        model = timm.create_model(self.name, **self.kwargs).eval()
+        fill_model(model, self.exponents)
+        before = model.double().state_dict()
+        fused = timm.models.reparameterize_model(model)
+        after = fused.state_dict()
+        changed = {k: v for k, v in after.items() if k not in before or not torch.equal(v, before[k])}
+        self.record['reparameterized'] = dict(
+            keys={k: list(v.shape) for k, v in after.items()}, entries={k: summary(v, 4) for k, v in changed.items()},
+            output=rows(fused(self.x.double())))
+
     def features(self):
         """The features-only model; with the tag `os`, also at both output strides."""
         def build(**kwargs):
@@ -362,7 +376,7 @@ def differences(ours, theirs, path='', tolerance=1e-5):
 def main():
     ap = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     ap.add_argument('models', nargs='*', metavar='"NAME [HxW] [tag ...] [argument=value ...]"',
-                    help='tags: in_chans, os (output strides), nopool, small (a small odd size)')
+                    help='tags: in_chans, os (output strides), nopool, small (a small odd size), reparam (fused for inference)')
     ap.add_argument('--list', default=os.path.join(HERE, 'fixtures.txt'), help='file with such lines')
     ap.add_argument('--out', default=OUT)
     ap.add_argument('--compare', metavar='DIR', help='write nothing; exit 1 if a record differs from DIR')

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use timm_graph::{Builder, DType, GraphError, NodeId};
+use timm_graph::{Builder, DType, GraphError, NodeId, Store};
+
+use crate::reparameterize::{FuseError, FusedConv};
 
 /// Arguments of a model, timm's names; `None` means the default of the model or its pretrained tag.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -274,6 +276,25 @@ pub trait Architecture: Send + Sync {
         _from: Option<[usize; 2]>,
     ) -> Option<NodeId> {
         None
+    }
+
+    /// Whether it has branches that `inference_mode` fuses: see [`crate::reparameterize`].
+    fn has_branches(&self) -> bool {
+        false
+    }
+
+    /// What the module `path` of this network, built with `inference_mode`, holds where `branches` are the weights of
+    /// the same network without; `None` where both hold the same.
+    ///
+    /// # Errors
+    /// An entry that is missing or has another shape.
+    fn fused(&self, _path: &str, _branches: &Store) -> Result<Option<FusedConv>, FuseError> {
+        Ok(None)
+    }
+
+    /// Shell patterns of names that published files may have beyond the model's, or may lack.
+    fn optional_weights(&self) -> &'static [&'static str] {
+        &[]
     }
 
     /// Fixes arguments whose default follows from the pooling at what they are now, before the pooling changes.

@@ -106,7 +106,11 @@ impl Blueprint {
                 size.next_multiple_of(64)
             }
         };
-        let feature_info = architecture.feature_info([chans, even(height), even(width)]).map_err(failed)?;
+        // Some take few sizes, such as multiples of 7 · 32: then their own.
+        let feature_info = architecture
+            .feature_info([chans, even(height), even(width)])
+            .or_else(|_| architecture.feature_info([chans, height, width]))
+            .map_err(failed)?;
         let b = Builder::new(false);
         let x = b.input(INPUT, &[1, chans, height, width], DType::F32);
         let features = architecture.forward_features(&b, x);
@@ -198,6 +202,10 @@ impl Blueprint {
         self.architecture.output_fmt()
     }
 
+    pub(crate) fn architecture(&self) -> &dyn Architecture {
+        &*self.architecture
+    }
+
     /// Patches down and across that the position tables are made for, in networks that have such tables.
     pub fn grid(&self) -> Option<[usize; 2]> {
         self.architecture.grid()
@@ -239,6 +247,11 @@ impl Blueprint {
         let values = evaluate(&graph, &|_| None, &[("entry", data)], 0, 0).ok()?;
         let fitted: Vec<f32> = values.output("fitted")?.iter().map(|&v| v as f32).collect();
         (fitted.len() == shape.iter().product::<usize>()).then(|| Tensor::new(shape, fitted))
+    }
+
+    /// Shell patterns of names that published files may have beyond the model's, or may lack.
+    pub fn optional_weights(&self) -> &'static [&'static str] {
+        self.architecture.optional_weights()
     }
 
     /// The part of the network that the chosen levels need: the later levels are gone, so is the head, and with

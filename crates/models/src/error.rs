@@ -4,6 +4,7 @@ use timm_graph::{EngineError, GraphError};
 
 use crate::architecture::ArchitectureError;
 use crate::pretrained::RegistryError;
+use crate::reparameterize::FuseError;
 use crate::weights::WeightError;
 
 /// Why a model could not be made, or did not run.
@@ -32,6 +33,8 @@ pub enum ModelError {
     Pruned { name: String },
     #[error("model '{name}': '{entry}' is {found:?} and cannot be fitted to {expected:?}")]
     Unfit { name: String, entry: String, found: Option<Vec<usize>>, expected: Vec<usize> },
+    #[error("model '{name}': {source}")]
+    Fuse { name: String, source: FuseError },
     #[error(transparent)]
     Weights(#[from] WeightError),
 }

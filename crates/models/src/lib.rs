@@ -9,6 +9,7 @@
 //! - [`blueprint`]: an architecture at given arguments, without weights
 //! - [`model`]: the calls every model answers
 //! - [`table`], [`pretrained`]: what is known of every name and published tag
+//! - [`reparameterize`]: branches of training fused for inference
 //! - [`weights`]: safetensors files
 //! - [`init`]: initial weights
 
@@ -24,6 +25,7 @@ pub mod names;
 pub mod network;
 pub mod plans;
 pub mod pretrained;
+pub mod reparameterize;
 pub mod table;
 pub mod weights;
 
@@ -32,6 +34,6 @@ pub use architecture::{
 };
 pub use blueprint::Blueprint;
 pub use error::ModelError;
-pub use model::{Intermediates, Model, WeightSource};
+pub use model::{Intermediates, Model};
 pub use network::Network;
 pub use plans::{Call, Indices, IntermediatesArgs};

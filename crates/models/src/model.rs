@@ -1,6 +1,6 @@
 //! A model of the zoo: blueprint, weights and engine together, answering timm's calls.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use timm_graph::{Builder, Engine, EngineError, InputData, NodeId, Run, Store, Tensor};
@@ -12,20 +12,8 @@ use crate::init::{init_store, init_tensor};
 use crate::network::Network;
 use crate::plans::{Call, Indices, IntermediatesArgs, Plans};
 use crate::pretrained::Names;
-use crate::weights::{Adaptation, LoadReport, WeightError, WeightFile};
-
-/// Where a model's weights come from.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum WeightSource {
-    /// Freshly initialised.
-    #[default]
-    Init,
-    /// A file of the pretrained tag, fitted to other channels and classes; downloading is not there yet, so without
-    /// a file this is an error that says where to find it.
-    Pretrained { file: Option<PathBuf> },
-    /// A file that must fit the model exactly.
-    Checkpoint(PathBuf),
-}
+use crate::reparameterize::fused_store;
+use crate::weights::{Adaptation, LoadReport, WeightFile};
 
 /// What `forward_intermediates` returns.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -63,41 +51,6 @@ impl Model {
     /// As [`Blueprint::new`].
     pub fn new(name: &str, args: &ModelArgs, engine: Arc<dyn Engine>) -> Result<Self, ModelError> {
         Ok(Self::from_blueprint(Blueprint::new(name, args)?, engine))
-    }
-
-    /// Makes the model `name` with the weights of `source`.
-    ///
-    /// # Errors
-    /// As [`Blueprint::new`] and [`Model::load_checkpoint`].
-    pub fn with_weights(
-        name: &str,
-        args: &ModelArgs,
-        source: &WeightSource,
-        engine: Arc<dyn Engine>,
-    ) -> Result<Self, ModelError> {
-        let blueprint = Blueprint::new(name, args)?;
-        if *source == WeightSource::Init {
-            return Ok(Self::from_blueprint(blueprint, engine));
-        }
-        // What the file brings need not be drawn first.
-        let mut store = Store::new();
-        for (name, spec) in blueprint.states() {
-            store.insert(name.as_str(), spec.kind, Tensor::full(&spec.shape, 0.0));
-        }
-        let mut model = Model { blueprint, store, engine, plans: Plans::default() };
-        let report = match source {
-            WeightSource::Checkpoint(path) => model.load_checkpoint(path, true)?,
-            WeightSource::Pretrained { file: Some(path) } => model.load_pretrained(path)?,
-            _ => return Err(no_pretrained(name, &model).into()),
-        };
-        let seed = model.args().seed;
-        for name in &report.untouched {
-            if let (Some(spec), Some(entry)) = (model.blueprint.states().get(name), model.store.get_mut(name))
-            {
-                entry.tensor = init_tensor(name, spec, seed);
-            }
-        }
-        Ok(model)
     }
 
     /// Gives a blueprint freshly initialised weights and an engine.
@@ -280,6 +233,23 @@ impl Model {
         Ok(())
     }
 
+    /// Fuses branches that only training needs: the same network with `inference_mode`, whose weights follow from the
+    /// present ones, as timm's `reparameterize_model`. A model without such branches stays as it is. See
+    /// [`crate::reparameterize`].
+    ///
+    /// # Errors
+    /// As [`Blueprint::with_args`]; branches that do not fit together. The model is then unchanged.
+    pub fn reparameterize(&mut self) -> Result<(), ModelError> {
+        if !self.architecture().has_branches() {
+            return Ok(());
+        }
+        let new = self.with_args(self.args().clone().with("inference_mode", true))?;
+        let store = fused_store(new.architecture(), new.states(), &self.store)
+            .map_err(|source| ModelError::Fuse { name: self.name().to_string(), source })?;
+        *self = Model { blueprint: new, store, engine: self.engine.clone(), plans: Plans::default() };
+        Ok(())
+    }
+
     /// Other sizes of image, patch or window, in networks that are built for one: position tables are resampled.
     ///
     /// # Errors
@@ -339,23 +309,38 @@ impl Model {
         Ok(file.load(&mut self.store, strict, &Adaptation::default())?)
     }
 
-    /// Loads a file of the pretrained tag, fitted to the model's `in_chans` and `num_classes` as timm does.
+    /// Loads published or other pretrained weights, fitted to the model as timm does: a first convolution for other
+    /// image channels is adapted, a classifier for other classes left at its initial value, tables of positions
+    /// resampled. The report says which.
     ///
     /// # Errors
-    /// As [`Model::load_checkpoint`].
+    /// A damaged file; any other difference in names and shapes. The model is then unchanged.
     pub fn load_pretrained(&mut self, path: impl AsRef<Path>) -> Result<LoadReport, ModelError> {
-        let names =
+        let mut file = WeightFile::open(path)?;
+        let Model { blueprint, store, .. } = self;
+        let cfg = blueprint.pretrained_cfg();
+        let paths =
             |names: &Option<Names>| names.as_ref().map_or(Vec::new(), |names| names.as_slice().to_vec());
-        let cfg = self.pretrained_cfg();
-        let adaptation = Adaptation {
-            first_conv: names(&cfg.first_conv),
-            in_chans: [cfg.input_size[0], self.args().in_chans.unwrap_or(cfg.input_size[0])],
-            classifier: names(&cfg.classifier),
-            num_classes: [cfg.num_classes, self.num_classes()],
-            label_offset: cfg.label_offset.unwrap_or(0),
+        let (first_conv, classifier) = (paths(&cfg.first_conv), paths(&cfg.classifier));
+        // The file's own shapes, not the tag's: it may have been trained on anything.
+        let size = |paths: &[String], axis: usize| {
+            let is_weight = |name: &str| paths.iter().any(|path| name == format!("{path}.weight"));
+            file.shapes().find(|(name, _)| is_weight(name)).and_then(|(_, shape)| shape.get(axis).copied())
         };
-        let report = WeightFile::open(path)?.load(&mut self.store, true, &adaptation)?;
-        Ok(report)
+        let chans = blueprint.args().in_chans.unwrap_or(cfg.input_size[0]);
+        let classes = blueprint.num_classes();
+        let found = size(&classifier, 0).unwrap_or(classes);
+        let offset = cfg.label_offset.filter(|offset| found == cfg.num_classes + offset).unwrap_or(0);
+        let adaptation = Adaptation {
+            in_chans: [size(&first_conv, 1).unwrap_or(chans), chans],
+            num_classes: [found - offset, classes],
+            label_offset: offset,
+            first_conv,
+            classifier,
+            resample: Some(&|name, tensor| blueprint.resample(name, tensor, None)),
+            optional: blueprint.optional_weights(),
+        };
+        Ok(file.load(store, true, &adaptation)?)
     }
 
     /// Writes the weights as a safetensors file that timm loads, whole or not at all.
@@ -365,23 +350,6 @@ impl Model {
     pub fn save(&self, path: impl AsRef<Path>) -> Result<(), ModelError> {
         Ok(crate::weights::save(path, self.store.iter(), &self.metadata())?)
     }
-}
-
-fn no_pretrained(name: &str, model: &Model) -> WeightError {
-    let cfg = model.pretrained_cfg();
-    let source = [&cfg.hf_hub_id, &cfg.url].into_iter().flatten().find(|source| !source.is_empty());
-    let message = match source {
-        None => "none were published for it; other tags may have some".to_string(),
-        Some(source) => {
-            let place = if source.contains("://") {
-                source.clone()
-            } else {
-                format!("https://huggingface.co/{source}")
-            };
-            format!("downloading is not built in yet; get the safetensors file of {place} and give its path")
-        }
-    };
-    WeightError::NoWeights { name: name.to_string(), message }
 }
 
 impl Network for Model {

@@ -11,6 +11,8 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use timm_graph::engine::Entry;
 use timm_graph::{StateKind, Store, Tensor};
 
+use crate::names::wildcard_match;
+
 /// The format allows headers of up to 100 MB.
 const MAX_HEADER: u64 = 100_000_000;
 
@@ -31,8 +33,6 @@ pub enum WeightError {
     Dtype { path: PathBuf, name: String, dtype: String },
     #[error("'{}' does not fit the model:{report}", path.display())]
     Mismatch { path: PathBuf, report: Box<LoadReport> },
-    #[error("no pretrained weights for '{name}' here: {message}")]
-    NoWeights { name: String, message: String },
 }
 
 /// An entry with another shape in the file than in the model.
@@ -82,9 +82,9 @@ impl std::fmt::Display for LoadReport {
     }
 }
 
-/// How a file for other input channels or classes is fitted to a model, as timm's `load_pretrained` does.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Adaptation {
+/// How a file for other input channels, classes or sizes is fitted to a model, as timm's `load_pretrained` does.
+#[derive(Clone, Default)]
+pub struct Adaptation<'a> {
     /// Paths of the first convolutions; their weights are summed over the channels (for one channel) or repeated
     /// and scaled by file channels / model channels.
     pub first_conv: Vec<String>,
@@ -96,9 +96,17 @@ pub struct Adaptation {
     pub num_classes: [usize; 2],
     /// Leading classes of the file that the model does not have.
     pub label_offset: usize,
+    /// Fits an entry of another shape, a table of positions for another image size.
+    pub resample: Option<&'a dyn Fn(&str, &Tensor) -> Option<Tensor>>,
+    /// Shell patterns of names that may be on one side only.
+    pub optional: &'a [&'a str],
 }
 
-impl Adaptation {
+impl Adaptation<'_> {
+    fn is_optional(&self, name: &str) -> bool {
+        self.optional.iter().any(|pattern| wildcard_match(pattern, name))
+    }
+
     fn drops(&self, name: &str) -> bool {
         self.num_classes[0] != self.num_classes[1] && self.of_classifier(name)
     }
@@ -126,6 +134,12 @@ impl Adaptation {
             shape[0] -= self.label_offset;
             let adapted = Tensor::new(&shape, tensor.data[self.label_offset * row..].to_vec());
             return (adapted, Some(format!("{name}: without the first {} classes", self.label_offset)));
+        }
+        if tensor.shape != wanted
+            && let Some(fitted) = self.resample.and_then(|resample| resample(name, &tensor))
+        {
+            let note = format!("{name}: resampled from {:?} to {:?}", tensor.shape, fitted.shape);
+            return (fitted, Some(note));
         }
         (tensor, None)
     }
@@ -265,7 +279,7 @@ impl WeightFile {
         &mut self,
         store: &mut Store,
         strict: bool,
-        adaptation: &Adaptation,
+        adaptation: &Adaptation<'_>,
     ) -> Result<LoadReport, WeightError> {
         let mut report = LoadReport::default();
         let mut loaded = Vec::new();
@@ -278,7 +292,11 @@ impl WeightFile {
                 continue;
             }
             let Some(entry) = store.get(name) else {
-                report.unexpected.push(name.clone());
+                if adaptation.is_optional(name) {
+                    report.adapted.push(format!("{name}: left out, the model has no such entry"));
+                } else {
+                    report.unexpected.push(name.clone());
+                }
                 continue;
             };
             let expected = entry.tensor.shape.clone();
@@ -298,7 +316,11 @@ impl WeightFile {
                 report.untouched.push(name.to_string());
             }
             if !dropped && !found.contains(name) {
-                report.missing.push(name.to_string());
+                if adaptation.is_optional(name) {
+                    report.adapted.push(format!("{name}: left at its initial value, the file has none"));
+                } else {
+                    report.missing.push(name.to_string());
+                }
             }
         }
         if !report.misshapen.is_empty() || (strict && !report.fits()) {

@@ -4,11 +4,12 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use rayon::prelude::*;
-use support::{FeaturesOnly, Fixture, Intermediates, Recorded, Report, input_values};
+use support::{FeaturesOnly, Fixture, Intermediates, Recorded, Reparameterized, Report, input_values};
 use timm_cpu::CpuEngine;
 use timm_graph::reference::ReferenceEngine;
 use timm_graph::{Engine, StateKind, StateSpec, Store, Tensor};
@@ -179,7 +180,32 @@ fn check_all(fixture: &Fixture, engine: &Arc<dyn Engine>) {
         };
         compare(&mut report, name, variant.output.as_ref().expect("an output"), &result.expect(name));
     }
+    if let Some(expected) = &fixture.reparameterized {
+        check_reparameterized(plain, &x, expected, &mut report);
+    }
     report.finish();
+}
+
+/// Keys and values of the fused weights, and the output with them.
+fn check_reparameterized(mut model: Model, x: &Tensor, expected: &Reparameterized, report: &mut Report) {
+    let before = model.forward(x).expect("forward");
+    model.reparameterize().expect("reparameterize");
+    let keys = model.states().iter().map(|(name, spec)| (name.clone(), spec.shape.clone()));
+    report.equal("reparameterized keys", &keys.collect::<BTreeMap<_, _>>(), &expected.keys);
+    for (name, summary) in &expected.entries {
+        match model.store().get(name) {
+            Some(entry) => report.tensor(name, summary, &entry.tensor.shape, &entry.tensor.data),
+            None => report.fail(name, "missing after reparameterize"),
+        }
+    }
+    let after = model.forward(x).expect("forward, fused");
+    compare(report, "reparameterized forward", &expected.output, &after);
+    let largest = before.data.iter().fold(0f32, |m, v| m.max(v.abs()));
+    let apart = before.data.iter().zip(&after.data).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+    assert!(apart <= 1e-4 * largest, "{}: {apart} of {largest} before and after", model.name());
+    let again = model.store().version();
+    model.reparameterize().expect("once more");
+    assert_eq!(model.store().version(), again, "a fused model stays as it is");
 }
 
 fn reference() -> Arc<dyn Engine> {
@@ -224,15 +250,22 @@ macro_rules! families {
 }
 
 families! {
+    byoanet
+    byobnet
     convnext
     deit
+    densenet
+    inception_v3
     maxxvit
     metaformer
     mlp_mixer
+    nfnet
+    regnet
     resnet
     resnetv2
     swin_transformer
     swin_transformer_v2
+    vgg
     vision_transformer
     vision_transformer_hybrid
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use timm_graph::reference::ReferenceEngine;
 use timm_graph::{StateKind, Store, Tensor};
 use timm_models::weights::{Adaptation, WeightFile, adapt_input_conv, save};
-use timm_models::{Model, ModelArgs, WeightSource};
+use timm_models::{Model, ModelArgs};
 
 /// A folder of its own for each test, removed at the end.
 struct Folder(PathBuf);
@@ -255,25 +255,18 @@ fn pretrained_weights_adapt_to_channels_and_classes() {
 }
 
 #[test]
-fn made_with_weights() {
-    let folder = Folder::new("made");
+fn pretrained_weights_adapt_to_other_sizes() {
+    let folder = Folder::new("sizes");
     let path = folder.path("weights.safetensors");
-    let source = seeded(7);
+    let vit = |args: &ModelArgs| Model::new("test_vit", args, Arc::new(ReferenceEngine)).expect("a model");
+    let mut source = vit(&ModelArgs { seed: 3, ..ModelArgs::default() });
     source.save(&path).expect("saved");
-    let make = |args: &ModelArgs, source: &WeightSource| {
-        Model::with_weights("test_resnet", args, source, Arc::new(ReferenceEngine))
-    };
-    let args = ModelArgs { seed: 8, ..ModelArgs::default() };
-    let loaded = make(&args, &WeightSource::Checkpoint(path.clone())).expect("loaded");
-    assert!(loaded.store().iter().eq(source.store().iter()));
-    let args = ModelArgs { num_classes: Some(5), ..args };
-    let fitted = make(&args, &WeightSource::Pretrained { file: Some(path.clone()) }).expect("loaded");
-    assert_eq!(fitted.store().get("layer3.0.conv2.weight"), source.store().get("layer3.0.conv2.weight"));
-    assert_eq!(fitted.store().get("fc.weight"), model(args.clone()).store().get("fc.weight"), "initialised");
-    assert!(make(&args, &WeightSource::Checkpoint(path)).is_err(), "other classes do not fit exactly");
-
-    let error = make(&args, &WeightSource::Pretrained { file: None }).err().expect("no download").to_string();
-    assert!(error.contains("https://huggingface.co/timm/test_resnet.r160_in1k"), "{error}");
+    let mut small = vit(&ModelArgs { img_size: Some([96, 96]), ..ModelArgs::default() });
+    assert!(small.load_checkpoint(&path, true).is_err(), "a checkpoint must fit exactly");
+    let report = small.load_pretrained(&path).expect("fitted");
+    assert_eq!(report.adapted, ["pos_embed: resampled from [1, 101, 64] to [1, 37, 64]"]);
+    source.set_input_size(Some([96, 96]), None, None).expect("a size it takes");
+    assert!(small.store().iter().eq(source.store().iter()), "as a model whose size is changed");
 }
 
 #[test]

@@ -44,11 +44,13 @@ pub use timm_graph as graph;
 pub use timm_models as models;
 pub use timm_train as train;
 
+#[cfg(feature = "hub")]
+pub mod hub;
 mod preprocess;
 mod saved;
 
 pub use preprocess::{DataConfig, top_k};
-pub use saved::{SavedModel, load_fitting};
+pub use saved::SavedModel;
 
 /// What most programs need.
 pub mod prelude {
@@ -67,4 +69,17 @@ use timm_models::{Model, ModelArgs, ModelError};
 /// An unknown name (with the nearest known ones), a family that is not written yet, arguments that do not fit.
 pub fn create_model(name: &str, args: &ModelArgs) -> Result<Model, ModelError> {
     Model::new(name, args, Arc::new(CpuEngine))
+}
+
+/// Makes the model that timm calls `name` with its published weights, as timm's `create_model(name, pretrained=True)`:
+/// from the cache, else downloaded from the Hugging Face hub, and fitted to `args`.
+///
+/// # Errors
+/// As [`create_model`]; those of [`hub::Hub::weights`] and [`Model::load_pretrained`].
+#[cfg(feature = "hub")]
+pub fn create_pretrained(name: &str, args: &ModelArgs) -> Result<Model, hub::HubError> {
+    let mut model = create_model(name, args)?;
+    let file = hub::Hub::from_env().weights(model.pretrained_cfg(), &mut ())?;
+    model.load_pretrained(file)?;
+    Ok(model)
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use timm_graph::Engine;
-use timm_models::weights::{Adaptation, LoadReport, WeightFile};
+use timm_models::weights::WeightFile;
 use timm_models::{Model, ModelArgs, ModelError};
 
 use crate::DataConfig;
@@ -64,34 +64,4 @@ impl SavedModel {
         model.load_checkpoint(&path, true)?;
         Ok((model, saved))
     }
-}
-
-/// Loads a weight file to start training from: what has the model's shape is taken; a first convolution for other
-/// image channels is adapted and a classifier for other classes left at its initial value, as timm does with
-/// pretrained weights. The report says which.
-///
-/// # Errors
-/// A damaged file; any other difference in names and shapes. The model is then unchanged.
-pub fn load_fitting(model: &mut Model, path: impl AsRef<Path>) -> Result<LoadReport, ModelError> {
-    let mut file = WeightFile::open(path)?;
-    let cfg = model.pretrained_cfg();
-    let paths = |names: Option<&[String]>| names.unwrap_or_default().to_vec();
-    let first_conv = paths(cfg.first_conv.as_ref().map(|names| names.as_slice()));
-    let classifier = paths(cfg.classifier.as_ref().map(|names| names.as_slice()));
-    // The file's own shapes, not the tag's: it may have been trained on anything.
-    let size = |paths: &[String], axis: usize| {
-        let is_weight = |name: &str| paths.iter().any(|path| name == format!("{path}.weight"));
-        file.shapes().find(|(name, _)| is_weight(name)).and_then(|(_, shape)| shape.get(axis).copied())
-    };
-    let (classes, chans) = (model.num_classes(), model.args().in_chans.unwrap_or(cfg.input_size[0]));
-    let found = size(&classifier, 0).unwrap_or(classes);
-    let offset = cfg.label_offset.filter(|offset| found == cfg.num_classes + offset).unwrap_or(0);
-    let adaptation = Adaptation {
-        in_chans: [size(&first_conv, 1).unwrap_or(chans), chans],
-        num_classes: [found - offset, classes],
-        label_offset: offset,
-        first_conv,
-        classifier,
-    };
-    Ok(file.load(model.store_mut(), true, &adaptation)?)
 }

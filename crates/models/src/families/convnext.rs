@@ -239,6 +239,11 @@ impl Architecture for ConvNeXt {
         &["head.fc"]
     }
 
+    fn optional_weights(&self) -> &'static [&'static str] {
+        // Files of masked autoencoders end before the head's norm.
+        if self.config.grn { &["head.norm.*"] } else { &[] }
+    }
+
     fn group_matcher(&self, coarse: bool) -> Vec<GroupRule> {
         let stem = GroupRule::new(0, "^stem");
         if coarse {
@@ -361,3 +366,26 @@ static VARIANTS: &[(&str, Config)] = &[
     ("test_convnext2", test([1; 4], [32, 64, 96, 128])),
     ("test_convnext3", test3()),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_that_make_no_sense_are_explained() {
+        let args = ModelArgs::default;
+        for (name, args, expected) in [
+            ("convnext_tiny", args().with("patch_size", 0), "must be at least 1"),
+            ("convnext_tiny", args().with("dims", vec![8, 16, 0, 32]), "must be at least 1"),
+            ("convnext_tiny", args().with("dims", vec![8, 16]), "dims is [8,16]"),
+            ("convnext_tiny_hnf", args().with("head_hidden_size", 8), "head_norm_first=false"),
+            ("convnext_atto_ols", args().with("patch_size", 2), "no patches"),
+            ("convnext_tiny", args().with("img_size", 64), "takes no argument 'img_size'"),
+            ("convnext_tiny", ModelArgs { output_stride: Some(4), ..args() }, "8, 16, 32"),
+            ("convnext_tiny", ModelArgs { global_pool: Some("catavgmax".into()), ..args() }, "avg, max"),
+        ] {
+            let error = build(name, &args).err().expect("refused").to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+}

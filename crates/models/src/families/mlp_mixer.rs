@@ -248,3 +248,26 @@ static VARIANTS: &[(&str, Config)] = &[
     ("gmlp_s16_224", gmlp(256)),
     ("gmlp_b16_224", gmlp(512)),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use timm_graph::DType;
+
+    #[test]
+    fn arguments_that_make_no_sense_are_explained() {
+        let args = ModelArgs::default;
+        for (args, expected) in [
+            (ModelArgs { global_pool: Some("max".into()), ..args() }, "'avg', or ''"),
+            (ModelArgs { img_size: Some([224, 8]), ..args() }, "has no patch of size 16"),
+            (ModelArgs { output_stride: Some(8), ..args() }, "takes no argument 'output_stride'"),
+        ] {
+            let error = build("mixer_b16_224", &args).err().expect("refused").to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+        let b = Builder::new(false);
+        let x = b.input("x", &[1, 3, 192, 192], DType::F32);
+        build("mixer_b16_224", &args()).expect("known").forward_features(&b, x);
+        assert!(b.finish().expect_err("another size").to_string().contains("give img_size"));
+    }
+}

@@ -424,3 +424,54 @@ static VARIANTS: &[(&str, Config)] = &[
     ("swin_s3_small_224", swin(96, 18, [14, 14, 14, 7])),
     ("swin_s3_base_224", swin(96, 30, [7, 7, 14, 7])),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use timm_graph::DType;
+
+    fn build_with(args: ModelArgs) -> Result<Box<dyn Architecture>, ArchitectureError> {
+        build("swin_tiny_patch4_window7_224", &args)
+    }
+
+    #[test]
+    fn arguments_that_make_no_sense_are_refused() {
+        let args = ModelArgs::default;
+        for (args, expected) in [
+            (args().with("window_size", 0), "window_size"),
+            (args().with("window_size", "7"), "a number, height and width"),
+            (args().with("num_heads", vec![5, 6, 12, 24]), "stage 0 is 96 wide, no multiple of 5 heads"),
+            (args().with("window_ratio", 2), "takes no argument 'window_ratio'"),
+            (ModelArgs { img_size: Some([3, 224]), ..args() }, "no patch of size"),
+        ] {
+            let message = build_with(args).err().expect("refused").to_string();
+            assert!(message.contains(expected), "{message}");
+        }
+    }
+
+    #[test]
+    fn images_of_other_sizes_need_to_be_allowed() {
+        let write = |args: ModelArgs| {
+            let b = Builder::new(false);
+            let x = b.input("input", &[1, 3, 64, 80], DType::F32);
+            let features = build_with(args).expect("valid arguments").forward_features(&b, x);
+            let shape = b.shape(features);
+            b.output("features", features);
+            b.finish().map(|_| shape)
+        };
+        let args = || ModelArgs { img_size: Some([64, 64]), ..ModelArgs::default() };
+        assert!(write(args()).unwrap_err().to_string().contains("strict_img_size=false"));
+        assert_eq!(write(args().with("strict_img_size", false)), Ok(vec![1, 2, 3, 768]));
+        assert_eq!(write(args().with("dynamic_img_size", true)), Ok(vec![1, 2, 3, 768]));
+    }
+
+    #[test]
+    fn windows_follow_the_image() {
+        let network = build_with(ModelArgs::default()).expect("a network");
+        let mut args = ModelArgs { img_size: Some([448, 112]), ..ModelArgs::default() };
+        network.follow_size(&mut args, None);
+        assert_eq!(args.extra["window_size"], serde_json::json!(vec![[14, 3]; 4]));
+        network.follow_size(&mut args, Some([5, 6]));
+        assert_eq!(args.extra["window_size"], serde_json::json!(vec![[5, 6]; 4]));
+    }
+}

@@ -1,8 +1,8 @@
-//! Light channel attention that follows a block's last norm.
+//! Light attention inside blocks, by timm's names.
 
 use timm_graph::{Builder, Conv2d, NodeId, ReduceOp};
 
-use super::{Act, Conv, LinearInit, WeightInit, make_divisible};
+use super::{Act, BilinearAttn, Conv, GlobalContext, WeightInit, make_divisible};
 
 /// Squeeze-and-excitation (<https://arxiv.org/abs/1709.01507>): each channel is scaled by a gate that a
 /// two-layer network computes from the mean of all channels. Stores `fc1` and `fc2`.
@@ -25,20 +25,14 @@ impl SqueezeExcite {
 
     /// Writes the gated `x` `[B, C, H, W]`.
     pub fn write(&self, b: &Builder, x: NodeId, init: WeightInit) -> NodeId {
-        self.write_with(b, x, LinearInit { weight: init, bias: WeightInit::FanIn })
-    }
-
-    /// The same with biases that start as told, too.
-    pub fn write_with(&self, b: &Builder, x: NodeId, init: LinearInit) -> NodeId {
         let channels = b.dim(x, 1);
-        let conv = |out| Conv::new(out, 1).init(init.weight).bias_init(init.bias);
         let hidden = self
             .rd_channels
             .unwrap_or_else(|| make_divisible(channels as f64 * self.rd_ratio, self.rd_divisor, 0.0));
         let squeezed = b.mean(x, &[2, 3]);
-        let y = conv(hidden).write(&b.at("fc1"), squeezed);
+        let y = Conv::new(hidden, 1).bias_init(init.of_bias()).init(init).write(&b.at("fc1"), squeezed);
         let y = self.act.write(&b.at("act"), y);
-        let y = conv(channels).write(&b.at("fc2"), y);
+        let y = Conv::new(channels, 1).bias_init(init.of_bias()).init(init).write(&b.at("fc2"), y);
         b.mul(x, self.gate.write(&b.at("gate"), y))
     }
 }
@@ -60,6 +54,10 @@ pub enum Attn {
     EfficientChannel,
     /// `ceca`: the same, with the channels in a circle.
     CircularEfficientChannel,
+    /// `gc`, `gca`
+    GlobalContext(GlobalContext),
+    /// `bat`
+    Bilinear(BilinearAttn),
 }
 
 impl Attn {
@@ -71,12 +69,14 @@ impl Attn {
         match self {
             Attn::SqueezeExcite(se) => se.write(b, x, init),
             Attn::EffectiveSqueezeExcite => {
-                let fc = Conv::new(b.dim(x, 1), 1).bias().init(init);
+                let fc = Conv::new(b.dim(x, 1), 1).bias_init(init.of_bias()).init(init);
                 let gate = fc.write(&b.at("fc"), b.mean(x, &[2, 3]));
                 b.mul(x, Act::HardSigmoid.write(&b.at("gate"), gate))
             }
             Attn::EfficientChannel => eca(b, x, eca_kernel(channels), false),
             Attn::CircularEfficientChannel => eca(b, x, eca_kernel(channels), true),
+            Attn::GlobalContext(context) => context.write(b, x, init),
+            Attn::Bilinear(bilinear) => bilinear.write(b, x, init),
         }
     }
 }

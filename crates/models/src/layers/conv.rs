@@ -12,9 +12,11 @@ pub enum WeightInit {
     /// Normal with variance 2 / fan_out ("Delving Deep into Rectifiers", <https://arxiv.org/abs/1502.01852>);
     /// fan_out counts all output channels, whatever the groups.
     KaimingFanOut,
-    /// The same, fan_out counting the output channels of one group.
-    KaimingFanOutGroup,
-    /// Normal with variance 1 / fan_in: keeps the variance of what it reads.
+    /// Normal with variance 2 / fan_in.
+    KaimingFanIn,
+    /// As `KaimingFanOut` with the output channels of one group only; biases start at zero (MobileNet, EfficientNet, RegNet).
+    FanOut,
+    /// Normal with variance 1 / fan_in, which keeps the variance of what is read; biases start at zero.
     LecunNormal,
     /// Uniform with variance 2 / (fan_in + fan_out), Glorot's and Bengio's.
     XavierUniform,
@@ -29,20 +31,21 @@ impl From<Init> for WeightInit {
 }
 
 impl WeightInit {
-    /// The rule for a weight `[O, I / groups, …]`.
+    /// The rule for a weight `[O, I, …]`.
     pub fn of(self, shape: &[usize]) -> Init {
         self.of_groups(shape, 1)
     }
 
-    /// The same for a convolution in groups.
+    /// The rule for a weight `[O, I / groups, …]`.
     pub fn of_groups(self, shape: &[usize], groups: usize) -> Init {
         let window: usize = shape.iter().skip(2).product();
-        let kaiming =
-            |outputs: usize| Init::Normal { std: (2.0 / (outputs * window).max(1) as f64).sqrt() as f32 };
         match self {
             WeightInit::FanIn => Init::Uniform { bound: fan_in_bound(shape) },
-            WeightInit::KaimingFanOut => kaiming(shape[0]),
-            WeightInit::KaimingFanOutGroup => kaiming(shape[0] / groups.max(1)),
+            WeightInit::KaimingFanOut => fan_out_normal(shape[0] * window),
+            WeightInit::FanOut => fan_out_normal(shape[0] * window / groups.max(1)),
+            WeightInit::KaimingFanIn => {
+                Init::Normal { std: (2.0 * f64::from(fan_in_bound(shape)).powi(2)).sqrt() as f32 }
+            }
             WeightInit::LecunNormal => Init::Normal { std: fan_in_bound(shape) },
             WeightInit::XavierUniform => {
                 let fans = (shape[0] + shape.get(1).copied().unwrap_or(1)) * window;
@@ -51,6 +54,18 @@ impl WeightInit {
             WeightInit::Fixed(init) => init,
         }
     }
+
+    /// The rule for biases beside weights that start like this.
+    pub fn of_bias(self) -> WeightInit {
+        match self {
+            WeightInit::FanOut | WeightInit::LecunNormal => WeightInit::Fixed(Init::Fill(0.0)),
+            _ => WeightInit::FanIn,
+        }
+    }
+}
+
+fn fan_out_normal(fan_out: usize) -> Init {
+    Init::Normal { std: (2.0 / fan_out.max(1) as f64).sqrt() as f32 }
 }
 
 fn fan_in_bound(shape: &[usize]) -> f32 {

@@ -20,6 +20,16 @@ pub fn dropout(b: &Builder, x: NodeId, rate: f64) -> NodeId {
     if rate == 0.0 || !b.training() { x } else { drop_scaled(b, x, &b.shape(x), rate) }
 }
 
+/// Drops whole channels of `[B, C, …]` with probability `rate` and scales the others up.
+pub fn dropout_channels(b: &Builder, x: NodeId, rate: f64) -> NodeId {
+    if rate == 0.0 || !b.training() {
+        return x;
+    }
+    let mut shape = vec![1; b.shape(x).len().max(2)];
+    (shape[0], shape[1]) = (b.dim(x, 0), b.dim(x, 1));
+    drop_scaled(b, x, &shape, rate)
+}
+
 /// Stochastic depth: drops whole samples with probability `rate` and scales the others up
 /// (<https://arxiv.org/abs/1603.09382>).
 pub fn drop_path(b: &Builder, x: NodeId, rate: f64) -> NodeId {

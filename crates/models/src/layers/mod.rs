@@ -5,11 +5,18 @@
 
 mod act;
 mod attention;
+mod attention_pool2d;
 mod attn;
+mod bilinear_attn;
+mod bottleneck_attn;
 mod conv;
+mod conv_norm_act;
 mod drop;
+mod global_context;
 mod grn;
+mod halo_attn;
 mod head;
+mod lambda_layer;
 mod layer_scale;
 mod mlp;
 mod norm;
@@ -25,14 +32,21 @@ mod window;
 
 pub use act::Act;
 pub use attention::{Attention, AttentionPoolLatent, attend, attend_scaled, merge_heads, split_heads};
+pub use attention_pool2d::AttentionPool2d;
 pub use attn::{Attn, SqueezeExcite, eca_kernel};
+pub use bilinear_attn::BilinearAttn;
+pub use bottleneck_attn::BottleneckAttn;
 pub use conv::{
     Conv, DeclaredConv, LinearInit, Padding, WeightInit, linear, linear_with, pad_same, same_padding,
     symmetric_padding,
 };
-pub use drop::{drop_block, drop_path, drop_path_rates, dropout};
+pub use conv_norm_act::{conv_norm, conv_norm_act};
+pub use drop::{drop_block, drop_path, drop_path_rates, dropout, dropout_channels};
+pub use global_context::GlobalContext;
 pub use grn::global_response_norm;
+pub use halo_attn::HaloAttn;
 pub use head::{ClassifierHead, NormMlpHead, classifier, classifier_with};
+pub use lambda_layer::{LambdaLayer, LambdaPosition};
 pub use layer_scale::{layer_scale, layer_scale_2d};
 pub use mlp::{Gate, Mlp};
 pub use norm::Norm;

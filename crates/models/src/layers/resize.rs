@@ -12,6 +12,8 @@ pub enum Interpolation {
     /// The outermost points of both grids coincide (PyTorch's `align_corners`).
     BilinearAligned,
     Bicubic,
+    /// The mean of the points that a new one covers, whole ones only (PyTorch's adaptive average pooling).
+    Area,
 }
 
 /// The matrix `[to, from]` that resizes an axis as PyTorch's `interpolate` does. With
@@ -28,6 +30,14 @@ pub fn resize_matrix(from: usize, to: usize, mode: Interpolation, antialias: boo
         Interpolation::Nearest => {
             for i in 0..to {
                 matrix[i * from + ((i as f64 * scale) as usize).min(from - 1)] = 1.0;
+            }
+            return matrix;
+        }
+        Interpolation::Area => {
+            for i in 0..to {
+                let covered = i * from / to..((i + 1) * from).div_ceil(to);
+                let share = 1.0 / covered.len() as f64;
+                matrix[i * from..][covered].fill(share);
             }
             return matrix;
         }

@@ -53,6 +53,11 @@ fn activations_are_timms() {
         &[-2.0 * slope, 3.0],
         "prelu",
     );
+    // Scale and bias are 0.27 too.
+    let star = run(false, &[2], vec![-2.0, 3.0], |b, x| Act::StarRelu.write(b, x));
+    assert_near(star, &[slope, 10.0 * slope], "star_relu");
+    let squared = run(false, &[2], vec![-2.0, 3.0], |b, x| Act::SquaredRelu.write(b, x));
+    assert_near(squared, &[0.0, 9.0], "squared_relu");
     assert_eq!(Act::parse("Swish"), Some(Act::Silu));
     assert_eq!(Act::parse("swoosh"), None);
 }
@@ -83,6 +88,56 @@ fn norms_and_blur_pooling_are_timms() {
         at(run(&|b, x| blur_pool(b, x, 1))),
         &[0.563298741, 0.73424825, -0.620811459],
         "blur, stride 1",
+    );
+}
+
+#[test]
+fn norms_without_bias_are_timms() {
+    let run = |shape: &[usize], write: &dyn Fn(&Builder, NodeId) -> NodeId| {
+        let y = run(false, shape, wave(144), write);
+        [0, 7, 31].map(|i| y[i])
+    };
+    let maps = |norm: Norm| run(&[2, 8, 3, 3], &|b, x| norm.write_unbiased(b, x, 1.0));
+    let eps = 1e-6;
+    assert_near(maps(Norm::Rms2d { eps }), &[0.0, 0.338719594, 0.555534775], "RmsNorm2d");
+    assert_near(maps(Norm::Simple2d { eps }), &[0.0, 0.323674809, 0.520526534], "SimpleNorm2d");
+    let group = Norm::Group { groups: 1, eps };
+    assert_near(maps(group), &[-0.010724373, 0.191277924, 0.653918309], "GroupNorm1NoBias");
+    let layer = Norm::Layer2d { eps };
+    assert_near(maps(layer), &[0.028566639, 0.289621798, 0.585407219], "LayerNorm2dNoBias");
+    let last = Norm::Simple2d { eps }.channels_last();
+    let simple = run(&[2, 8, 3, 3], &|b, x| last.write(b, x, 1.0));
+    assert_near(simple, &[0.0, -0.109374236, 0.339466267], "SimpleNorm");
+}
+
+#[test]
+fn global_response_norm_is_timms() {
+    let run = |axis| {
+        let y = run(false, &[2, 8, 3, 3], wave(144), |b, x| global_response_norm(b, x, axis));
+        [0, 7, 31].map(|i| y[i])
+    };
+    assert_near(run(1), &[0.270151153, 0.932846246, -0.948606882], "channels first");
+    assert_near(run(3), &[0.270151153, 0.425918016, -0.89676544], "channels last");
+}
+
+#[test]
+fn global_response_norm_of_a_dead_channel_has_a_derivative() {
+    let mut x = wave(144);
+    for image in x.chunks_mut(72) {
+        image[27..36].fill(0.0);
+    }
+    let shape = [2, 8, 3, 3];
+    let derivative = |b: &Builder, x| {
+        let weights = b.constant(wave(144).into_iter().map(|v| v as f32).collect(), &shape);
+        let total = b.sum(b.mul(global_response_norm(b, x, 1), weights), &[0, 1, 2, 3]);
+        timm_graph::grad::gradients(b, total, &[x]).expect("differentiable")[0]
+    };
+    let found = run(false, &shape, x, derivative);
+    assert!(found.iter().all(|v| v.is_finite()));
+    assert_near(
+        [0, 7, 31, 50].map(|i| found[i]),
+        &[0.0, 0.832377651, -0.889555219, -0.253899153],
+        "derivative",
     );
 }
 

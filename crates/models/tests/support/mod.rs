@@ -270,6 +270,17 @@ pub struct Fixture {
     /// By output stride.
     #[serde(default)]
     pub features_only_output_stride: BTreeMap<String, FeaturesOnly>,
+    pub reparameterized: Option<Reparameterized>,
+}
+
+/// What timm's `reparameterize_model` makes of the weights.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Reparameterized {
+    /// Every entry with its shape.
+    pub keys: BTreeMap<String, Vec<usize>>,
+    /// Entries that are new or have other values.
+    pub entries: BTreeMap<String, Summary>,
+    pub output: Recorded,
 }
 
 /// Reads gzip-compressed JSON.

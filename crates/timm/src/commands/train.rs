@@ -62,7 +62,7 @@ pub fn run(options: Options) -> Result<()> {
     // A resumed run has its weights; the file it began with may be gone.
     if let Some(file) = options.initial_checkpoint.as_ref().filter(|_| resumed.is_none()) {
         check_no_state(file)?;
-        let report = timm::load_fitting(&mut model, file)?;
+        let report = model.load_pretrained(file)?;
         for adapted in &report.adapted {
             tell!("note: {adapted}");
         }

@@ -102,7 +102,7 @@ impl ConvBlock<'_> {
             act: config.attn_act,
             ..SqueezeExcite::ratio(config.attn_ratio)
         };
-        let excite = |name: &str, y| se.write_with(&b.at(name), y, self.init);
+        let excite = |name: &str, y| se.write(&b.at(name), y, self.init.weight);
         let y = if config.attn_early { excite("se_early", y) } else { y };
         let y = norm_act.write(&b.at("norm2"), y);
         let y = if config.attn_early { y } else { excite("se", y) };

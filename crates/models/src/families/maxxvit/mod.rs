@@ -110,7 +110,7 @@ impl Config {
     /// How weights of convolutional blocks start.
     fn conv_init(&self) -> LinearInit {
         let weight = match self.scheme {
-            Scheme::VitEff => WeightInit::KaimingFanOutGroup,
+            Scheme::VitEff => WeightInit::FanOut,
             Scheme::Normal => WeightInit::Fixed(Init::Normal { std: 0.02 }),
         };
         LinearInit { weight, bias: WeightInit::Fixed(Init::Fill(0.0)) }
@@ -285,7 +285,8 @@ impl Architecture for MaxxVit {
         let config = &self.config;
         let stages = (0..STAGES).map(|stage| (format!("stages.{stage}"), config.dims[stage]));
         let levels = std::iter::once(("stem".to_string(), config.stem[1])).chain(stages).enumerate();
-        let info = |(index, (module, num_chs))| FeatureInfo { module, num_chs, reduction: 2 << index, index };
+        let info =
+            |(index, (module, num_chs))| FeatureInfo { module, num_chs, reduction: 2usize << index, index };
         Ok(levels.map(info).collect())
     }
 

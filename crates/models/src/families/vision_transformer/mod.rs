@@ -500,6 +500,11 @@ impl Architecture for VisionTransformer {
         }
     }
 
+    fn optional_weights(&self) -> &'static [&'static str] {
+        // Files of SigLIP towers bring the attention pooling that other poolings do without.
+        if self.config.pool == TokenPool::Map { &[] } else { &["attn_pool.*"] }
+    }
+
     fn settle(&self, args: &mut ModelArgs) {
         args.extra.insert("fc_norm".into(), self.fc_norm.into());
     }
