@@ -29,6 +29,17 @@ CASES = [
     ('eva02_tiny_patch14_224 embed_dim=48 num_heads=2 depth=2 img_size=56', dict(img_size=(84, 70))),
     ('vit_small_patch16_rope_mixed_ape_224 embed_dim=64 num_heads=2 depth=2 img_size=64', dict(img_size=(80, 48))),
     ('vit_small_patch16_dinov3 embed_dim=64 num_heads=2 depth=2', dict(img_size=(80, 60), patch_size=(20, 20))),
+    ('swin_tiny_patch4_window7_224 embed_dim=24 num_heads=(1,2,4,8) depths=(1,2,1,1) img_size=64 window_size=4',
+     dict(img_size=(96, 64))),
+    ('swin_tiny_patch4_window7_224 embed_dim=24 num_heads=(1,2,4,8) depths=(1,2,1,1) img_size=(64,96) window_size=(4,6)',
+     dict(img_size=(64, 96), window_size=(6, 4))),
+    ('swinv2_tiny_window8_256 embed_dim=24 num_heads=(1,2,4,8) depths=(1,2,1,1) img_size=64 window_size=4',
+     dict(img_size=(64, 48), patch_size=(2, 2))),
+    ('test_coatnet img_size=64', dict(img_size=(96, 64))),
+    ('test_maxvit img_size=64', dict(img_size=(96, 128))),
+    ('test_maxvit img_size=64', dict(img_size=(96, 96), window_size=(1, 3))),
+    ('maxvit_tiny_tf_224 embed_dim=(32,32,64,64) depths=(1,1,1,1) stem_width=16 head_hidden_size=64 img_size=64',
+     dict(img_size=(160, 96))),
 ]
 
 

@@ -251,6 +251,19 @@ pub trait Architecture: Send + Sync {
         None
     }
 
+    /// The grid or window that the entry `name` is made for: what a network of other sizes resamples it from.
+    fn entry_grid(&self, _name: &str) -> Option<[usize; 2]> {
+        self.grid()
+    }
+
+    /// Completes `args`, which ask for this network at other sizes, with what follows from the change in timm: windows
+    /// that grow with the image, for example. `window_size` is the window asked for.
+    fn follow_size(&self, args: &mut ModelArgs, window_size: Option<[usize; 2]>) {
+        if let Some(window) = window_size {
+            args.extra.insert("window_size".into(), window.to_vec().into());
+        }
+    }
+
     /// Writes an entry that was stored for another image, patch or window size (`x`) as this network needs it, of
     /// `shape`, the way timm does; `from` is the grid it was stored for, a square where unknown. `None` where the
     /// entry is of another kind.

@@ -211,6 +211,30 @@ impl Blueprint {
         self.architecture.grid()
     }
 
+    /// The grid or window that the entry `name` is made for.
+    pub fn entry_grid(&self, name: &str) -> Option<[usize; 2]> {
+        self.architecture.entry_grid(name)
+    }
+
+    /// The same network at other sizes of image, patch or window; what timm lets follow from them does.
+    ///
+    /// # Errors
+    /// As [`Blueprint::with_args`].
+    pub fn with_input_size(
+        &self,
+        img_size: Option<[usize; 2]>,
+        patch_size: Option<[usize; 2]>,
+        window_size: Option<[usize; 2]>,
+    ) -> Result<Self, ModelError> {
+        let mut args = self.args.clone();
+        args.img_size = img_size.or(args.img_size);
+        if let Some(patch) = patch_size {
+            args.extra.insert("patch_size".into(), patch.to_vec().into());
+        }
+        self.architecture.follow_size(&mut args, window_size);
+        self.with_args(args)
+    }
+
     /// Fits an entry that was stored for another image, patch or window size (`from`, its grid; a square where
     /// unknown) to this network, as timm does; `None` where the entry is of another kind.
     pub fn resample(&self, name: &str, tensor: &Tensor, from: Option<[usize; 2]>) -> Option<Tensor> {

@@ -206,14 +206,20 @@ impl Model {
     /// # Errors
     /// As [`Blueprint::with_args`]; an entry that cannot be fitted. The model is then unchanged.
     pub fn rebuild(&mut self, args: ModelArgs) -> Result<(), ModelError> {
-        let new = self.with_args(args)?;
+        self.fit_to(self.with_args(args)?)
+    }
+
+    fn fit_to(&mut self, new: Blueprint) -> Result<(), ModelError> {
         let mut store = Store::new();
         for (name, spec) in new.states() {
             let entry = self.store.get(name);
-            let kept =
-                entry.filter(|entry| entry.tensor.shape == spec.shape).map(|entry| entry.tensor.clone());
-            let fitted = || new.resample(name, &entry?.tensor, self.grid());
-            let Some(tensor) = kept.or_else(fitted) else {
+            let from = self.entry_grid(name);
+            let fitted = || new.resample(name, &entry?.tensor, from);
+            // A table for 4 × 6 positions has the shape of one for 6 × 4.
+            let moved = if from == new.entry_grid(name) { None } else { fitted() };
+            let same = entry.filter(|entry| entry.tensor.shape == spec.shape);
+            let kept = || same.map(|entry| entry.tensor.clone());
+            let Some(tensor) = moved.or_else(kept).or_else(fitted) else {
                 return Err(ModelError::Unfit {
                     name: self.name().to_string(),
                     entry: name.clone(),
@@ -254,14 +260,7 @@ impl Model {
         patch_size: Option<[usize; 2]>,
         window_size: Option<[usize; 2]>,
     ) -> Result<(), ModelError> {
-        let mut args = self.args().clone();
-        args.img_size = img_size.or(args.img_size);
-        for (name, size) in [("patch_size", patch_size), ("window_size", window_size)] {
-            if let Some([height, width]) = size {
-                args.extra.insert(name.into(), vec![height, width].into());
-            }
-        }
-        self.rebuild(args)
+        self.fit_to(self.with_input_size(img_size, patch_size, window_size)?)
     }
 
     /// Keeps only what the chosen feature levels need; the model then answers `forward_intermediates` with

@@ -259,6 +259,7 @@ families! {
     efficientnet
     eva
     inception_v3
+    maxxvit
     metaformer
     mlp_mixer
     mobilenetv3
@@ -266,6 +267,8 @@ families! {
     regnet
     resnet
     resnetv2
+    swin_transformer
+    swin_transformer_v2
     vgg
     vision_transformer
     vision_transformer_hybrid

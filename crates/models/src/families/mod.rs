@@ -10,6 +10,7 @@ pub mod densenet;
 pub mod efficientnet;
 pub mod eva;
 pub mod inception_v3;
+pub mod maxxvit;
 pub mod metaformer;
 pub mod mlp_mixer;
 pub mod mobilenetv3;
@@ -17,6 +18,8 @@ pub mod nfnet;
 pub mod regnet;
 pub mod resnet;
 pub mod resnetv2;
+pub mod swin_transformer;
+pub mod swin_transformer_v2;
 pub mod vgg;
 pub mod vision_transformer;
 pub mod vision_transformer_hybrid;
@@ -37,6 +40,7 @@ static FAMILIES: &[(&str, BuildFn)] = &[
     ("efficientnet", efficientnet::build),
     ("eva", eva::build),
     ("inception_v3", inception_v3::build),
+    ("maxxvit", maxxvit::build),
     ("metaformer", metaformer::build),
     ("mlp_mixer", mlp_mixer::build),
     ("mobilenetv3", mobilenetv3::build),
@@ -44,6 +48,8 @@ static FAMILIES: &[(&str, BuildFn)] = &[
     ("regnet", regnet::build),
     ("resnet", resnet::build),
     ("resnetv2", resnetv2::build),
+    ("swin_transformer", swin_transformer::build),
+    ("swin_transformer_v2", swin_transformer_v2::build),
     ("vgg", vgg::build),
     ("vision_transformer", vision_transformer::build),
     ("vision_transformer_hybrid", vision_transformer_hybrid::build),

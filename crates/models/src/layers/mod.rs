@@ -55,8 +55,9 @@ pub use grn::global_response_norm;
 pub use halo_attn::HaloAttn;
 pub use head::{ClassifierHead, NormMlpHead, classifier, classifier_with};
 pub use lambda_layer::{LambdaLayer, LambdaPosition};
-pub use layer_scale::layer_scale;
+
 pub use mixed_conv::mixed_conv;
+pub use layer_scale::{layer_scale, layer_scale_2d};
 pub use mlp::{Gate, Mlp};
 pub use norm::Norm;
 pub use norm_act::{Groups, NormAct};
