@@ -427,6 +427,37 @@ mod tests {
     }
 
     #[test]
+    fn arguments_that_make_no_sense_are_refused() {
+        let evo = NormAct::EvoS0 { groups: crate::layers::Groups::Of(8), eps: 1e-5 };
+        let trunk = Trunk { norm: evo, ..Trunk::new(&["mha_r1_k3_h2_s1_d4_c8"]) };
+        for (name, value, message) in [
+            ("bn_eps", 0.1.into(), "batch norm"),
+            ("act_layer", "swoosh".into(), "swoosh"),
+            ("pad_type", "valid".into(), "'same'"),
+            ("aa_layer", "max".into(), "blurpc"),
+            ("bn_momentum", "much".into(), "bn_momentum"),
+        ] {
+            let args: (&str, serde_json::Value) = (name, value);
+            let error = trunk.with_args(&ModelArgs::default().with(args.0, args.1)).expect_err(name);
+            assert!(error.to_string().contains(message), "{error}");
+        }
+        assert!(Stages::new(trunk, &ModelArgs { output_stride: Some(5), ..ModelArgs::default() }).is_err());
+        assert!(Stages::new(Trunk { pruned: Some("8 8,2"), ..trunk }, &ModelArgs::default()).is_ok());
+        let missing = Stages::new(Trunk { pruned: Some(""), ..trunk }, &ModelArgs::default());
+        assert!(missing.is_err_and(|error| error.to_string().contains("no block 0 in stage 0")));
+    }
+
+    #[test]
+    fn groups_that_do_not_fit_are_named() {
+        let trunk = Trunk { stem: 24, ..Trunk::new(&["ds_r1_k3_s1_gs7_c16"]) };
+        let stages = Stages::new(trunk, &ModelArgs::default()).expect("a trunk");
+        let b = Builder::new(false);
+        let x = b.input("x", &[1, 3, 8, 8], timm_graph::DType::F32);
+        stages.write(&b, x);
+        assert_eq!(b.finish().unwrap_err().to_string(), "at 'blocks.0.0': 24 channels in groups of 7");
+    }
+
+    #[test]
     fn depth_goes_to_the_last_strings() {
         let repeats = |depth, nearest| {
             let blocks = stage("ir_r1_k3_s2_c8 ir_r3_k5_s1_c8", depth, nearest).expect("a stage");
