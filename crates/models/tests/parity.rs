@@ -250,12 +250,14 @@ macro_rules! families {
 }
 
 families! {
+    beit
     byoanet
     byobnet
     convnext
     deit
     densenet
     efficientnet
+    eva
     inception_v3
     metaformer
     mlp_mixer

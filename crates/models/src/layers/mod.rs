@@ -6,6 +6,7 @@
 mod act;
 mod attention;
 mod attention2d;
+mod attention_rope;
 mod attention_pool2d;
 mod attn;
 mod bilinear_attn;
@@ -27,12 +28,16 @@ mod norm_act;
 mod patch_embed;
 mod pool;
 mod pos_embed;
+mod rel_pos;
 mod resize;
+mod rope;
 mod std_conv;
 mod stride;
+mod window;
 
 pub use act::Act;
 pub use attention::{Attention, AttentionPoolLatent, attend, attend_scaled, merge_heads, split_heads};
+pub use attention_rope::{AttentionRope, QkvBias};
 pub use attention_pool2d::AttentionPool2d;
 pub use attention2d::{Attention2d, MultiQueryAttention2d};
 pub use attn::{Attn, SqueezeExcite, eca_kernel};
@@ -59,10 +64,16 @@ pub use patch_embed::{PatchEmbed, PatchFit};
 pub use pool::{
     AntiAlias, GlobalPool, TokenPool, avg_pool_same, avg_pool_shortcut, blur_pool, max_pool_same,
 };
-pub use pos_embed::{add_tokens, resample_abs_pos_embed};
+pub use pos_embed::{add_tokens, resample_abs_pos_embed, take_tokens};
+pub use rel_pos::{
+    LogCoordinates, RelPos, relative_position_bias, relative_position_count, relative_position_index,
+    resample_relative_positions,
+};
 pub use resize::{Interpolation, resize_hwc, resize_matrix, resize_nchw, resize_patch_kernel};
+pub use rope::{Rope, RopeKind, Rotation};
 pub use std_conv::{Standardize, WeightScale};
 pub use stride::{OutputStride, StageStride};
+pub use window::{Partition, ShiftedWindow, attend_windows};
 
 /// `value` rounded to a multiple of `divisor` (at least `divisor`), not below `round_limit` · `value`.
 ///
