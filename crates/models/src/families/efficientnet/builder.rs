@@ -241,6 +241,10 @@ fn parse(text: &str) -> Result<(Block, usize), String> {
     if !matches!(block.stride, 1 | 2) || block.out_chans == 0 {
         return Err(wrong("it needs a stride (s) of 1 or 2 and output channels (c)"));
     }
+    let kernels = [&block.first_kernel, &block.kernel, &block.last_kernel];
+    if block.stride > 1 && kernels.iter().all(|kernels| **kernels == [0]) {
+        return Err(wrong("none of its convolutions can have the stride"));
+    }
     // Blocks without an expansion ignore `e`.
     if matches!(kind, Kind::InvertedResidual | Kind::EdgeResidual | Kind::UniversalInverted) {
         block.expansion = expansion;
@@ -421,6 +425,7 @@ mod tests {
             ("ir_s1_c8", "repeats"),
             ("ir_r1_s3_c8", "stride"),
             ("ir_r1_s1_c8_k3.x", "kernel sizes"),
+            ("uir_r1_a0_k0_s2_e2_c8", "can have the stride"),
         ] {
             assert!(parse(text).unwrap_err().contains(what), "{text}");
         }
