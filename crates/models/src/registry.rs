@@ -64,7 +64,11 @@ pub fn get_deprecated_models(module: Option<&str>) -> Vec<(&'static str, &'stati
 pub fn get_arch_pretrained_cfgs(name: &str) -> Vec<(String, PretrainedCfg)> {
     let arch = get_arch_name(name);
     let full = |tag: &str| if tag.is_empty() { arch.to_string() } else { format!("{arch}.{tag}") };
-    tags(arch).into_iter().map(full).filter_map(|name| Some((name.clone(), pretrained_cfg(&name).ok()?))).collect()
+    tags(arch)
+        .into_iter()
+        .map(full)
+        .filter_map(|name| Some((name.clone(), pretrained_cfg(&name).ok()?)))
+        .collect()
 }
 
 /// The function that builds an architecture, whatever the tag.
@@ -126,7 +130,8 @@ mod tests {
         }
         assert_eq!(list_modules(), answers.list_modules);
         for (arch, expected) in &answers.tags {
-            let found: Vec<String> = get_arch_pretrained_cfgs(arch).into_iter().map(|(name, _)| name).collect();
+            let found: Vec<String> =
+                get_arch_pretrained_cfgs(arch).into_iter().map(|(name, _)| name).collect();
             assert_eq!(&found, expected, "{arch}");
         }
         for (filter, exclude, expected) in &answers.list_pretrained {

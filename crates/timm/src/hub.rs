@@ -98,9 +98,8 @@ impl Hub {
             fs::read_to_string(folder("HF_TOKEN_PATH").unwrap_or_else(|| home.join("token"))).ok()
         });
         let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".into());
-        let is_true = |value: String| {
-            matches!(value.trim().to_ascii_lowercase().as_str(), "1" | "true" | "yes" | "on")
-        };
+        let is_true =
+            |value: String| matches!(value.trim().to_ascii_lowercase().as_str(), "1" | "true" | "yes" | "on");
         Hub {
             endpoint: endpoint.trim().trim_end_matches('/').to_string(),
             token: token.map(|token| token.trim().to_string()).filter(|token| !token.is_empty()),

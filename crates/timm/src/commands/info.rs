@@ -169,7 +169,9 @@ fn print(facts: &Facts, file: Option<PathBuf>, as_json: bool) -> Result<()> {
     }
     say!("{}", facts.name);
     if let Some(family) = facts.unwritten {
-        say!("  not available  the family '{family}' is not written in Rust yet; this is what timm says of it");
+        say!(
+            "  not available  the family '{family}' is not written in Rust yet; this is what timm says of it"
+        );
     }
     say!("  parameters     {params:.2} M");
     if let Some((gmacs, macts, [height, width])) = facts.cost {
