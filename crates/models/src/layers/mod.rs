@@ -6,8 +6,8 @@
 mod act;
 mod attention;
 mod attention2d;
-mod attention_rope;
 mod attention_pool2d;
+mod attention_rope;
 mod attn;
 mod bilinear_attn;
 mod bottleneck_attn;
@@ -37,8 +37,8 @@ mod window;
 
 pub use act::Act;
 pub use attention::{Attention, AttentionPoolLatent, attend, attend_scaled, merge_heads, split_heads};
-pub use attention_rope::{AttentionRope, QkvBias};
 pub use attention_pool2d::AttentionPool2d;
+pub use attention_rope::{AttentionRope, QkvBias};
 pub use attention2d::{Attention2d, MultiQueryAttention2d};
 pub use attn::{Attn, SqueezeExcite, eca_kernel};
 pub use bilinear_attn::BilinearAttn;
