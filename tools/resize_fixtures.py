@@ -23,6 +23,12 @@ CASES = [
     ('test_vit2', dict(img_size=(112, 126), patch_size=(14, 14))),
     ('test_vit4', dict(patch_size=(20, 16), img_size=(160, 128))),
     ('deit_tiny_distilled_patch16_224 embed_dim=64 num_heads=2 depth=2 img_size=64', dict(img_size=(80, 48))),
+    ('beit_base_patch16_224 embed_dim=64 num_heads=2 depth=2 img_size=64', dict(img_size=(80, 48))),
+    ('beit_base_patch16_224 embed_dim=64 num_heads=2 depth=2 img_size=(64,96) use_abs_pos_emb=True',
+     dict(img_size=(126, 112), patch_size=(14, 14))),
+    ('eva02_tiny_patch14_224 embed_dim=48 num_heads=2 depth=2 img_size=56', dict(img_size=(84, 70))),
+    ('vit_small_patch16_rope_mixed_ape_224 embed_dim=64 num_heads=2 depth=2 img_size=64', dict(img_size=(80, 48))),
+    ('vit_small_patch16_dinov3 embed_dim=64 num_heads=2 depth=2', dict(img_size=(80, 60), patch_size=(20, 20))),
 ]
 
 

@@ -250,14 +250,18 @@ macro_rules! families {
 }
 
 families! {
+    beit
     byoanet
     byobnet
     convnext
     deit
     densenet
+    efficientnet
+    eva
     inception_v3
     metaformer
     mlp_mixer
+    mobilenetv3
     nfnet
     regnet
     resnet
