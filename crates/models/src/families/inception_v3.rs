@@ -171,6 +171,11 @@ impl Architecture for InceptionV3 {
         &["fc"]
     }
 
+    /// Some published files hold the auxiliary classifier.
+    fn optional_weights(&self) -> &'static [&'static str] {
+        &["AuxLogits.*"]
+    }
+
     fn group_matcher(&self, _coarse: bool) -> Vec<GroupRule> {
         let blocks = [
             "Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e",
