@@ -4,6 +4,7 @@
     venv/bin/python tools/drop_path.py
 
 For the smallest model of each family, built with a rate of 0.3: the rates above 0 of its DropPath layers, in order.
+Layers that a forward does not reach, in blocks without shortcut, do not count.
 """
 import json
 import logging
@@ -20,7 +21,15 @@ OUT = os.path.join(HERE, '..', 'crates', 'models', 'tests', 'fixtures', 'drop_pa
 def rates(name):
     with torch.device('meta'):
         model = timm.create_model(name, drop_path_rate=0.3)
-    return [m.drop_prob for m in model.modules() if isinstance(m, DropPath) and m.drop_prob > 0]
+    layers = [m for m in model.modules() if isinstance(m, DropPath)]
+    reached = set()
+    for layer in layers:
+        layer.register_forward_pre_hook(lambda module, _: reached.add(module))
+    try:
+        model.train()(torch.zeros(2, *model.pretrained_cfg['input_size'], device='meta'))
+    except (RuntimeError, TypeError, NotImplementedError):  # cannot run without numbers
+        reached = set(layers)
+    return [m.drop_prob for m in layers if m in reached and m.drop_prob > 0]
 
 
 def main():

@@ -34,6 +34,12 @@ CASES = [
     ('test_maxvit img_size=64', dict(img_size=(96, 96), window_size=(1, 3))),
     ('maxvit_tiny_tf_224 embed_dim=(32,32,64,64) depths=(1,1,1,1) stem_width=16 head_hidden_size=64 img_size=64',
      dict(img_size=(160, 96))),
+    ('beit_base_patch16_224 embed_dim=64 num_heads=2 depth=2 img_size=64', dict(img_size=(80, 48))),
+    ('beit_base_patch16_224 embed_dim=64 num_heads=2 depth=2 img_size=(64,96) use_abs_pos_emb=True',
+     dict(img_size=(126, 112), patch_size=(14, 14))),
+    ('eva02_tiny_patch14_224 embed_dim=48 num_heads=2 depth=2 img_size=56', dict(img_size=(84, 70))),
+    ('vit_small_patch16_rope_mixed_ape_224 embed_dim=64 num_heads=2 depth=2 img_size=64', dict(img_size=(80, 48))),
+    ('vit_small_patch16_dinov3 embed_dim=64 num_heads=2 depth=2', dict(img_size=(80, 60), patch_size=(20, 20))),
 ]
 
 

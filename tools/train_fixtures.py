@@ -16,7 +16,8 @@ far PyTorch's own float32 runs are from the reference, relative to the tensor's 
     runs                  by name: `options`, the loss at each of the steps before its update, `f32_losses`, and every
                           floating-point state_dict entry after the last (`state`); `ema` where an average is kept
 
-gradients/ holds one small variant of every family, without `runs`: only missing files are made. `kept` lists buffers that
+gradients/ holds one small variant of every family, without `runs`: only missing files are made. Where float32 is far
+from float64 (a ReLU that takes another side), the tests compare float64 with float64. `kept` lists buffers that
 keep the values they are built with.
 
 schedules.json holds, for each set of arguments of timm's create_scheduler_v2, the learning rate at t = 0, 1, 2 ... (t
@@ -67,6 +68,13 @@ GRADIENTS = [
     'test_convnext2 64x64',
     'caformer_s18 64x64',
     'gmlp_ti16_224 img_size=64 64x64',
+    'regnetx_002 32x32',
+    'densenet121 32x32',
+    'vgg11_bn mlp_ratio=0.0625 32x32',
+    'inception_v3 75x75',
+    'test_nfnet 64x64',
+    'test_byobnet 64x64',
+    'botnet26t_256 img_size=64 64x64',
 ]
 MODELS = [('test_resnet', 64, runs(0.01, 1e-4)), ('resnet10t', 64, runs(0.02, 5e-4))]
 SINGLE = ('plain', 'channels_last', 'native')
@@ -119,11 +127,14 @@ class Run:
         return {k: v.clone() for k, v in model.state_dict().items() if v.is_floating_point()}
 
 
-def summaries(reference, singles):
-    """Summaries of a dict of tensors, each with the largest deviation of the float32 runs."""
+def summaries(reference, singles, floor=0.0):
+    """Summaries of a dict of tensors, each with the largest deviation of the float32 runs.
+
+    What is smaller than `floor` all over is as good as zero: a bias before a batch norm has no gradient.
+    """
     def one(a, others):
         flat = a.detach().reshape(-1)
-        largest = float(flat.abs().max())
+        largest = max(float(flat.abs().max()), floor)
         apart = max(float((flat - b.detach().double().reshape(-1)).abs().max()) for b in others)
         return dict(summary(a), f32=float(f'{apart / largest if largest else apart:.2g}'))
     return {key: one(reference[key], [single[key] for single in singles]) for key in reference}
@@ -143,7 +154,7 @@ def record(name, size, options_of, **kwargs):
     first_steps = [single.first_step() for single in singles]
     out.update(output=rows(output), loss=number(loss), grad_norm=number(norm), f32_loss=number(first_steps[0][1]),
                f32_grad_norm=number(first_steps[0][2]), smoothed_loss=number(start()[0].loss(0.1)[1]),
-               gradients=summaries(gradients, [s[3] for s in first_steps]),
+               gradients=summaries(gradients, [s[3] for s in first_steps], 1e-6 * float(norm)),
                statistics=summaries(statistics, [s[4] for s in first_steps]), runs={})
     print(name, f'loss {float(loss):.6f}', 'float32 deviates most at', worst(out['gradients']))
     for label, options in options_of.items():

@@ -250,15 +250,19 @@ macro_rules! families {
 }
 
 families! {
+    beit
     byoanet
     byobnet
     convnext
     deit
     densenet
+    efficientnet
+    eva
     inception_v3
     maxxvit
     metaformer
     mlp_mixer
+    mobilenetv3
     nfnet
     regnet
     resnet

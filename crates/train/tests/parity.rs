@@ -8,8 +8,9 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use fixtures::{fixture_paths, read_json_gz};
 use fixtures::training::{RunOptions, Tensor as Wanted, TrainingFixture};
+use fixtures::{fixture_paths, read_json_gz};
+use rayon::prelude::*;
 use timm_cpu::CpuEngine;
 use timm_graph::reference::ReferenceEngine;
 use timm_graph::{DType, Engine, InputData, Run, StateKind, Store, Tensor};
@@ -22,10 +23,14 @@ use timm_train::step::{ImageSpec, Phase, Step};
 use timm_train::{Clip, Loss, Normalization, OptimizerConfig, create_optimizer};
 
 fn compare(label: &str, found: &Tensor, wanted: &Wanted) {
+    compare_within(label, found, wanted, 1e-30, wanted.tolerance());
+}
+
+/// Relative to the largest entry, but at least to `floor`.
+fn compare_within(label: &str, found: &Tensor, wanted: &Wanted, floor: f64, limit: f64) {
     let summary = &wanted.summary;
     assert_eq!(found.shape, summary.shape, "{label}");
-    let peak = found.data.iter().fold(1e-30f64, |a, v| a.max(v.abs() as f64));
-    let limit = wanted.tolerance();
+    let peak = found.data.iter().fold(floor, |a, v| a.max(v.abs() as f64));
     let check = |what: &str, found: f64, wanted: f64, scale: f64| {
         let off = (found - wanted).abs() / scale;
         assert!(off <= limit, "{label}: {what} is {found}, timm {wanted}: off by {off:.2e} > {limit:.2e}");
@@ -124,7 +129,14 @@ impl Bench {
         (losses, norms, store)
     }
 
-    fn first_step(&self) {
+    /// Where PyTorch's own float32 gradients are so far from its float64 ones that a comparison in float32 would say
+    /// nothing.
+    fn ill_conditioned(&self) -> bool {
+        self.fixture.gradients.values().any(|gradient| gradient.f32 > 1e-3)
+    }
+
+    /// One step; with an engine that computes in float64 the gradients must be equal but for rounding to float32.
+    fn first_step(&self, exact: bool) {
         // Momentum without decay: after one step the buffer is the gradient.
         let options = RunOptions {
             opt: "momentum".into(),
@@ -143,7 +155,9 @@ impl Bench {
         let entry = |name: &str| &store.get(name).unwrap_or_else(|| panic!("no {name}")).tensor;
         for (parameter, wanted) in &self.fixture.gradients {
             let found = entry(&format!("optimizer.{parameter}.momentum_buffer"));
-            compare(&format!("{name}: gradient of {parameter}"), found, wanted);
+            let limit = if exact { 1e-5 } else { wanted.tolerance() };
+            let floor = 1e-6 * self.fixture.grad_norm;
+            compare_within(&format!("{name}: gradient of {parameter}"), found, wanted, floor, limit);
         }
         for (buffer, wanted) in &self.fixture.statistics {
             compare(&format!("{name}: {buffer}"), entry(buffer), wanted);
@@ -177,13 +191,13 @@ fn fixtures() -> PathBuf {
 
 #[test]
 fn first_step_in_f64() {
-    Bench::load("test_resnet", Arc::new(ReferenceEngine)).first_step();
+    Bench::load("test_resnet", Arc::new(ReferenceEngine)).first_step(true);
 }
 
 #[test]
 fn first_step() {
     for name in ["test_resnet", "resnet10t"] {
-        Bench::load(name, Arc::new(CpuEngine)).first_step();
+        Bench::load(name, Arc::new(CpuEngine)).first_step(false);
     }
 }
 
@@ -191,15 +205,21 @@ fn first_step() {
 #[test]
 fn gradients_of_every_family() {
     let paths = fixture_paths(&fixtures().join("gradients"));
-    let families: BTreeSet<&str> = paths
-        .iter()
+    let families: Vec<&str> = paths
+        .par_iter()
         .map(|path| {
-            let bench = Bench::read(path, Arc::new(CpuEngine));
-            bench.first_step();
+            let mut bench = Bench::read(path, Arc::new(CpuEngine));
+            let exact = bench.ill_conditioned();
+            if exact {
+                bench.engine = Arc::new(ReferenceEngine);
+            }
+            let start = std::time::Instant::now();
+            bench.first_step(exact);
+            println!("{}, exact: {exact}, {:.1?}", bench.fixture.model, start.elapsed());
             model_info(&bench.fixture.model).expect("a known model").family
         })
-        .chain(["resnet"])
         .collect();
+    let families: BTreeSet<&str> = families.into_iter().chain(["resnet"]).collect();
     let written: BTreeSet<&str> = timm_models::families::written().collect();
     assert_eq!(families, written);
 }

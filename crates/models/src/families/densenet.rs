@@ -137,9 +137,16 @@ pub fn build(name: &str, args: &ModelArgs) -> Result<Box<dyn Architecture>, Arch
         .iter()
         .find(|(known, _)| *known == name)
         .ok_or_else(|| ArchitectureError(format!("the densenet family has no variant '{name}'")))?;
-    args.accept(&["proj_drop_rate"])?;
+    args.accept(&["growth_rate", "block_config", "proj_drop_rate"])?;
+    let growth = args.extra("growth_rate")?.unwrap_or(config.growth);
+    let layers = args.extra("block_config")?.unwrap_or(config.layers);
+    if growth == 0 || growth > 1 << 16 || layers.iter().sum::<usize>() > 1 << 12 {
+        return Err(ArchitectureError(format!(
+            "growth_rate {growth}, block_config {layers:?}: out of range"
+        )));
+    }
     Ok(Box::new(DenseNet {
-        config: *config,
+        config: Config { growth, layers, ..*config },
         num_classes: args.num_classes.unwrap_or(1000),
         pool: GlobalPool::parse(args.global_pool.as_deref().unwrap_or("avg"))?,
         drop_rate: ModelArgs::rate("drop_rate", args.drop_rate)?,

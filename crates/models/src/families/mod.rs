@@ -1,15 +1,19 @@
 //! One file per family: paper and licence, configuration, blocks, the function that writes the network, variants
 //! as a table, and what its published weights need to load.
 
+pub mod beit;
 pub mod byoanet;
 pub mod byobnet;
 pub mod convnext;
 pub mod deit;
 pub mod densenet;
+pub mod efficientnet;
+pub mod eva;
 pub mod inception_v3;
 pub mod maxxvit;
 pub mod metaformer;
 pub mod mlp_mixer;
+pub mod mobilenetv3;
 pub mod nfnet;
 pub mod regnet;
 pub mod resnet;
@@ -27,15 +31,19 @@ pub type BuildFn = fn(name: &str, args: &ModelArgs) -> Result<Box<dyn Architectu
 
 /// Every family that is written, by the name of timm's module.
 static FAMILIES: &[(&str, BuildFn)] = &[
+    ("beit", beit::build),
     ("byoanet", byoanet::build),
     ("byobnet", byobnet::build),
     ("convnext", convnext::build),
     ("deit", deit::build),
     ("densenet", densenet::build),
+    ("efficientnet", efficientnet::build),
+    ("eva", eva::build),
     ("inception_v3", inception_v3::build),
     ("maxxvit", maxxvit::build),
     ("metaformer", metaformer::build),
     ("mlp_mixer", mlp_mixer::build),
+    ("mobilenetv3", mobilenetv3::build),
     ("nfnet", nfnet::build),
     ("regnet", regnet::build),
     ("resnet", resnet::build),

@@ -286,8 +286,8 @@ impl ResNet {
                 Act::Relu.write(&b.at(2), self.norm(&b.at(1), x))
             }
             Some(AntiAlias::Avg) => b.avg_pool(x, Pool::new(2, 2)),
-            Some(AntiAlias::Blur) => {
-                AntiAlias::Blur.write(&b.at(1), b.at(0).max_pool(x, Pool::new(3, 1).pad(1)), 2)
+            Some(blur @ (AntiAlias::Blur | AntiAlias::BlurZeros)) => {
+                blur.write(&b.at(1), b.at(0).max_pool(x, Pool::new(3, 1).pad(1)), 2)
             }
             None => b.max_pool(x, Pool::new(3, 2).pad(1)),
         }

@@ -107,14 +107,14 @@ pub fn pad_same(b: &Builder, x: NodeId, kernel: usize, stride: usize, value: f32
 /// A 2-D convolution; `weight` `[O, I / groups, K, K]` and, if asked for, `bias` `[O]`.
 #[derive(Clone, Copy, Debug)]
 pub struct Conv {
-    out_chans: usize,
+    pub(super) out_chans: usize,
     kernel: [usize; 2],
     stride: usize,
     dilation: usize,
-    groups: usize,
+    pub(super) groups: usize,
     padding: Padding,
     bias: Option<WeightInit>,
-    init: WeightInit,
+    pub(super) init: WeightInit,
     standardize: Option<Standardize>,
 }
 
@@ -176,15 +176,30 @@ impl Conv {
     /// Makes the entries of the `state_dict` already, where they come before those of what the convolution reads.
     pub fn declare(&self, b: &Builder, in_chans: usize) -> DeclaredConv {
         let b = b.clone();
-        if self.groups == 0 || !in_chans.is_multiple_of(self.groups) {
-            let weight = b.fail(format!("{in_chans} input channels in {} groups", self.groups));
-            return DeclaredConv { conv: *self, b, weight, bias: None };
-        }
-        let shape = [self.out_chans, in_chans / self.groups, self.kernel[0], self.kernel[1]];
+        let shape = match self.weight_shape(in_chans) {
+            Ok(shape) => shape,
+            Err(message) => return self.with_weight(&b, b.fail(message)),
+        };
         let weight = b.param("weight", &shape, self.init.of_groups(&shape, self.groups));
         let bias = self.bias.map(|init| bias(&b, &shape, init));
         let weight = self.standardize.map_or(weight, |standardize| standardize.write(&b, weight));
         DeclaredConv { conv: *self, b, weight, bias }
+    }
+
+    /// Shape of the weight for so many input channels.
+    ///
+    /// # Errors
+    /// A message where they cannot be grouped evenly.
+    pub(super) fn weight_shape(&self, in_chans: usize) -> Result<[usize; 4], String> {
+        if self.groups == 0 || !in_chans.is_multiple_of(self.groups) {
+            return Err(format!("{in_chans} input channels in {} groups", self.groups));
+        }
+        Ok([self.out_chans, in_chans / self.groups, self.kernel[0], self.kernel[1]])
+    }
+
+    /// The convolution with a weight that is a node, without bias.
+    pub(super) fn with_weight(&self, b: &Builder, weight: NodeId) -> DeclaredConv {
+        DeclaredConv { conv: *self, b: b.clone(), weight, bias: None }
     }
 
     /// Writes the convolution of `x` `[B, I, H, W]`.

@@ -11,15 +11,16 @@ use super::{Act, Conv, Norm, WeightInit, make_divisible};
 pub struct GlobalContext {
     /// Hidden channels as a share of all.
     pub rd_ratio: f64,
+    pub act: Act,
     /// Add the context instead of scaling by its sigmoid.
     pub add: bool,
 }
 
 impl GlobalContext {
     /// timm's `gca`.
-    pub const ADD: GlobalContext = GlobalContext { rd_ratio: 1.0 / 8.0, add: true };
+    pub const ADD: GlobalContext = GlobalContext { rd_ratio: 1.0 / 8.0, act: Act::Relu, add: true };
     /// timm's `gc`.
-    pub const SCALE: GlobalContext = GlobalContext { rd_ratio: 1.0 / 8.0, add: false };
+    pub const SCALE: GlobalContext = GlobalContext { rd_ratio: 1.0 / 8.0, act: Act::Relu, add: false };
 
     /// Writes `x` `[B, C, H, W]` with its context.
     pub fn write(&self, b: &Builder, x: NodeId, init: WeightInit) -> NodeId {
@@ -36,7 +37,7 @@ impl GlobalContext {
             Conv::new(out, 1).bias_init(WeightInit::of_bias(init)).init(init).write(&mlp.at(name), x)
         };
         let y = Norm::Layer2d { eps: 1e-6 }.write(&mlp.at("norm"), layer("fc1", context, hidden, init), 1.0);
-        let y = Act::Relu.write(&mlp.at("act"), y);
+        let y = self.act.write(&mlp.at("act"), y);
         if self.add {
             // Starts as if it was not there.
             let out = Conv::new(channels, 1).bias_init(init.of_bias()).init(Init::Fill(0.0).into());

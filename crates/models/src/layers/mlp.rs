@@ -34,6 +34,8 @@ pub struct Mlp {
     /// 1 × 1 convolutions over `[B, C, H, W]` instead of layers over the last axis.
     pub conv: bool,
     pub init: LinearInit,
+    /// How `fc2` starts, where it is another way than `fc1`.
+    pub out_init: Option<LinearInit>,
 }
 
 impl Mlp {
@@ -50,6 +52,7 @@ impl Mlp {
             drop: 0.0,
             conv: false,
             init: LinearInit::TORCH,
+            out_init: None,
         }
     }
 
@@ -57,13 +60,14 @@ impl Mlp {
     pub fn write(&self, b: &Builder, x: NodeId) -> NodeId {
         let axis = if self.conv { 1 } else { b.shape(x).len().saturating_sub(1) };
         let out = self.out.unwrap_or(b.dim(x, axis));
-        let layer = |name: &str, x, out, bias| match self.conv {
-            false => self.init.write(&b.at(name), x, out, bias),
+        let started = |init: LinearInit, name: &str, x, out, bias| match self.conv {
+            false => init.write(&b.at(name), x, out, bias),
             true => {
-                let conv = Conv::new(out, 1).init(self.init.weight);
-                if bias { conv.bias_init(self.init.bias) } else { conv }.write(&b.at(name), x)
+                let conv = Conv::new(out, 1).init(init.weight);
+                if bias { conv.bias_init(init.bias) } else { conv }.write(&b.at(name), x)
             }
         };
+        let layer = |name: &str, x, out, bias| started(self.init, name, x, out, bias);
         let act = |x| self.act.write(&b.at("act"), x);
         let hidden = match self.gate {
             Gate::None => act(layer("fc1", x, self.hidden, self.bias[0])),
@@ -84,6 +88,7 @@ impl Mlp {
         let hidden = dropout(b, hidden, self.drop);
         let hidden = if self.grn { global_response_norm(&b.at("grn"), hidden, axis) } else { hidden };
         let hidden = self.norm.map_or(hidden, |norm| norm.write(&b.at("norm"), hidden, 1.0));
-        dropout(b, layer("fc2", hidden, out, self.bias[1]), self.drop)
+        let out_init = self.out_init.unwrap_or(self.init);
+        dropout(b, started(out_init, "fc2", hidden, out, self.bias[1]), self.drop)
     }
 }

@@ -5,10 +5,13 @@
 
 mod act;
 mod attention;
+mod attention2d;
 mod attention_pool2d;
+mod attention_rope;
 mod attn;
 mod bilinear_attn;
 mod bottleneck_attn;
+mod cond_conv;
 mod conv;
 mod conv_norm_act;
 mod drop;
@@ -18,6 +21,7 @@ mod halo_attn;
 mod head;
 mod lambda_layer;
 mod layer_scale;
+mod mixed_conv;
 mod mlp;
 mod norm;
 mod norm_act;
@@ -26,6 +30,7 @@ mod pool;
 mod pos_embed;
 mod rel_pos;
 mod resize;
+mod rope;
 mod std_conv;
 mod stride;
 mod window;
@@ -33,9 +38,12 @@ mod window;
 pub use act::Act;
 pub use attention::{Attention, AttentionPoolLatent, attend, attend_scaled, merge_heads, split_heads};
 pub use attention_pool2d::AttentionPool2d;
+pub use attention_rope::{AttentionRope, QkvBias};
+pub use attention2d::{Attention2d, MultiQueryAttention2d};
 pub use attn::{Attn, SqueezeExcite, eca_kernel};
 pub use bilinear_attn::BilinearAttn;
 pub use bottleneck_attn::BottleneckAttn;
+pub use cond_conv::cond_conv;
 pub use conv::{
     Conv, DeclaredConv, LinearInit, Padding, WeightInit, linear, linear_with, pad_same, same_padding,
     symmetric_padding,
@@ -48,6 +56,7 @@ pub use halo_attn::HaloAttn;
 pub use head::{ClassifierHead, NormMlpHead, classifier, classifier_with};
 pub use lambda_layer::{LambdaLayer, LambdaPosition};
 pub use layer_scale::{layer_scale, layer_scale_2d};
+pub use mixed_conv::mixed_conv;
 pub use mlp::{Gate, Mlp};
 pub use norm::Norm;
 pub use norm_act::{Groups, NormAct};
@@ -55,12 +64,13 @@ pub use patch_embed::{PatchEmbed, PatchFit};
 pub use pool::{
     AntiAlias, GlobalPool, TokenPool, avg_pool_same, avg_pool_shortcut, blur_pool, max_pool_same,
 };
-pub use pos_embed::{add_tokens, resample_abs_pos_embed};
+pub use pos_embed::{add_tokens, resample_abs_pos_embed, take_tokens};
 pub use rel_pos::{
     LogCoordinates, RelPos, relative_position_bias, relative_position_count, relative_position_index,
     resample_relative_positions,
 };
 pub use resize::{Interpolation, resize_hwc, resize_matrix, resize_nchw, resize_patch_kernel};
+pub use rope::{Rope, RopeKind, Rotation};
 pub use std_conv::{Standardize, WeightScale};
 pub use stride::{OutputStride, StageStride};
 pub use window::{Partition, ShiftedWindow, attend_windows};

@@ -114,6 +114,8 @@ impl TokenPool {
 pub enum AntiAlias {
     /// A binomial filter of size 3 (<https://arxiv.org/abs/1904.11486>).
     Blur,
+    /// The same with zeros around the map instead of its reflection.
+    BlurZeros,
     /// The mean of stride × stride positions.
     Avg,
 }
@@ -123,6 +125,7 @@ impl AntiAlias {
     pub fn write(self, b: &Builder, x: NodeId, stride: usize) -> NodeId {
         match self {
             AntiAlias::Blur => blur_pool(b, x, stride),
+            AntiAlias::BlurZeros => blur(b, x, stride, symmetric_padding(3, stride, 1)),
             AntiAlias::Avg if stride == 1 => x,
             AntiAlias::Avg => b.avg_pool(x, Pool::new(stride, stride)),
         }
@@ -131,7 +134,6 @@ impl AntiAlias {
 
 /// Binomial 3 × 3 filter of each channel with reflected borders, every `stride`-th position.
 pub fn blur_pool(b: &Builder, x: NodeId, stride: usize) -> NodeId {
-    let channels = b.dim(x, 1);
     let pad = symmetric_padding(3, stride, 1);
     let mut padded = x;
     for (axis, size) in [2, 3].into_iter().zip(b.size(x)) {
@@ -145,10 +147,16 @@ pub fn blur_pool(b: &Builder, x: NodeId, stride: usize) -> NodeId {
         };
         padded = b.gather(padded, axis, (0..size + 2 * pad).map(|i| reflect(i) as u32).collect());
     }
+    blur(b, padded, stride, 0)
+}
+
+/// The filter with `pad` zeros around the map.
+fn blur(b: &Builder, x: NodeId, stride: usize, pad: usize) -> NodeId {
+    let channels = b.dim(x, 1);
     let row = [0.25f32, 0.5, 0.25];
     let filter: Vec<f32> = row.iter().flat_map(|v| row.map(|h| v * h)).collect();
     let weight = b.constant(filter.repeat(channels), &[channels, 1, 3, 3]);
-    b.conv2d(padded, weight, Conv2d { stride: [stride; 2], groups: channels, ..Conv2d::default() })
+    b.conv2d(x, weight, Conv2d { stride: [stride; 2], pad: [pad; 4], groups: channels, ..Conv2d::default() })
 }
 
 /// Mean of 2 × 2 positions at every position, the far border padded with zeros that count.

@@ -38,3 +38,11 @@ pub fn add_tokens(b: &Builder, tokens: &[NodeId], x: NodeId) -> NodeId {
     let all: Vec<NodeId> = tokens.iter().map(repeat).chain([x]).collect();
     b.concat(&all, 1)
 }
+
+/// Takes `x` `[B, prefix + H · W, C]` apart: the map `[B, C, H, W]` of the patches, and the tokens before them.
+pub fn take_tokens(b: &Builder, x: NodeId, prefix: usize, grid: [usize; 2]) -> (NodeId, Option<NodeId>) {
+    let (batch, channels) = (b.dim(x, 0), b.dim(x, 2));
+    let patches = b.slice(x, 1, prefix, b.dim(x, 1).saturating_sub(prefix));
+    let map = b.permute(b.reshape(patches, &[batch, grid[0], grid[1], channels]), &[0, 3, 1, 2]);
+    (map, (prefix > 0).then(|| b.slice(x, 1, 0, prefix)))
+}

@@ -16,6 +16,14 @@ pub(in crate::families) const BATCH_NORM_EPS: f64 = 1e-5;
 /// How every convolution starts.
 pub(in crate::families) const INIT: WeightInit = WeightInit::FanOut;
 
+/// DropBlock's squares: the share of positions to drop, times `scale`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(in crate::families) struct DropBlock {
+    pub rate: f64,
+    pub size: usize,
+    pub scale: f64,
+}
+
 /// What all blocks of a network share.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::families) struct Layers {
@@ -41,7 +49,7 @@ pub(in crate::families) struct ConvNormAct {
     act: bool,
     /// What the norm's scale starts as.
     weight: f32,
-    drop_block: Option<(f64, usize, f64)>,
+    drop_block: Option<DropBlock>,
 }
 
 impl ConvNormAct {
@@ -79,7 +87,7 @@ impl ConvNormAct {
         ConvNormAct { weight, ..self }
     }
 
-    pub fn drop_block(self, drop_block: Option<(f64, usize, f64)>) -> Self {
+    pub fn drop_block(self, drop_block: Option<DropBlock>) -> Self {
         ConvNormAct { drop_block, ..self }
     }
 }
@@ -103,12 +111,12 @@ impl Layers {
         x: NodeId,
         act: bool,
         weight: f32,
-        dropped: Option<(f64, usize, f64)>,
+        dropped: Option<DropBlock>,
     ) -> NodeId {
         let plain = matches!(self.norm_act, NormAct::Plain(..));
         let x = self.norm_act.write_with(b, x, weight, act && !plain);
         let x = match dropped.filter(|_| plain) {
-            Some((rate, size, scale)) => drop_block(&b.at("drop"), x, rate, size, scale),
+            Some(DropBlock { rate, size, scale }) => drop_block(&b.at("drop"), x, rate, size, scale),
             None => x,
         };
         if act && plain { self.act.write(&b.at("act"), x) } else { x }
@@ -192,8 +200,7 @@ pub(in crate::families) struct Block {
 pub(in crate::families) struct Place {
     pub at: StageStride,
     pub drop_path: f64,
-    /// Probability, size and weight of DropBlock's squares.
-    pub drop_block: Option<(f64, usize, f64)>,
+    pub drop_block: Option<DropBlock>,
     /// Size of the map before the block for images of the size that the network is built for.
     pub feat_size: Option<[usize; 2]>,
 }

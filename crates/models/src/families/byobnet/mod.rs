@@ -21,7 +21,7 @@ use crate::layers::{
 };
 use crate::reparameterize::{FuseError, FusedConv};
 
-use blocks::{Block, ConvNormAct, Kind, Layers, Place};
+use blocks::{Block, ConvNormAct, DropBlock, Kind, Layers, Place};
 use stem::Stem;
 pub(super) use variants::regnetz;
 
@@ -205,6 +205,10 @@ impl ByobNet {
             // The first block steps back even where an earlier stage began to dilate.
             at.first_dilation = (at.dilation / 2).clamp(1, 2);
         }
+        let drop_block_size = args.extra("drop_block_size")?.unwrap_or(3);
+        if drop_block_size == 0 {
+            return Err("drop_block_size is 0, it must be at least 1".to_string().into());
+        }
         let reduction = strides.iter().fold(config.stem.stride(), |product, at| product * at.stride);
         Ok(Box::new(ByobNet {
             head: HeadLayers::build(config.head, config.act, args, reduction)?,
@@ -213,7 +217,7 @@ impl ByobNet {
             strides,
             drop_path_rate: ModelArgs::rate("drop_path_rate", args.drop_path_rate)?,
             drop_block_rate: ModelArgs::rate("drop_block_rate", args.drop_block_rate)?,
-            drop_block_size: args.extra("drop_block_size")?.unwrap_or(3),
+            drop_block_size,
             zero_init_last: args.extra("zero_init_last")?.unwrap_or(true),
             inference_mode: args.extra("inference_mode")?.unwrap_or(false),
             grad_checkpointing: args.grad_checkpointing,
@@ -231,14 +235,15 @@ impl ByobNet {
         }
     }
 
-    /// Probability, size and weight of DropBlock's squares: the last two stages have some.
-    fn drop_block(&self, stage: usize) -> Option<(f64, usize, f64)> {
-        let rate = Some(self.drop_block_rate).filter(|&rate| rate > 0.0)?;
+    /// DropBlock is for the last two stages.
+    fn drop_block(&self, stage: usize) -> Option<DropBlock> {
+        let (rate, size) = (self.drop_block_rate, self.drop_block_size);
         match self.config.stages.len() - stage {
-            1 => Some((rate, self.drop_block_size, 1.0)),
-            2 => Some((rate, (2 * self.drop_block_size).saturating_sub(1).max(1), 0.25)),
+            1 => Some(DropBlock { rate, size, scale: 1.0 }),
+            2 => Some(DropBlock { rate, size: size.saturating_mul(2) - 1, scale: 0.25 }),
             _ => None,
         }
+        .filter(|_| rate > 0.0)
     }
 }
 
