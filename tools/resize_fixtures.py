@@ -23,6 +23,12 @@ CASES = [
     ('test_vit2', dict(img_size=(112, 126), patch_size=(14, 14))),
     ('test_vit4', dict(patch_size=(20, 16), img_size=(160, 128))),
     ('deit_tiny_distilled_patch16_224 embed_dim=64 num_heads=2 depth=2 img_size=64', dict(img_size=(80, 48))),
+    ('beit_base_patch16_224 embed_dim=64 num_heads=2 depth=2 img_size=64', dict(img_size=(80, 48))),
+    ('beit_base_patch16_224 embed_dim=64 num_heads=2 depth=2 img_size=(64,96) use_abs_pos_emb=True',
+     dict(img_size=(126, 112), patch_size=(14, 14))),
+    ('eva02_tiny_patch14_224 embed_dim=48 num_heads=2 depth=2 img_size=56', dict(img_size=(84, 70))),
+    ('vit_small_patch16_rope_mixed_ape_224 embed_dim=64 num_heads=2 depth=2 img_size=64', dict(img_size=(80, 48))),
+    ('vit_small_patch16_dinov3 embed_dim=64 num_heads=2 depth=2', dict(img_size=(80, 60), patch_size=(20, 20))),
     ('swin_tiny_patch4_window7_224 embed_dim=24 num_heads=(1,2,4,8) depths=(1,2,1,1) img_size=64 window_size=4',
      dict(img_size=(96, 64))),
     ('swin_tiny_patch4_window7_224 embed_dim=24 num_heads=(1,2,4,8) depths=(1,2,1,1) img_size=(64,96) window_size=(4,6)',
@@ -34,12 +40,6 @@ CASES = [
     ('test_maxvit img_size=64', dict(img_size=(96, 96), window_size=(1, 3))),
     ('maxvit_tiny_tf_224 embed_dim=(32,32,64,64) depths=(1,1,1,1) stem_width=16 head_hidden_size=64 img_size=64',
      dict(img_size=(160, 96))),
-    ('beit_base_patch16_224 embed_dim=64 num_heads=2 depth=2 img_size=64', dict(img_size=(80, 48))),
-    ('beit_base_patch16_224 embed_dim=64 num_heads=2 depth=2 img_size=(64,96) use_abs_pos_emb=True',
-     dict(img_size=(126, 112), patch_size=(14, 14))),
-    ('eva02_tiny_patch14_224 embed_dim=48 num_heads=2 depth=2 img_size=56', dict(img_size=(84, 70))),
-    ('vit_small_patch16_rope_mixed_ape_224 embed_dim=64 num_heads=2 depth=2 img_size=64', dict(img_size=(80, 48))),
-    ('vit_small_patch16_dinov3 embed_dim=64 num_heads=2 depth=2', dict(img_size=(80, 60), patch_size=(20, 20))),
 ]
 
 

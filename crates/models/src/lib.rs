@@ -9,6 +9,7 @@
 //! - [`blueprint`]: an architecture at given arguments, without weights
 //! - [`model`]: the calls every model answers
 //! - [`table`], [`pretrained`]: what is known of every name and published tag
+//! - [`registry`]: timm's questions about names
 //! - [`reparameterize`]: branches of training fused for inference
 //! - [`weights`]: safetensors files
 //! - [`init`]: initial weights
@@ -25,6 +26,7 @@ pub mod names;
 pub mod network;
 pub mod plans;
 pub mod pretrained;
+pub mod registry;
 pub mod reparameterize;
 pub mod table;
 pub mod weights;

@@ -456,8 +456,8 @@ pub fn tags(arch: &str) -> Vec<&'static str> {
     tag_lines(PRETRAINED.lines_of(arch)).map(|line| line.tag).collect()
 }
 
-/// Whether `arch` or `arch.tag` has published weights.
-pub fn is_pretrained(name: &str) -> bool {
+/// Whether `arch` or `arch.tag`, or what replaced it, has published weights.
+pub(crate) fn has_published(name: &str) -> bool {
     find(name).is_ok_and(|line| line.has_weights())
 }
 

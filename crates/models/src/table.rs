@@ -210,6 +210,11 @@ pub fn is_known(name: &str) -> bool {
     !MODELS.lines_of(name).is_empty()
 }
 
+/// The family of architecture `name` (no tag); much cheaper than [`model_info`].
+pub fn family_of(name: &str) -> Option<&'static str> {
+    MODELS.lines_of(name).lines().next()?.split('\t').nth(1)
+}
+
 /// Names of all families (timm's modules), sorted.
 pub fn families() -> Vec<&'static str> {
     let mut families: Vec<_> = names().map(|(_, family)| family).collect();

@@ -1,9 +1,11 @@
 //! Published weights from the Hugging Face hub, kept in the cache that all its tools share.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use hf_hub::api::Progress;
-use hf_hub::api::sync::{Api, ApiBuilder, ApiError};
+use hf_hub::api::sync::{Api, ApiBuilder, ApiError, Metadata};
 use hf_hub::{Cache, Repo, RepoType};
 use timm_models::pretrained::PretrainedCfg;
 
@@ -19,14 +21,24 @@ pub enum HubError {
          (safetensors.torch.save_file(timm.models.load_state_dict(path), 'weights.safetensors')) and give its path"
     )]
     Elsewhere { name: String, url: String },
-    #[error("{repo} has no {file} ({endpoint})")]
+    #[error("{endpoint} has no file {file} in the repository {repo}, or no such repository")]
     NotFound { repo: String, file: String, endpoint: String },
     #[error(
-        "{repo} is not open to everyone: accept its terms at {endpoint}/{repo}, make a token at \
-         {endpoint}/settings/tokens and set HF_TOKEN"
+        "{repo} has its weights only as {file}, which holds Python objects: convert it to safetensors in Python \
+         (safetensors.torch.save_file(timm.create_model('{name}', pretrained=True).state_dict(), \
+         'weights.safetensors')) and give its path"
     )]
-    Closed { repo: String, endpoint: String },
-    #[error("{repo}/{file} is not in the cache {} and HF_HUB_OFFLINE is set", cache.display())]
+    Pickle { name: String, repo: String, file: &'static str },
+    #[error(
+        "{endpoint}/{repo} does not let us in ({status}): the repository is closed or does not exist. If it is there, \
+         accept its licence on that page, make a token at {endpoint}/settings/tokens and set HF_TOKEN{}",
+        if *token { " (the one that was sent does not open it)" } else { "" }
+    )]
+    Closed { repo: String, endpoint: String, status: u16, token: bool },
+    #[error(
+        "{repo}/{file} is not in the cache {}, and HF_HUB_OFFLINE is set: unset it to download the file",
+        cache.display()
+    )]
     Offline { repo: String, file: String, cache: PathBuf },
     #[error(
         "cannot download {repo}/{file} from {endpoint}: {message}. Without a network, download the file elsewhere and \
@@ -67,24 +79,32 @@ pub struct Hub {
 }
 
 const FILE: &str = "model.safetensors";
+const PICKLE: &str = "pytorch_model.bin";
 
 impl Hub {
-    /// As the environment says: `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN` (or the token that
-    /// `huggingface-cli login` left), `HF_HUB_OFFLINE`.
+    /// As the environment says: `HF_ENDPOINT`, `HF_HUB_CACHE`, `HF_HOME`, `HF_TOKEN` (or the token that
+    /// `hf auth login` left), `HF_HUB_OFFLINE`.
     pub fn from_env() -> Self {
-        let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let cache = match set("HF_HUB_CACHE").or_else(|| set("HUGGINGFACE_HUB_CACHE")) {
-            Some(folder) => Cache::new(folder.into()),
-            None => Cache::from_env(),
+        let set = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
+        let folder = |name: &str| set(name).map(PathBuf::from);
+        let user = || {
+            let cache = folder("XDG_CACHE_HOME")
+                .unwrap_or_else(|| std::env::home_dir().unwrap_or_default().join(".cache"));
+            cache.join("huggingface")
         };
+        let home = folder("HF_HOME").unwrap_or_else(user);
+        let cache = folder("HF_HUB_CACHE").or_else(|| folder("HUGGINGFACE_HUB_CACHE"));
+        let token = set("HF_TOKEN").or_else(|| set("HUGGING_FACE_HUB_TOKEN")).or_else(|| {
+            fs::read_to_string(folder("HF_TOKEN_PATH").unwrap_or_else(|| home.join("token"))).ok()
+        });
         let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".into());
-        let offline = set("HF_HUB_OFFLINE")
-            .is_some_and(|value| matches!(value.to_ascii_lowercase().as_str(), "1" | "true" | "yes" | "on"));
+        let is_true =
+            |value: String| matches!(value.trim().to_ascii_lowercase().as_str(), "1" | "true" | "yes" | "on");
         Hub {
-            endpoint: endpoint.trim_end_matches('/').to_string(),
-            token: set("HF_TOKEN").or_else(|| set("HUGGING_FACE_HUB_TOKEN")).or_else(|| cache.token()),
-            cache: cache.path().clone(),
-            offline,
+            endpoint: endpoint.trim().trim_end_matches('/').to_string(),
+            token: token.map(|token| token.trim().to_string()).filter(|token| !token.is_empty()),
+            cache: cache.unwrap_or_else(|| home.join("hub")),
+            offline: set("HF_HUB_OFFLINE").or_else(|| set("TRANSFORMERS_OFFLINE")).is_some_and(is_true),
         }
     }
 
@@ -95,10 +115,7 @@ impl Hub {
     /// A tag without weights on the hub; a repository that is missing or closed; a transfer that fails. Nothing but
     /// whole files is ever found in the cache.
     pub fn weights(&self, cfg: &PretrainedCfg, watch: &mut dyn Watch) -> Result<PathBuf, HubError> {
-        let name = || match (&cfg.architecture, &cfg.tag) {
-            (Some(arch), Some(tag)) => format!("{arch}.{tag}"),
-            (arch, _) => arch.clone().unwrap_or_default(),
-        };
+        let name = || cfg.name();
         let Some(id) = cfg.hf_hub_id.as_deref().filter(|id| !id.is_empty()) else {
             let arch = cfg.architecture.clone().unwrap_or_default();
             return Err(match cfg.url.as_deref().filter(|url| !url.is_empty()) {
@@ -109,7 +126,11 @@ impl Hub {
         let (repo, revision) = id.split_once('@').unwrap_or((id, "main"));
         let file =
             cfg.hf_hub_filename.as_deref().filter(|file| file.ends_with(".safetensors")).unwrap_or(FILE);
-        self.file(repo, revision, file, watch)
+        let found = self.file(repo, revision, file, watch);
+        if matches!(found, Err(HubError::NotFound { .. })) && self.has(repo, revision, PICKLE) {
+            return Err(HubError::Pickle { name: name(), repo: repo.into(), file: PICKLE });
+        }
+        found
     }
 
     /// A file of a repository.
@@ -124,7 +145,8 @@ impl Hub {
         watch: &mut dyn Watch,
     ) -> Result<PathBuf, HubError> {
         let id = || Repo::with_revision(repo.into(), RepoType::Model, revision.into());
-        if let Some(path) = Cache::new(self.cache.clone()).repo(id()).get(file) {
+        let cache = Cache::new(self.cache.clone()).repo(id());
+        if let Some(path) = cache.get(file) {
             return Ok(path);
         }
         if self.offline {
@@ -133,26 +155,62 @@ impl Hub {
         }
         let failed = |error| self.explain(repo, file, error);
         let api = self.api().map_err(failed)?.repo(id());
-        let mut size = 0;
-        let path = api.download_with_progress(file, Told { watch, size: &mut size }).map_err(failed)?;
-        // A server that ends early without an error leaves a short file behind: it must not be found again.
-        let found = std::fs::metadata(&path).map_or(0, |meta| meta.len());
-        if found != size {
-            if let Ok(blob) = std::fs::canonicalize(&path) {
-                let _ = std::fs::remove_file(blob);
+        let about = self.about(repo, revision, file).map_err(failed)?;
+        // Both become file names.
+        for name in [about.etag(), about.commit_hash()] {
+            if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') {
+                return Err(self.transfer(repo, file, format!("the server calls the file '{name}'")));
             }
-            let _ = std::fs::remove_file(&path);
-            let message = format!("{found} of {size} bytes arrived");
-            return Err(self.transfer(repo, file, message));
+        }
+        let (size, blob) = (about.size() as u64, cache.blob_path(about.etag()));
+        let link = cache.pointer_path(about.commit_hash()).join(file);
+        if link.is_symlink() && !link.exists() {
+            // What it points at was deleted; a new link cannot take its place.
+            let _ = fs::remove_file(&link);
+        }
+        let part = blob.with_extension("part");
+        let path = loop {
+            if length(&part) >= size {
+                // Nothing that a download could go on with: left by one that was killed, or by a broken server.
+                let _ = fs::remove_file(&part);
+            }
+            let before = length(&part);
+            match api.download_with_progress(file, Told(watch)) {
+                Ok(path) => break path,
+                // As long as something arrives, a broken connection is not the end. The client's own retries
+                // mistake where the file stands.
+                Err(error) if status(&error).is_none() && length(&part) > before => {
+                    std::thread::sleep(Duration::from_millis(200));
+                }
+                Err(error) => return Err(failed(error)),
+            }
+        };
+        // A server that ends early without an error, or ignores where to go on from, leaves another file behind: it
+        // must not be found again.
+        let found = length(&path);
+        if found != size {
+            let _ = fs::remove_file(&path);
+            let _ = fs::remove_file(&blob);
+            return Err(self.transfer(repo, file, format!("{found} bytes arrived, not {size}")));
         }
         Ok(path)
+    }
+
+    fn about(&self, repo: &str, revision: &str, file: &str) -> Result<Metadata, ApiError> {
+        let api = self.api()?;
+        let id = Repo::with_revision(repo.into(), RepoType::Model, revision.into());
+        let url = api.repo(id).url(file);
+        api.metadata(&url)
+    }
+
+    fn has(&self, repo: &str, revision: &str, file: &str) -> bool {
+        self.about(repo, revision, file).is_ok()
     }
 
     fn api(&self) -> Result<Api, ApiError> {
         ApiBuilder::from_cache(Cache::new(self.cache.clone()))
             .with_endpoint(self.endpoint.clone())
             .with_token(self.token.clone())
-            .with_retries(2)
             .with_progress(false)
             .with_user_agent("timm-rs", env!("CARGO_PKG_VERSION"))
             .build()
@@ -160,9 +218,16 @@ impl Hub {
 
     fn explain(&self, repo: &str, file: &str, error: ApiError) -> HubError {
         let endpoint = self.endpoint.clone();
-        match status(&error) {
-            Some(404) => HubError::NotFound { repo: repo.into(), file: file.into(), endpoint },
-            Some(401 | 403) => HubError::Closed { repo: repo.into(), endpoint },
+        match (status(&error), &error) {
+            (Some(404), _) => HubError::NotFound { repo: repo.into(), file: file.into(), endpoint },
+            (Some(status @ (401 | 403)), _) => {
+                HubError::Closed { repo: repo.into(), endpoint, status, token: self.token.is_some() }
+            }
+            (_, ApiError::LockAcquisition(_)) => {
+                self.transfer(repo, file, "another process is downloading it".into())
+            }
+            (_, ApiError::IoError(error)) => self.transfer(repo, file, error.to_string()),
+            (_, ApiError::RequestError(error)) => self.transfer(repo, file, error.to_string()),
             _ => self.transfer(repo, file, error.to_string()),
         }
     }
@@ -172,6 +237,10 @@ impl Hub {
     }
 }
 
+fn length(file: &Path) -> u64 {
+    fs::metadata(file).map_or(0, |found| found.len())
+}
+
 /// The server's answer, where that was the error.
 fn status(error: &ApiError) -> Option<u16> {
     match error {
@@ -179,28 +248,23 @@ fn status(error: &ApiError) -> Option<u16> {
             ureq::Error::StatusCode(code) => Some(code),
             _ => None,
         },
-        ApiError::TooManyRetries(error) => status(error),
         _ => None,
     }
 }
 
-/// Passes on what the download says, and keeps the size it announced.
-struct Told<'a> {
-    watch: &'a mut dyn Watch,
-    size: &'a mut u64,
-}
+/// Passes on what the download says.
+struct Told<'a>(&'a mut dyn Watch);
 
 impl Progress for Told<'_> {
     fn init(&mut self, size: usize, file: &str) {
-        *self.size = size as u64;
-        self.watch.begin(file, size as u64);
+        self.0.begin(file, size as u64);
     }
 
     fn update(&mut self, size: usize) {
-        self.watch.add(size as u64);
+        self.0.add(size as u64);
     }
 
     fn finish(&mut self) {
-        self.watch.end();
+        self.0.end();
     }
 }

@@ -54,6 +54,8 @@ pub use saved::SavedModel;
 
 /// What most programs need.
 pub mod prelude {
+    #[cfg(feature = "hub")]
+    pub use crate::create_pretrained;
     pub use crate::{CpuEngine, DataConfig, SavedModel, create_model, top_k};
     pub use timm_graph::{Builder, NodeId, Tensor};
     pub use timm_models::plans::{Indices, IntermediatesArgs};

@@ -252,3 +252,31 @@ fn paths_with_spaces_and_moved_images() {
     scratch.ok("train moved --resume run --epochs 2");
     assert_eq!(scratch.summary("run", "epoch"), [0.0, 1.0]);
 }
+
+#[test]
+fn info_of_what_is_not_written_yet() {
+    use timm::models::{families, pretrained, table};
+    let scratch = Scratch::new();
+    let unwritten = |family: &&'static str| families::build_fn(family).is_none();
+    for family in table::families().into_iter().filter(unwritten).take(2) {
+        let filter = pretrained::ModelFilter { family: vec![family.into()], ..Default::default() };
+        let name = &pretrained::list_models(&filter)[0];
+        let row = table::model_info(name).expect("listed");
+        let found = scratch.ok(&format!("info {name} --json")).json();
+        assert_eq!((&found["model"], &found["available"]), (&name.as_str().into(), &false.into()));
+        assert_eq!(number(&found["param_count"]), row.params as f64 / 1e6);
+        assert_eq!(found["feature_info"].as_array().map(Vec::len), Some(row.feature_info.len()));
+        assert_eq!(
+            found["tags"].as_array().is_some_and(|tags| !tags.is_empty()),
+            !pretrained::tags(name)[0].is_empty()
+        );
+        let text = scratch.ok(&format!("info {name}")).out;
+        assert!(text.contains(&format!("the family '{family}' is not written")), "{text}");
+        // What only the network knows.
+        for words in ["--dump", "--img-size 64", "--graph x.svg"] {
+            let error = scratch.error(&format!("info {name} {words}"), 1);
+            assert!(error.contains("not written in Rust yet"), "{error}");
+        }
+    }
+    assert_eq!(scratch.ok("info test_resnet --json").json()["available"], true);
+}

@@ -12,22 +12,28 @@ pub struct GlobalContext {
     /// Hidden channels as a share of all.
     pub rd_ratio: f64,
     pub act: Act,
+    /// How the query starts.
+    pub query_init: WeightInit,
     /// Add the context instead of scaling by its sigmoid.
     pub add: bool,
 }
 
 impl GlobalContext {
     /// timm's `gca`.
-    pub const ADD: GlobalContext = GlobalContext { rd_ratio: 1.0 / 8.0, act: Act::Relu, add: true };
+    pub const ADD: GlobalContext = GlobalContext {
+        rd_ratio: 1.0 / 8.0,
+        act: Act::Relu,
+        query_init: WeightInit::KaimingFanIn,
+        add: true,
+    };
     /// timm's `gc`.
-    pub const SCALE: GlobalContext = GlobalContext { rd_ratio: 1.0 / 8.0, act: Act::Relu, add: false };
+    pub const SCALE: GlobalContext = GlobalContext { add: false, ..GlobalContext::ADD };
 
     /// Writes `x` `[B, C, H, W]` with its context.
     pub fn write(&self, b: &Builder, x: NodeId, init: WeightInit) -> NodeId {
         let (batch, channels) = (b.dim(x, 0), b.dim(x, 1));
         let positions = b.size(x).iter().product();
-        let std = (2.0 / channels.max(1) as f64).sqrt() as f32;
-        let query = Conv::new(1, 1).bias_init(init.of_bias()).init(Init::Normal { std }.into());
+        let query = Conv::new(1, 1).bias_init(init.of_bias()).init(self.query_init);
         let scores = b.reshape(query.write(&b.at("conv_attn"), x), &[batch, 1, positions]);
         let flat = b.reshape(x, &[batch, channels, positions]);
         let context = b.reshape(b.matmul_t(flat, b.softmax(scores)), &[batch, channels, 1, 1]);

@@ -55,6 +55,7 @@ pub use grn::global_response_norm;
 pub use halo_attn::HaloAttn;
 pub use head::{ClassifierHead, NormMlpHead, classifier, classifier_with};
 pub use lambda_layer::{LambdaLayer, LambdaPosition};
+
 pub use layer_scale::{layer_scale, layer_scale_2d};
 pub use mixed_conv::mixed_conv;
 pub use mlp::{Gate, Mlp};

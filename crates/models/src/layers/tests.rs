@@ -76,6 +76,14 @@ fn attention_is_timms() {
 }
 
 #[test]
+fn attention_of_maps_is_timms() {
+    let attention = Attention2d { heads: 2, bias: true, init: WeightInit::FanIn };
+    let y = run(false, &[1, 4, 2, 3], wave(24), |b, x| attention.write(b, x, 6));
+    let expected = [0.581821739, 0.581853062, -0.457856526, 0.060954724, -0.915790631, -0.357583117];
+    assert_near([0, 2, 6, 17, 23, 35].map(|i| y[i]), &expected, "multi-head attention");
+}
+
+#[test]
 fn norms_and_blur_pooling_are_timms() {
     let at = |y: Vec<f64>| [0, 7, 31].map(|i| y[i]);
     let run = |write: &dyn Fn(&Builder, NodeId) -> NodeId| run(false, &[2, 8, 3, 3], wave(144), write);

@@ -14,6 +14,7 @@ use timm_models::{Model, ModelArgs, Network, families, table};
 use timm_train::step::{ImageSpec, Phase, Step};
 use timm_train::{Loss, OptimizerConfig, create_optimizer};
 
+use super::pretrained::load_pretrained;
 use super::{at_least_one, normalization, sizes, usage};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -24,7 +25,7 @@ enum Bench {
     Both,
 }
 
-/// Random weights, random images: medians over --num-bench-iter batches after --num-warm-iter. GFLOP/s counts the
+/// Random images, and random weights unless --pretrained: medians over --num-bench-iter batches after --num-warm-iter. GFLOP/s counts the
 /// multiplications and additions of convolutions and products, in training three times those of the forward pass.
 ///
 /// Examples:
@@ -37,6 +38,9 @@ pub struct Options {
     /// Model name, wildcards, or `all`
     #[arg(long, short, value_name = "NAME")]
     model: String,
+    /// Published weights of the model, downloaded where they are not in the cache, instead of random ones
+    #[arg(long)]
+    pretrained: bool,
     /// What to measure
     #[arg(long, value_enum, default_value = "both")]
     bench: Bench,
@@ -185,7 +189,10 @@ pub fn run(options: Options) -> Result<()> {
 
 fn measure(name: &str, options: &Options) -> Result<serde_json::Value> {
     let args = ModelArgs { num_classes: options.num_classes, ..ModelArgs::default() };
-    let model = timm::create_model(name, &args)?;
+    let mut model = timm::create_model(name, &args)?;
+    if options.pretrained {
+        load_pretrained(&mut model)?;
+    }
     let mut data = DataConfig::from(model.pretrained_cfg());
     if let Some(size) = &options.img_size {
         let [height, width] = sizes(size)?;

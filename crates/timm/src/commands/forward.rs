@@ -11,6 +11,7 @@ use timm_models::{ModelArgs, Network};
 use timm_train::losses::cross_entropy;
 
 use super::model_kwargs::ModelKwargs;
+use super::pretrained::load_pretrained;
 use super::{engine, usage};
 
 /// Reads the tensor `input` (NCHW, already normalised) and writes what the model makes of it.
@@ -27,6 +28,9 @@ pub struct Options {
     /// Weights, as safetensors [default: random]
     #[arg(long, value_name = "FILE")]
     checkpoint: Option<PathBuf>,
+    /// Published weights of the model, downloaded where they are not in the cache
+    #[arg(long, conflicts_with = "checkpoint")]
+    pretrained: bool,
     /// File with the tensor `input` [B, C, H, W], and `targets` [B] if gradients are asked for
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
@@ -92,6 +96,8 @@ pub fn run(options: Options) -> Result<()> {
     let mut model = timm::create_model(&options.model, &options.model_kwargs.apply(args)?)?;
     if let Some(checkpoint) = &options.checkpoint {
         model.load_checkpoint(checkpoint, true)?;
+    } else if options.pretrained {
+        load_pretrained(&mut model)?;
     }
     let mut results: Vec<(String, Tensor)> = Vec::new();
     if wants("output") {

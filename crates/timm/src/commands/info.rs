@@ -7,8 +7,11 @@ use anyhow::{Context, Result};
 use serde_json::json;
 use timm::DataConfig;
 use timm_graph::{draw, dump, flops};
-use timm_models::pretrained::{pretrained_cfg, published_accuracy, tags};
-use timm_models::{Blueprint, Call, ModelArgs};
+use timm_models::pretrained::{PretrainedCfg, pretrained_cfg, published_accuracy, tags};
+use timm_models::table::{deprecated, model_info};
+use timm_models::{Blueprint, Call, ModelArgs, ModelError};
+
+use super::pretrained::fetch;
 
 /// Parameters, cost, feature levels, preprocessing and published weights of a model.
 #[derive(clap::Args, Debug)]
@@ -27,13 +30,52 @@ pub struct Options {
     /// Print the graph as text, one op a line, instead
     #[arg(long)]
     dump: bool,
+    /// Fetch the published weights too, where they are not in the cache, and say where they are
+    #[arg(long)]
+    pretrained: bool,
     /// One JSON object
     #[arg(long)]
     json: bool,
 }
 
+/// What is shown of a model.
+struct Facts {
+    /// `arch` or `arch.tag`, as asked for, with its current name.
+    name: String,
+    /// The family's name where it is not written yet: all facts are the table's then.
+    unwritten: Option<&'static str>,
+    params: u64,
+    /// Multiply-accumulates (10⁹), activations (10⁶) and the image size they are for, where known.
+    cost: Option<(f64, f64, [usize; 2])>,
+    num_classes: usize,
+    num_features: usize,
+    /// Module, channels, stride.
+    levels: Vec<(String, usize, usize)>,
+    cfg: PretrainedCfg,
+    data: DataConfig,
+}
+
+/// Runs the command.
 pub fn run(options: Options) -> Result<()> {
-    let blueprint = Blueprint::new(&options.model, &ModelArgs::default())?;
+    let facts = match Blueprint::new(&options.model, &ModelArgs::default()) {
+        Ok(blueprint) => match built(&options, &blueprint)? {
+            Some(facts) => facts,
+            None => return Ok(()),
+        },
+        // The table knows much of what is not written yet; what it does not know needs the network.
+        Err(ModelError::NotWritten { family, .. })
+            if options.graph.is_none() && !options.dump && options.img_size.is_none() =>
+        {
+            from_table(&options.model, family)?
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let file = if options.pretrained { Some(fetch(&facts.cfg)?) } else { None };
+    print(&facts, file, options.json)
+}
+
+/// Facts of a model that is written, counted on its graph; None where the graph was all that was asked for.
+fn built(options: &Options, blueprint: &Blueprint) -> Result<Option<Facts>> {
     for notice in blueprint.notices() {
         tell!("note: {notice}");
     }
@@ -58,43 +100,91 @@ pub fn run(options: Options) -> Result<()> {
         // A reader such as `head` may close the pipe early; that is no failure.
         return match io::stdout().lock().write_all(dump::dump(&graph).as_bytes()) {
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
-            _ => Ok(()),
+            _ => Ok(None),
         };
     }
     let counts = flops::count(&graph);
-    let (gmacs, macts) = (counts.macs as f64 / 1e9, counts.activations as f64 / 1e6);
-    let params = blueprint.param_count() as f64 / 1e6;
-    let arch = blueprint.name().split('.').next().unwrap_or_default();
+    let levels = blueprint.feature_info().iter();
+    Ok(Some(Facts {
+        name: blueprint.name().to_string(),
+        unwritten: None,
+        params: blueprint.param_count() as u64,
+        cost: Some((counts.macs as f64 / 1e9, counts.activations as f64 / 1e6, [height, width])),
+        num_classes: blueprint.num_classes(),
+        num_features: blueprint.num_features(),
+        levels: levels.map(|level| (level.module.clone(), level.num_chs, level.reduction)).collect(),
+        cfg: blueprint.pretrained_cfg().clone(),
+        data,
+    }))
+}
+
+/// Facts of a model whose family is not written yet.
+fn from_table(name: &str, family: &'static str) -> Result<Facts> {
+    if let Some(current) = deprecated(name) {
+        tell!("note: '{name}' is an old name: use '{current}'");
+    }
+    let cfg = pretrained_cfg(name)?;
+    let arch = cfg.architecture.as_deref().unwrap_or(name);
+    let row = model_info(arch).with_context(|| format!("nothing is known of '{arch}'"))?;
+    Ok(Facts {
+        name: arch.to_string(),
+        unwritten: Some(family),
+        params: row.params,
+        cost: row.bench.map(|(gmacs, macts, size)| (gmacs, macts, [size, size])),
+        num_classes: cfg.num_classes,
+        num_features: row.num_features,
+        levels: row.feature_info.into_iter().map(|l| (l.module, l.channels, l.reduction)).collect(),
+        data: DataConfig::from(&cfg),
+        cfg,
+    })
+}
+
+fn print(facts: &Facts, file: Option<PathBuf>, as_json: bool) -> Result<()> {
+    let arch = facts.name.split('.').next().unwrap_or_default();
     let mut published = Vec::new();
     for tag in tags(arch).into_iter().filter(|tag| !tag.is_empty()) {
         let name = format!("{arch}.{tag}");
         published.push((pretrained_cfg(&name)?, published_accuracy(&name)?, name));
     }
-    if options.json {
-        let levels = blueprint.feature_info().iter().map(
-            |l| json!({"module": l.module, "num_chs": l.num_chs, "reduction": l.reduction, "index": l.index}),
-        );
+    let params = facts.params as f64 / 1e6;
+    if as_json {
+        let levels = facts.levels.iter().enumerate().map(|(index, (module, num_chs, reduction))| {
+            json!({"module": module, "num_chs": num_chs, "reduction": reduction, "index": index})
+        });
         let tags = published.iter().map(|(cfg, accuracy, name)| {
             json!({"model": name, "license": cfg.license, "top1": accuracy.as_ref().map(|a| a.top1)})
         });
-        let all = json!({
-            "model": blueprint.name(), "param_count": params, "gmacs": gmacs, "macts": macts,
-            "num_classes": blueprint.num_classes(), "num_features": blueprint.num_features(),
-            "feature_info": levels.collect::<Vec<_>>(), "data_config": data, "tags": tags.collect::<Vec<_>>(),
+        let mut all = json!({
+            "model": facts.name, "available": facts.unwritten.is_none(), "param_count": params,
+            "gmacs": facts.cost.map(|cost| cost.0), "macts": facts.cost.map(|cost| cost.1),
+            "num_classes": facts.num_classes, "num_features": facts.num_features,
+            "feature_info": levels.collect::<Vec<_>>(), "data_config": facts.data,
+            "tags": tags.collect::<Vec<_>>(),
         });
+        if let Some(file) = file {
+            all["file"] = file.display().to_string().into();
+        }
         say!("{}", serde_json::to_string_pretty(&all)?);
         return Ok(());
     }
-    say!("{}", blueprint.name());
+    say!("{}", facts.name);
+    if let Some(family) = facts.unwritten {
+        say!(
+            "  not available  the family '{family}' is not written in Rust yet; this is what timm says of it"
+        );
+    }
     say!("  parameters     {params:.2} M");
-    say!("  cost           {gmacs:.2} GMACs, {macts:.2} M activations at {height}x{width}");
-    say!("  classes        {}", blueprint.num_classes());
-    let (crop, how) = (data.crop_pct, &data.interpolation);
-    say!("  preprocessing  {height}x{width}, crop {crop} ({}), {how}", data.crop_mode);
-    say!("                 mean {:?}, std {:?}", data.mean, data.std);
+    if let Some((gmacs, macts, [height, width])) = facts.cost {
+        say!("  cost           {gmacs:.2} GMACs, {macts:.2} M activations at {height}x{width}");
+    }
+    say!("  classes        {}", facts.num_classes);
+    let DataConfig { crop_pct: crop, interpolation: how, mean, std, .. } = &facts.data;
+    let [_, height, width] = facts.data.input_size;
+    say!("  preprocessing  {height}x{width}, crop {crop} ({}), {how}", facts.data.crop_mode);
+    say!("                 mean {mean:?}, std {std:?}");
     say!("  features       {:16} channels  stride", "module");
-    for level in blueprint.feature_info() {
-        say!("                 {:16} {:>8}  {:>6}", level.module, level.num_chs, level.reduction);
+    for (module, channels, reduction) in &facts.levels {
+        say!("                 {module:16} {channels:>8}  {reduction:>6}");
     }
     let width = published.iter().map(|(_, _, name)| name.len()).max().unwrap_or(0);
     for (i, (cfg, accuracy, name)) in published.iter().enumerate() {
@@ -102,6 +192,9 @@ pub fn run(options: Options) -> Result<()> {
         let top1 = accuracy.as_ref().map_or("-".into(), |a| format!("{:.2}", a.top1));
         let license = cfg.license.as_deref().unwrap_or("licence not stated");
         say!("  {title:14} {name:width$}  top-1 {top1:>5}  {license}");
+    }
+    if let Some(file) = file {
+        say!("  file           {}", file.display());
     }
     Ok(())
 }

@@ -4,7 +4,8 @@ use std::io::{self, Write};
 
 use anyhow::Result;
 use serde_json::json;
-use timm_models::pretrained::{Brief, ModelFilter, brief, is_pretrained, list_models, split_name};
+use timm_models::pretrained::{Brief, ModelFilter, brief, list_models, split_name};
+use timm_models::registry::is_model_pretrained;
 use timm_models::{families, table};
 
 /// Names, parameters, input size and best published ImageNet-1k top-1.
@@ -87,7 +88,7 @@ fn as_json(lines: &[Line]) -> Result<String> {
             json!({
                 "model": l.name, "family": l.family, "param_count": l.params as f64 / 1e6,
                 "input_size": l.input_size, "top1": l.top1, "available": l.available,
-                "pretrained": is_pretrained(&l.name),
+                "pretrained": is_model_pretrained(&l.name),
             })
         })
         .collect();

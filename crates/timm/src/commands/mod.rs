@@ -20,6 +20,7 @@ pub mod infer;
 pub mod info;
 pub mod list_models;
 pub mod model_kwargs;
+pub mod pretrained;
 pub mod train;
 pub mod validate;
 
@@ -274,8 +275,8 @@ pub struct ModelOptions {
     /// Weights to load, as safetensors
     #[arg(long, value_name = "FILE")]
     pub checkpoint: Option<PathBuf>,
-    /// Published weights (not available yet: download the file and use --checkpoint)
-    #[arg(long)]
+    /// Published weights of the model, downloaded where they are not in the cache
+    #[arg(long, conflicts_with = "checkpoint")]
     pub pretrained: bool,
     /// Number of classes [default: what the checkpoint or the model says]
     #[arg(long, value_name = "N")]
@@ -326,12 +327,6 @@ impl ModelOptions {
 
     /// Makes the model and loads its weights.
     pub fn load(&self) -> Result<Loaded> {
-        if self.pretrained {
-            bail!(
-                "fetching published weights is not available yet: download model.safetensors of the model's \
-                 repository and pass it with --checkpoint"
-            );
-        }
         self.checkpoint.as_deref().map(check_no_state).transpose()?;
         let saved = self.checkpoint.as_deref().map(SavedModel::open).transpose()?;
         let name = match (&self.model, saved.as_ref().and_then(|s| s.architecture.clone())) {
@@ -344,6 +339,7 @@ impl ModelOptions {
             (None, None) if saved.is_some() => {
                 return usage("the checkpoint does not say which model it is: give --model");
             }
+            (None, None) if self.pretrained => return usage("--pretrained: give --model too"),
             (None, None) => return usage("give --model, or a --checkpoint that says which model it is"),
         };
         let mut args = saved.as_ref().map_or_else(ModelArgs::default, |s| s.args.clone());
@@ -364,7 +360,8 @@ impl ModelOptions {
             Some(file) => {
                 model.load_checkpoint(file, true)?;
             }
-            None => tell!("note: no --checkpoint, so the weights are random"),
+            None if self.pretrained => pretrained::load_pretrained(&mut model)?,
+            None => tell!("note: neither --pretrained nor --checkpoint, so the weights are random"),
         }
         let (data, class_names) = saved.map_or((None, Vec::new()), |s| (s.data, s.class_names));
         let data = self.data_config(data.unwrap_or_else(|| DataConfig::from(model.pretrained_cfg())))?;

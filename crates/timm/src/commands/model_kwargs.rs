@@ -1,7 +1,7 @@
 //! `--model-kwargs`: any argument of the model, by timm's names.
 
 use anyhow::Result;
-use serde_json::{Map, Value};
+use serde_json::Value;
 use timm_models::ModelArgs;
 
 use super::usage;
@@ -32,12 +32,6 @@ impl ModelKwargs {
         }
         serde_json::from_value(Value::Object(all))
             .or_else(|error| usage(format!("--model-kwargs {}: {error}", self.model_kwargs.join(" "))))
-    }
-
-    /// The arguments as one JSON object, for a run's record.
-    pub fn record(&self) -> Value {
-        let pairs = self.model_kwargs.iter().filter_map(|entry| entry.split_once('='));
-        pairs.map(|(key, value)| (key.to_string(), value_of(value))).collect::<Map<_, _>>().into()
     }
 }
 

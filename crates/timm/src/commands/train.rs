@@ -21,6 +21,7 @@ use timm_train::{
     Trainer, scaled_lr,
 };
 
+use super::pretrained::load_pretrained;
 use super::{
     check_no_state, list_failures, mean_and_std, normalization, shell_word, sizes, stop_flag, usage, warn,
 };
@@ -66,6 +67,8 @@ pub fn run(options: Options) -> Result<()> {
         for adapted in &report.adapted {
             tell!("note: {adapted}");
         }
+    } else if options.pretrained && resumed.is_none() {
+        load_pretrained(&mut model)?;
     }
     let config = train_config(&options, &data)?;
     Schedule::new(&config.schedule, config.lr, train.batches().div_ceil(config.grad_accum_steps))?;

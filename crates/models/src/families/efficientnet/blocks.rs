@@ -209,7 +209,8 @@ impl Write<'_> {
         match self.trunk.se {
             Se::None => x,
             Se::GlobalContext => {
-                let context = GlobalContext { rd_ratio: ratio, act: self.act, ..GlobalContext::SCALE };
+                let (act, scale) = (self.act, GlobalContext::SCALE);
+                let context = GlobalContext { rd_ratio: ratio, act, query_init: init, ..scale };
                 context.write(b, x, init)
             }
             Se::Squeeze { gate, act, round, .. } => {

@@ -241,6 +241,10 @@ fn parse(text: &str) -> Result<(Block, usize), String> {
     if !matches!(block.stride, 1 | 2) || block.out_chans == 0 {
         return Err(wrong("it needs a stride (s) of 1 or 2 and output channels (c)"));
     }
+    let kernels = [&block.first_kernel, &block.kernel, &block.last_kernel];
+    if block.stride > 1 && kernels.iter().all(|kernels| **kernels == [0]) {
+        return Err(wrong("none of its convolutions can have the stride"));
+    }
     // Blocks without an expansion ignore `e`.
     if matches!(kind, Kind::InvertedResidual | Kind::EdgeResidual | Kind::UniversalInverted) {
         block.expansion = expansion;
@@ -421,9 +425,41 @@ mod tests {
             ("ir_s1_c8", "repeats"),
             ("ir_r1_s3_c8", "stride"),
             ("ir_r1_s1_c8_k3.x", "kernel sizes"),
+            ("uir_r1_a0_k0_s2_e2_c8", "can have the stride"),
         ] {
             assert!(parse(text).unwrap_err().contains(what), "{text}");
         }
+    }
+
+    #[test]
+    fn arguments_that_make_no_sense_are_refused() {
+        let evo = NormAct::EvoS0 { groups: crate::layers::Groups::Of(8), eps: 1e-5 };
+        let trunk = Trunk { norm: evo, ..Trunk::new(&["mha_r1_k3_h2_s1_d4_c8"]) };
+        for (name, value, message) in [
+            ("bn_eps", 0.1.into(), "batch norm"),
+            ("act_layer", "swoosh".into(), "swoosh"),
+            ("pad_type", "valid".into(), "'same'"),
+            ("aa_layer", "max".into(), "blurpc"),
+            ("bn_momentum", "much".into(), "bn_momentum"),
+        ] {
+            let args: (&str, serde_json::Value) = (name, value);
+            let error = trunk.with_args(&ModelArgs::default().with(args.0, args.1)).expect_err(name);
+            assert!(error.to_string().contains(message), "{error}");
+        }
+        assert!(Stages::new(trunk, &ModelArgs { output_stride: Some(5), ..ModelArgs::default() }).is_err());
+        assert!(Stages::new(Trunk { pruned: Some("8 8,2"), ..trunk }, &ModelArgs::default()).is_ok());
+        let missing = Stages::new(Trunk { pruned: Some(""), ..trunk }, &ModelArgs::default());
+        assert!(missing.is_err_and(|error| error.to_string().contains("no block 0 in stage 0")));
+    }
+
+    #[test]
+    fn groups_that_do_not_fit_are_named() {
+        let trunk = Trunk { stem: 24, ..Trunk::new(&["ds_r1_k3_s1_gs7_c16"]) };
+        let stages = Stages::new(trunk, &ModelArgs::default()).expect("a trunk");
+        let b = Builder::new(false);
+        let x = b.input("x", &[1, 3, 8, 8], timm_graph::DType::F32);
+        stages.write(&b, x);
+        assert_eq!(b.finish().unwrap_err().to_string(), "at 'blocks.0.0': 24 channels in groups of 7");
     }
 
     #[test]

@@ -383,6 +383,14 @@ impl Architecture for Eva {
         }
     }
 
+    fn optional_weights(&self) -> &'static [&'static str] {
+        // Left from pretraining with masks, or computed here; learned frequencies are no such thing.
+        match self.config.rope.is_some_and(|rope| rope.kind == RopeKind::Mixed) {
+            true => &["mask_token", "lm_head.*"],
+            false => &["mask_token", "lm_head.*", "*rope.*", "*.relative_position_index"],
+        }
+    }
+
     fn settle(&self, args: &mut ModelArgs) {
         args.extra.insert("use_fc_norm".into(), self.fc_norm().into());
     }

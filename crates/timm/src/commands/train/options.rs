@@ -57,6 +57,10 @@ pub struct Options {
     /// Pooling before the classifier: avg, max, avgmax, catavgmax
     #[arg(long, value_name = "POOL", help_heading = "Model")]
     pub gp: Option<String>,
+    /// Start from the published weights of the model, downloaded where they are not in the cache; first convolution and
+    /// classifier are fitted as timm does
+    #[arg(long, conflicts_with = "initial_checkpoint", help_heading = "Model")]
+    pub pretrained: bool,
     /// Start from these weights; first convolution and classifier are fitted as timm does
     #[arg(long, value_name = "FILE", help_heading = "Model")]
     pub initial_checkpoint: Option<PathBuf>,
