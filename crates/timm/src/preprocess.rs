@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use timm_data::{DataError, Image, Rng, Transform, TransformConfig, decode};
 use timm_graph::Tensor;
+use timm_models::Blueprint;
 use timm_models::pretrained::PretrainedCfg;
 
 /// How images become a model's input: timm's data config.
@@ -33,6 +34,16 @@ impl From<&PretrainedCfg> for DataConfig {
             mean: three(&cfg.mean, timm_data::IMAGENET_DEFAULT_MEAN),
             std: three(&cfg.std, timm_data::IMAGENET_DEFAULT_STD),
         }
+    }
+}
+
+impl From<&Blueprint> for DataConfig {
+    /// That of the pretrained tag, at the size and with the channels that the model was built for.
+    fn from(model: &Blueprint) -> Self {
+        let mut data = DataConfig::from(model.pretrained_cfg());
+        let [height, width] = model.args().img_size.unwrap_or([data.input_size[1], data.input_size[2]]);
+        data.input_size = [model.args().in_chans.unwrap_or(data.input_size[0]), height, width];
+        data
     }
 }
 

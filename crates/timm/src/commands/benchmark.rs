@@ -14,6 +14,7 @@ use timm_models::{Model, ModelArgs, Network, families, table};
 use timm_train::step::{ImageSpec, Phase, Step};
 use timm_train::{Loss, OptimizerConfig, create_optimizer};
 
+use super::model_kwargs::{ModelKwargs, sized};
 use super::pretrained::load_pretrained;
 use super::{at_least_one, normalization, sizes, usage};
 
@@ -25,8 +26,9 @@ enum Bench {
     Both,
 }
 
-/// Random images, and random weights unless --pretrained: medians over --num-bench-iter batches after --num-warm-iter. GFLOP/s counts the
-/// multiplications and additions of convolutions and products, in training three times those of the forward pass.
+/// Random images, and random weights unless --pretrained: medians over --num-bench-iter batches after --num-warm-iter.
+/// GFLOP/s counts the multiplications and additions of convolutions and products, in training three times those of the
+/// forward pass.
 ///
 /// Examples:
 ///   timm benchmark --model resnet50
@@ -53,6 +55,8 @@ pub struct Options {
     /// Classes [default: the model's]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     num_classes: Option<usize>,
+    #[command(flatten)]
+    model_kwargs: ModelKwargs,
     /// Batches before the measurement
     #[arg(long, default_value_t = 3, value_name = "N")]
     num_warm_iter: usize,
@@ -188,14 +192,15 @@ pub fn run(options: Options) -> Result<()> {
 }
 
 fn measure(name: &str, options: &Options) -> Result<serde_json::Value> {
+    let size = options.img_size.as_deref().map(sizes).transpose()?;
     let args = ModelArgs { num_classes: options.num_classes, ..ModelArgs::default() };
+    let args = sized(name, options.model_kwargs.apply(args)?, size)?;
     let mut model = timm::create_model(name, &args)?;
     if options.pretrained {
         load_pretrained(&mut model)?;
     }
-    let mut data = DataConfig::from(model.pretrained_cfg());
-    if let Some(size) = &options.img_size {
-        let [height, width] = sizes(size)?;
+    let mut data = DataConfig::from(&*model);
+    if let Some([height, width]) = size {
         data.input_size = [data.input_size[0], height, width];
     }
     let [channels, height, width] = data.input_size;

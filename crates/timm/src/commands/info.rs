@@ -11,6 +11,7 @@ use timm_models::pretrained::{PretrainedCfg, pretrained_cfg, published_accuracy,
 use timm_models::table::{deprecated, model_info};
 use timm_models::{Blueprint, Call, ModelArgs, ModelError};
 
+use super::model_kwargs::{ModelKwargs, sized};
 use super::pretrained::fetch;
 
 /// Parameters, cost, feature levels, preprocessing and published weights of a model.
@@ -24,6 +25,8 @@ pub struct Options {
     /// Image size to count for, one number or height and width [default: the model's]
     #[arg(long, visible_alias = "input-size", num_args = 1..=3, value_name = "SIZE")]
     img_size: Option<Vec<usize>>,
+    #[command(flatten)]
+    model_kwargs: ModelKwargs,
     /// Draw the model; the ending says how: .svg or .dot
     #[arg(long, value_name = "FILE")]
     graph: Option<PathBuf>,
@@ -57,7 +60,9 @@ struct Facts {
 
 /// Runs the command.
 pub fn run(options: Options) -> Result<()> {
-    let facts = match Blueprint::new(&options.model, &ModelArgs::default()) {
+    let size = options.img_size.as_deref().map(super::sizes).transpose()?;
+    let args = options.model_kwargs.apply(ModelArgs::default())?;
+    let facts = match Blueprint::new(&options.model, &sized(&options.model, args, size)?) {
         Ok(blueprint) => match built(&options, &blueprint)? {
             Some(facts) => facts,
             None => return Ok(()),
@@ -79,7 +84,7 @@ fn built(options: &Options, blueprint: &Blueprint) -> Result<Option<Facts>> {
     for notice in blueprint.notices() {
         tell!("note: {notice}");
     }
-    let mut data = DataConfig::from(blueprint.pretrained_cfg());
+    let mut data = DataConfig::from(blueprint);
     if let Some(size) = &options.img_size {
         let [height, width] = super::sizes(size)?;
         data.input_size = [data.input_size[0], height, width];

@@ -35,6 +35,8 @@ use timm::{CpuEngine, DataConfig, SavedModel};
 use timm_models::{Model, ModelArgs};
 use timm_train::Normalization;
 
+use model_kwargs::{ModelKwargs, sized};
+
 /// Why standard output stopped taking lines.
 static LOST: OnceLock<std::io::Error> = OnceLock::new();
 
@@ -137,7 +139,6 @@ pub const TIMM_OPTIONS: &[&str] = &[
     "mixup-switch-prob",
     "model-dtype",
     "model-ema-force-cpu",
-    "model-kwargs",
     "multilabel-threshold",
     "naflex-loader",
     "no-ddp-bb",
@@ -284,6 +285,8 @@ pub struct ModelOptions {
     /// Pooling before the classifier: avg, max, avgmax, catavgmax
     #[arg(long = "gp", value_name = "POOL")]
     pub global_pool: Option<String>,
+    #[command(flatten)]
+    pub model_kwargs: ModelKwargs,
     /// Image size, one number or height and width
     #[arg(long, visible_alias = "input-size", num_args = 1..=3, value_name = "SIZE")]
     pub img_size: Option<Vec<usize>>,
@@ -352,6 +355,10 @@ impl ModelOptions {
         }
         args.num_classes = self.num_classes.or(args.num_classes);
         args.global_pool = self.global_pool.clone().or(args.global_pool);
+        let size = self.img_size.as_deref().map(sizes).transpose()?;
+        // The weights of a checkpoint fit the size it was trained at: the model changes its size afterwards.
+        let built_for = size.filter(|_| self.checkpoint.is_none());
+        let args = sized(&name, self.model_kwargs.apply(args)?, built_for)?;
         let mut model = timm::create_model(&name, &args)?;
         for notice in model.notices() {
             tell!("note: {notice}");
@@ -363,8 +370,12 @@ impl ModelOptions {
             None if self.pretrained => pretrained::load_pretrained(&mut model)?,
             None => tell!("note: neither --pretrained nor --checkpoint, so the weights are random"),
         }
+        let fixed = model.pretrained_cfg().fixed_input_size;
+        if let Some(size) = size.filter(|&size| fixed && model.args().img_size != Some(size)) {
+            model.set_input_size(Some(size), None, None)?;
+        }
         let (data, class_names) = saved.map_or((None, Vec::new()), |s| (s.data, s.class_names));
-        let data = self.data_config(data.unwrap_or_else(|| DataConfig::from(model.pretrained_cfg())))?;
+        let data = self.data_config(data.unwrap_or_else(|| DataConfig::from(&*model)))?;
         Ok(Loaded { model, data, class_names })
     }
 }

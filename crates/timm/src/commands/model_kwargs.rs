@@ -2,7 +2,8 @@
 
 use anyhow::Result;
 use serde_json::Value;
-use timm_models::ModelArgs;
+use timm_models::pretrained::pretrained_cfg;
+use timm_models::{ModelArgs, ModelError};
 
 use super::usage;
 
@@ -33,6 +34,18 @@ impl ModelKwargs {
         serde_json::from_value(Value::Object(all))
             .or_else(|error| usage(format!("--model-kwargs {}: {error}", self.model_kwargs.join(" "))))
     }
+}
+
+/// `args` for images of `size`: networks that are built for one size are built for this one, unless `args` says which.
+///
+/// # Errors
+/// An unknown name.
+pub fn sized(name: &str, mut args: ModelArgs, size: Option<[usize; 2]>) -> Result<ModelArgs> {
+    if args.img_size.is_none() && size.is_some() {
+        let cfg = pretrained_cfg(name).map_err(ModelError::from)?;
+        args.img_size = size.filter(|_| cfg.fixed_input_size);
+    }
+    Ok(args)
 }
 
 /// A number, truth value, list or null, in Python's or JSON's spelling; else text.

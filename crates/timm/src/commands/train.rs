@@ -21,6 +21,7 @@ use timm_train::{
     Trainer, scaled_lr,
 };
 
+use super::model_kwargs::{ModelKwargs, sized};
 use super::pretrained::load_pretrained;
 use super::{
     check_no_state, list_failures, mean_and_std, normalization, shell_word, sizes, stop_flag, usage, warn,
@@ -131,11 +132,13 @@ fn blueprint(options: &Settings, found: usize) -> Result<Blueprint> {
         seed: options.seed,
         ..ModelArgs::default()
     };
-    Ok(Blueprint::new(&options.model, &args)?)
+    let size = options.img_size.as_deref().map(sizes).transpose()?;
+    let kwargs = ModelKwargs { model_kwargs: options.model_kwargs.clone() };
+    Ok(Blueprint::new(&options.model, &sized(&options.model, kwargs.apply(args)?, size)?)?)
 }
 
 fn data_config(options: &Settings, blueprint: &Blueprint) -> Result<DataConfig> {
-    let mut data = DataConfig::from(blueprint.pretrained_cfg());
+    let mut data = DataConfig::from(blueprint);
     if let Some(size) = &options.img_size {
         let [height, width] = sizes(size)?;
         data.input_size = [3, height, width];

@@ -76,6 +76,9 @@ pub struct Options {
     /// Recompute blocks in the backward pass instead of keeping their values
     #[arg(long, help_heading = "Model")]
     pub grad_checkpointing: bool,
+    /// Arguments of the model, as in timm: `depth=4 img_size=256 dynamic_img_size=true patch_size='(14, 14)'`
+    #[arg(long, action = clap::ArgAction::Set, num_args = 1.., value_name = "KEY=VALUE", help_heading = "Model")]
+    pub model_kwargs: Vec<String>,
 
     /// Image size, one number or height and width [default: the model's; digits: 64]
     #[arg(long, visible_alias = "input-size", action = clap::ArgAction::Set, num_args = 1..=3, value_name = "SIZE", help_heading = "Images")]
