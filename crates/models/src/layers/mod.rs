@@ -56,8 +56,8 @@ pub use halo_attn::HaloAttn;
 pub use head::{ClassifierHead, NormMlpHead, classifier, classifier_with};
 pub use lambda_layer::{LambdaLayer, LambdaPosition};
 
-pub use mixed_conv::mixed_conv;
 pub use layer_scale::{layer_scale, layer_scale_2d};
+pub use mixed_conv::mixed_conv;
 pub use mlp::{Gate, Mlp};
 pub use norm::Norm;
 pub use norm_act::{Groups, NormAct};
