@@ -69,12 +69,20 @@ GRADIENTS = [
     'caformer_s18 64x64',
     'gmlp_ti16_224 img_size=64 64x64',
     'regnetx_002 32x32',
-    'densenet121 32x32',
+    'densenet121 growth_rate=16 block_config=(2,2,2,2) 64x64',
     'vgg11_bn mlp_ratio=0.0625 32x32',
     'inception_v3 75x75',
     'test_nfnet 64x64',
     'test_byobnet 64x64',
     'botnet26t_256 img_size=64 64x64',
+    'eva02_base_patch16_clip_224 embed_dim=32 num_heads=2 depth=2 img_size=64 64x64',
+    'vit_small_patch16_rope_mixed_ape_224 embed_dim=32 num_heads=2 depth=2 img_size=64 64x64',
+    'beit_base_patch16_224 embed_dim=32 num_heads=2 depth=2 img_size=64 64x64',
+    'swin_tiny_patch4_window7_224 embed_dim=24 num_heads=(1,2,4,8) depths=(1,2,1,1) img_size=64 window_size=4 drop_path_rate=0.0 64x64',
+    'swinv2_tiny_window8_256 embed_dim=24 num_heads=(1,2,4,8) depths=(1,2,1,1) img_size=64 window_size=4 drop_path_rate=0.0 64x64',
+    'test_maxvit img_size=64 64x64',
+    'test_efficientnet 64x64',
+    'mobilenetv4_conv_small_035 32x32',
 ]
 MODELS = [('test_resnet', 64, runs(0.01, 1e-4)), ('resnet10t', 64, runs(0.02, 5e-4))]
 SINGLE = ('plain', 'channels_last', 'native')
