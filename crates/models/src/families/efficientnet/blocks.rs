@@ -9,7 +9,7 @@ use timm_graph::{Builder, DType, Init, NodeId};
 use super::builder::{Se, Trunk};
 use crate::layers::{
     Act, Attention2d, Conv, GlobalContext, MultiQueryAttention2d, Padding, WeightInit, cond_conv, drop_path,
-    linear_with, make_divisible, mixed_conv,
+    layer_scale_2d, linear_with, make_divisible, mixed_conv,
 };
 
 /// Kinds of blocks, by the layers on the way from input to output.
@@ -331,8 +331,6 @@ impl Write<'_> {
     }
 
     fn layer_scale(&self, b: &Builder, x: NodeId) -> NodeId {
-        let Some(init) = self.trunk.layer_scale else { return x };
-        let gamma = b.at("layer_scale").param("gamma", &[b.dim(x, 1)], Init::Fill(init));
-        b.mul(x, b.per_channel(gamma, 4))
+        self.trunk.layer_scale.map_or(x, |init| layer_scale_2d(&b.at("layer_scale"), x, init))
     }
 }
