@@ -297,6 +297,11 @@ pub trait Architecture: Send + Sync {
         &[]
     }
 
+    /// Arguments that the published weights were trained with, where they differ from the defaults.
+    fn published_args(&self) -> &'static [(&'static str, f64)] {
+        &[]
+    }
+
     /// Fixes arguments whose default follows from the pooling at what they are now, before the pooling changes.
     fn settle(&self, _args: &mut ModelArgs) {}
 

@@ -249,6 +249,15 @@ impl Blueprint {
         (fitted.len() == shape.iter().product::<usize>()).then(|| Tensor::new(shape, fitted))
     }
 
+    /// The same with the arguments that the published weights were trained with, where the user has set no others.
+    pub(crate) fn for_published(&self) -> Result<Option<Self>, ModelError> {
+        let published = self.architecture.published_args();
+        let unset = published.iter().filter(|(name, _)| !self.args.extra.contains_key(*name));
+        let mut args = self.args.clone();
+        args.extra.extend(unset.map(|&(name, value)| (name.to_string(), value.into())));
+        if args == self.args { Ok(None) } else { self.with_args(args).map(Some) }
+    }
+
     /// Shell patterns of names that published files may have beyond the model's, or may lack.
     pub fn optional_weights(&self) -> &'static [&'static str] {
         self.architecture.optional_weights()

@@ -317,6 +317,7 @@ impl Model {
     /// A damaged file; any other difference in names and shapes. The model is then unchanged.
     pub fn load_pretrained(&mut self, path: impl AsRef<Path>) -> Result<LoadReport, ModelError> {
         let mut file = WeightFile::open(path)?;
+        let published = self.blueprint.for_published()?;
         let Model { blueprint, store, .. } = self;
         let cfg = blueprint.pretrained_cfg();
         let paths =
@@ -340,7 +341,16 @@ impl Model {
             resample: Some(&|name, tensor| blueprint.resample(name, tensor, None)),
             optional: blueprint.optional_weights(),
         };
-        Ok(file.load(store, true, &adaptation)?)
+        let mut report = file.load(store, true, &adaptation)?;
+        if let Some(published) = published {
+            let args = published.architecture().published_args();
+            report
+                .adapted
+                .extend(args.iter().map(|(name, value)| format!("{name}: {value}, as in training")));
+            self.blueprint = published;
+            self.plans = Plans::default();
+        }
+        Ok(report)
     }
 
     /// Writes the weights as a safetensors file that timm loads, whole or not at all.

@@ -270,6 +270,22 @@ fn pretrained_weights_adapt_to_other_sizes() {
 }
 
 #[test]
+fn published_weights_bring_their_arguments() {
+    let folder = Folder::new("published");
+    let path = folder.path("weights.safetensors");
+    let make = |args: &ModelArgs| Model::new("fbnetc_100", args, Arc::new(ReferenceEngine)).expect("a model");
+    let mut model = make(&ModelArgs::default());
+    model.save(&path).expect("saved");
+    let report = model.load_pretrained(&path).expect("loaded");
+    assert_eq!(report.adapted, ["bn_eps: 0.001, as in training"]);
+    assert_eq!(model.args().extra["bn_eps"], 1e-3);
+    // What the user says goes.
+    let mut own = make(&ModelArgs::default().with("bn_eps", 1e-4));
+    assert!(own.load_pretrained(&path).expect("loaded").adapted.is_empty());
+    assert_eq!(own.args().extra["bn_eps"], 1e-4);
+}
+
+#[test]
 fn space_to_depth_stems_and_background_classes() {
     // Two pixels of three channels: one channel keeps both pixels.
     let weight = Tensor::new(&[1, 6, 1, 1], vec![1.0, 2.0, 3.0, 10.0, 20.0, 30.0]);

@@ -38,6 +38,8 @@ struct Config {
 }
 
 struct EfficientNet {
+    /// FBNet-C's published weights were trained with another epsilon of the batch norms.
+    fbnet: bool,
     stages: Stages,
     head: Option<usize>,
     num_classes: usize,
@@ -46,6 +48,10 @@ struct EfficientNet {
 }
 
 impl Architecture for EfficientNet {
+    fn published_args(&self) -> &'static [(&'static str, f64)] {
+        if self.fbnet { &[("bn_eps", 1e-3)] } else { &[] }
+    }
+
     fn forward_features(&self, b: &Builder, x: NodeId) -> NodeId {
         let x = self.stages.write(b, x);
         let Some(out) = self.head else { return x };
@@ -91,6 +97,7 @@ pub fn build(name: &str, args: &ModelArgs) -> Result<Box<dyn Architecture>, Arch
     args.accept(&Trunk::ARGS)?;
     let width = config.trunk.width;
     Ok(Box::new(EfficientNet {
+        fbnet: name == "fbnetc_100",
         stages: Stages::new(config.trunk, args)?,
         head: match config.head {
             Head::None => None,
