@@ -65,7 +65,7 @@ def scramble(model, seed):
     generator = torch.Generator().manual_seed(seed)
     for tensor in model.state_dict().values():
         if tensor.is_floating_point() and tensor.numel():
-            tensor.mul_(1 + 0.5 * torch.rand(tensor.shape, generator=generator))
+            tensor.mul_(0.5 + torch.rand(tensor.shape, generator=generator))
 
 
 def apart(a, b):
@@ -153,12 +153,13 @@ def main():
                 failed.append(label)
             print(f'{"✗" if bad else " "} {label}: {found["worst"]:.1e} at {found["at"]}, '
                   f'PyTorch {found["own"]:.1e}', flush=True)
-            row = table.setdefault(family, [0, 0.0, 0.0])
+            row = table.setdefault(family, [0, 0.0, 0.0, 0.0])
             row[0] += 1
-            row[1], row[2] = max(row[1], found['worst']), max(row[2], found['own'])
-    print(f'\n{"family":<28}{"models":>7}{"worst":>10}{"PyTorch":>10}')
-    for family, (count, worst, own) in sorted(table.items()):
-        print(f'{family:<28}{count:>7}{worst:>10.1e}{own:>10.1e}')
+            ratio = found['worst'] / max(found['own'], 1e-7)
+            row[1:] = max(row[1], found['worst']), max(row[2], found['own']), max(row[3], ratio)
+    print(f'\n{"family":<28}{"models":>7}{"worst":>10}{"PyTorch":>10}{"x own":>8}')
+    for family, (count, worst, own, ratio) in sorted(table.items()):
+        print(f'{family:<28}{count:>7}{worst:>10.1e}{own:>10.1e}{ratio:>8.1f}')
     print(f'\n{done} checked in {time.time() - start:.0f} s, {len(failed)} failed')
     for label in failed:
         print('  ' + label)
