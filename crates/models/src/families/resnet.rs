@@ -11,8 +11,8 @@ use timm_graph::{Builder, NodeId, Pool};
 
 use crate::architecture::{Architecture, ArchitectureError, GroupRule, ModelArgs};
 use crate::layers::{
-    Act, AntiAlias, Attn, Conv, GlobalPool, Norm, SqueezeExcite, WeightInit, avg_pool_same, classifier,
-    drop_block, drop_path, drop_path_rates, dropout,
+    Act, AntiAlias, Attn, Conv, GlobalPool, Norm, OutputStride, SqueezeExcite, StageStride, WeightInit,
+    avg_pool_shortcut, classifier, drop_block, drop_path, drop_path_rates, dropout,
 };
 
 // ---- configuration ------------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ struct ResNet {
     config: Config,
     num_classes: usize,
     pool: GlobalPool,
-    output_stride: usize,
+    output_stride: OutputStride,
     drop_rate: f64,
     drop_path_rate: f64,
     drop_block_rate: f64,
@@ -173,10 +173,7 @@ struct ResNet {
 struct Place {
     block: Block,
     planes: usize,
-    stride: usize,
-    dilation: usize,
-    /// Dilation of the stage before, for the first convolution of a stage that is dilated instead of strided.
-    first_dilation: usize,
+    stride: StageStride,
     project: bool,
     drop_path: f64,
     /// Size and weight of DropBlock's squares.
@@ -211,24 +208,24 @@ impl ResNet {
         };
         let (out, [first, width]) =
             place.pruned.unwrap_or((planes * block.expansion(), [width / self.config.reduce_first, width]));
-        let anti_alias =
-            self.config.anti_alias.filter(|_| place.stride == 2 || place.first_dilation != place.dilation);
+        let StageStride { stride, dilation, first_dilation } = place.stride;
+        let anti_alias = self.config.anti_alias.filter(|_| place.stride.resamples());
         // The 3 × 3 convolution that carries stride and dilation, and what stands around it.
         let spatial = |name: [&str; 4], x, width, groups| {
-            let stride = if anti_alias.is_some() { 1 } else { place.stride };
-            let conv = self.conv(width, 3).stride(stride).dilation(place.first_dilation).groups(groups);
+            let conv_stride = if anti_alias.is_some() { 1 } else { stride };
+            let conv = self.conv(width, 3).stride(conv_stride).dilation(first_dilation).groups(groups);
             let x = self.norm(&b.at(name[1]), conv.write(&b.at(name[0]), x));
             let x = match place.drop_block {
                 Some((size, scale)) => drop_block(&b.at("drop_block"), x, self.drop_block_rate, size, scale),
                 None => x,
             };
             let x = Act::Relu.write(&b.at(name[2]), x);
-            anti_alias.map_or(x, |aa| aa.write(&b.at(name[3]), x, place.stride))
+            anti_alias.map_or(x, |aa| aa.write(&b.at(name[3]), x, stride))
         };
         let (y, last_act) = match block {
             Block::Basic => {
                 let y = spatial(["conv1", "bn1", "act1", "aa"], x, first, 1);
-                let y = self.conv(out, 3).dilation(place.dilation).write(&b.at("conv2"), y);
+                let y = self.conv(out, 3).dilation(dilation).write(&b.at("conv2"), y);
                 (self.last_norm(&b.at("bn2"), y), "act2")
             }
             Block::Bottleneck => {
@@ -248,19 +245,14 @@ impl ResNet {
     }
 
     fn downsample(&self, b: &Builder, x: NodeId, out: usize, place: &Place) -> NodeId {
-        let resize = place.stride != 1 || place.dilation != 1;
+        let StageStride { stride, dilation, first_dilation } = place.stride;
         if self.config.avg_down {
-            let pool = Pool { ceil: true, count_include_pad: false, ..Pool::new(2, place.stride) };
-            let x = match resize {
-                false => x,
-                true if place.dilation > 1 => avg_pool_same(&b.at(0), x),
-                true => b.at(0).avg_pool(x, pool),
-            };
+            let x = avg_pool_shortcut(&b.at(0), x, place.stride);
             return self.norm(&b.at(2), self.conv(out, 1).write(&b.at(1), x));
         }
-        let kernel = if resize { self.config.down_kernel } else { 1 };
-        let dilation = if kernel > 1 { place.first_dilation } else { 1 };
-        let conv = self.conv(out, kernel).stride(place.stride).dilation(dilation);
+        let kernel = if stride == 1 && dilation == 1 { 1 } else { self.config.down_kernel };
+        let dilation = if kernel > 1 { first_dilation } else { 1 };
+        let conv = self.conv(out, kernel).stride(stride).dilation(dilation);
         self.norm(&b.at(1), conv.write(&b.at(0), x))
     }
 
@@ -305,33 +297,22 @@ impl ResNet {
         let mut chans = b.dim(x, 1);
         let mut x = self.stem_pool(&b.at("maxpool"), x);
         let mut rates = drop_path_rates(self.drop_path_rate, config.layers.iter().sum()).into_iter();
-        let (mut net_stride, mut dilation, mut first_dilation) = (4, 1, 1);
-        for stage in 0..stages {
+        let strides = self.output_stride.stages(4, [1, 2, 2, 2]);
+        for (stage, stage_stride) in strides.into_iter().enumerate().take(stages) {
             let (block, planes) = (config.blocks[stage], config.channels[stage]);
-            let mut stride = if stage == 0 { 1 } else { 2 };
-            if net_stride >= self.output_stride {
-                dilation *= stride;
-                stride = 1;
-            } else {
-                net_stride *= stride;
-            }
             let name = format!("layer{}", stage + 1);
             for index in 0..config.layers[stage] {
-                let first = index == 0;
                 let place = Place {
                     block,
                     planes,
-                    stride: if first { stride } else { 1 },
-                    dilation,
-                    first_dilation,
-                    project: first && (stride != 1 || chans != planes * block.expansion()),
+                    stride: stage_stride.block(index),
+                    project: index == 0 && (stage_stride.stride != 1 || chans != planes * block.expansion()),
                     drop_path: rates.next().unwrap_or(0.0),
                     drop_block: [None, None, Some((5, 0.25)), Some((3, 1.0))][stage],
                     pruned: config.pruned_widths(stage, index),
                 };
                 let b = if self.grad_checkpointing { b.checkpoint_segment() } else { b.clone() };
                 x = self.block(&b.at(&name).at(index), x, &place);
-                first_dilation = dilation;
             }
             chans = planes * block.expansion();
             levels.push((name, x));
@@ -390,7 +371,7 @@ impl ResNet {
             config: *config,
             num_classes: args.num_classes.unwrap_or(1000),
             pool: GlobalPool::parse(args.global_pool.as_deref().unwrap_or("avg"))?,
-            output_stride,
+            output_stride: OutputStride::parse(args.output_stride)?,
             drop_rate: ModelArgs::rate("drop_rate", args.drop_rate)?,
             drop_path_rate: ModelArgs::rate("drop_path_rate", args.drop_path_rate)?,
             drop_block_rate: ModelArgs::rate("drop_block_rate", args.drop_block_rate)?,

@@ -62,9 +62,7 @@ pub use mlp::{Gate, Mlp};
 pub use norm::Norm;
 pub use norm_act::{Groups, NormAct};
 pub use patch_embed::{PatchEmbed, PatchFit};
-pub use pool::{
-    AntiAlias, GlobalPool, TokenPool, avg_pool_same, avg_pool_shortcut, blur_pool, max_pool_same,
-};
+pub use pool::{AntiAlias, GlobalPool, TokenPool, avg_pool_shortcut, blur_pool, max_pool_same};
 pub use pos_embed::{add_tokens, resample_abs_pos_embed, take_tokens};
 pub use rel_pos::{
     LogCoordinates, RelPos, relative_position_bias, relative_position_count, relative_position_index,

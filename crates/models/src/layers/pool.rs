@@ -160,7 +160,7 @@ fn blur(b: &Builder, x: NodeId, stride: usize, pad: usize) -> NodeId {
 }
 
 /// Mean of 2 × 2 positions at every position, the far border padded with zeros that count.
-pub fn avg_pool_same(b: &Builder, x: NodeId) -> NodeId {
+fn avg_pool_same(b: &Builder, x: NodeId) -> NodeId {
     b.avg_pool(pad_same(b, x, 2, 1, 0.0), Pool::new(2, 1))
 }
 
