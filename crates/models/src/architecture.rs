@@ -73,6 +73,24 @@ impl ModelArgs {
         parsed.map(Some).map_err(|error| ArchitectureError(format!("{name} is {value}: {error}")))
     }
 
+    /// Sets `field` to an argument of a single family, if it is set.
+    pub(crate) fn set<T: DeserializeOwned>(
+        &self,
+        field: &mut T,
+        name: &str,
+    ) -> Result<(), ArchitectureError> {
+        if let Some(value) = self.extra(name)? {
+            *field = value;
+        }
+        Ok(())
+    }
+
+    /// The same for a count of at least one.
+    pub(crate) fn set_count(&self, field: &mut usize, name: &str) -> Result<(), ArchitectureError> {
+        self.set(field, name)?;
+        if *field == 0 { Err(ArchitectureError(format!("{name} must be at least 1"))) } else { Ok(()) }
+    }
+
     /// An argument of a single family that is a pair, or one number for both.
     #[allow(dead_code, reason = "the first family with such arguments follows")]
     pub(crate) fn extra_pair(&self, name: &str) -> Result<Option<[usize; 2]>, ArchitectureError> {

@@ -9,7 +9,7 @@ use timm_graph::{Builder, Init, NodeId};
 
 use crate::architecture::{Architecture, ArchitectureError, GroupRule, Intermediate, ModelArgs};
 use crate::layers::{
-    Act, Conv, Gate, LinearInit, Mlp, Norm, Padding, TokenPool, WeightInit, drop_path, dropout,
+    Act, Conv, Gate, LinearInit, Mlp, Norm, Padding, TokenPool, WeightInit, drop_path, dropout, take_tokens,
 };
 
 // ---- configuration ------------------------------------------------------------------------------------
@@ -175,9 +175,8 @@ impl Architecture for MlpMixer {
         norm: bool,
     ) -> Intermediate {
         let x = if norm { self.norm(&b.at("norm"), tap) } else { tap };
-        let [height, width] = image.map(|pixels| pixels / self.config.patch);
-        let map = b.reshape(b.permute(x, &[0, 2, 1]), &[b.dim(x, 0), b.dim(x, 2), height, width]);
-        Intermediate { map, prefix_tokens: None }
+        let (map, prefix_tokens) = take_tokens(b, x, 0, image.map(|pixels| pixels / self.config.patch));
+        Intermediate { map, prefix_tokens }
     }
 }
 

@@ -108,29 +108,21 @@ impl Config {
 
     /// Sets what a user's arguments say.
     fn apply(&mut self, args: &ModelArgs) -> Result<(), ArchitectureError> {
-        let set = |field: &mut usize, name: &str| -> Result<(), ArchitectureError> {
-            *field = args.extra(name)?.unwrap_or(*field);
-            if *field == 0 { Err(ArchitectureError(format!("{name} must be at least 1"))) } else { Ok(()) }
-        };
-        set(&mut self.dim, "embed_dim")?;
-        set(&mut self.depth, "depth")?;
-        set(&mut self.heads, "num_heads")?;
-        let flag = |field: &mut bool, name: &str| -> Result<(), ArchitectureError> {
-            *field = args.extra(name)?.unwrap_or(*field);
-            Ok(())
-        };
-        flag(&mut self.qkv_bias, "qkv_bias")?;
-        flag(&mut self.qk_norm, "qk_norm")?;
-        flag(&mut self.class_token, "class_token")?;
-        flag(&mut self.no_embed_class, "no_embed_class")?;
-        flag(&mut self.abs_pos, "use_abs_pos_emb")?;
-        flag(&mut self.rel_pos, "use_rel_pos_bias")?;
-        flag(&mut self.pre_norm, "use_pre_transformer_norm")?;
-        flag(&mut self.dynamic_img_size, "dynamic_img_size")?;
+        args.set_count(&mut self.dim, "embed_dim")?;
+        args.set_count(&mut self.depth, "depth")?;
+        args.set_count(&mut self.heads, "num_heads")?;
+        args.set(&mut self.qkv_bias, "qkv_bias")?;
+        args.set(&mut self.qk_norm, "qk_norm")?;
+        args.set(&mut self.class_token, "class_token")?;
+        args.set(&mut self.no_embed_class, "no_embed_class")?;
+        args.set(&mut self.abs_pos, "use_abs_pos_emb")?;
+        args.set(&mut self.rel_pos, "use_rel_pos_bias")?;
+        args.set(&mut self.pre_norm, "use_pre_transformer_norm")?;
+        args.set(&mut self.dynamic_img_size, "dynamic_img_size")?;
         self.final_norm = args.extra("use_post_transformer_norm")?.or(self.final_norm);
         self.fc_norm = args.extra("use_fc_norm")?.or(self.fc_norm);
-        self.mlp_ratio = args.extra("mlp_ratio")?.unwrap_or(self.mlp_ratio);
-        self.reg_tokens = args.extra("num_reg_tokens")?.unwrap_or(self.reg_tokens);
+        args.set(&mut self.mlp_ratio, "mlp_ratio")?;
+        args.set(&mut self.reg_tokens, "num_reg_tokens")?;
         self.init_values = args.extra("init_values")?.or(self.init_values);
         if let Some(name) = &args.global_pool {
             self.pool = TokenPool::parse(name)?;

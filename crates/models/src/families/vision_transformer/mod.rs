@@ -15,7 +15,7 @@ use super::vision_transformer_hybrid::Backbone;
 use crate::architecture::{Architecture, ArchitectureError, GroupRule, Intermediate, ModelArgs, OutputFmt};
 use crate::layers::{
     Act, AttentionPoolLatent, Gate, Interpolation, LinearInit, Mlp, Norm, PatchEmbed, PatchFit, TokenPool,
-    add_tokens, drop_path_rates, dropout, resample_abs_pos_embed, resize_patch_kernel,
+    add_tokens, drop_path_rates, dropout, resample_abs_pos_embed, resize_patch_kernel, take_tokens,
 };
 use blocks::{Block, BlockKind, Rates};
 
@@ -241,27 +241,19 @@ impl VisionTransformer {
     /// The variant `config` with a user's arguments.
     pub(super) fn new(mut config: Config, args: &ModelArgs) -> Result<Self, ArchitectureError> {
         args.accept(ARGUMENTS)?;
-        let set = |field: &mut usize, name: &str| -> Result<(), ArchitectureError> {
-            *field = args.extra(name)?.unwrap_or(*field);
-            if *field == 0 { Err(ArchitectureError(format!("{name} must be at least 1"))) } else { Ok(()) }
-        };
-        set(&mut config.dim, "embed_dim")?;
-        set(&mut config.depth, "depth")?;
-        set(&mut config.heads, "num_heads")?;
-        let flag = |field: &mut bool, name: &str| -> Result<(), ArchitectureError> {
-            *field = args.extra(name)?.unwrap_or(*field);
-            Ok(())
-        };
-        flag(&mut config.qkv_bias, "qkv_bias")?;
-        flag(&mut config.qk_norm, "qk_norm")?;
-        flag(&mut config.class_token, "class_token")?;
-        flag(&mut config.no_embed_class, "no_embed_class")?;
-        flag(&mut config.pre_norm, "pre_norm")?;
-        flag(&mut config.final_norm, "final_norm")?;
-        flag(&mut config.pool_include_prefix, "pool_include_prefix")?;
-        flag(&mut config.dynamic_img_size, "dynamic_img_size")?;
-        config.mlp_ratio = args.extra("mlp_ratio")?.unwrap_or(config.mlp_ratio);
-        config.reg_tokens = args.extra("reg_tokens")?.unwrap_or(config.reg_tokens);
+        args.set_count(&mut config.dim, "embed_dim")?;
+        args.set_count(&mut config.depth, "depth")?;
+        args.set_count(&mut config.heads, "num_heads")?;
+        args.set(&mut config.qkv_bias, "qkv_bias")?;
+        args.set(&mut config.qk_norm, "qk_norm")?;
+        args.set(&mut config.class_token, "class_token")?;
+        args.set(&mut config.no_embed_class, "no_embed_class")?;
+        args.set(&mut config.pre_norm, "pre_norm")?;
+        args.set(&mut config.final_norm, "final_norm")?;
+        args.set(&mut config.pool_include_prefix, "pool_include_prefix")?;
+        args.set(&mut config.dynamic_img_size, "dynamic_img_size")?;
+        args.set(&mut config.mlp_ratio, "mlp_ratio")?;
+        args.set(&mut config.reg_tokens, "reg_tokens")?;
         config.init_values = args.extra("init_values")?.or(config.init_values);
         config.fc_norm = args.extra("fc_norm")?.or(config.fc_norm);
         if let Some(name) = &args.global_pool {
@@ -466,11 +458,7 @@ impl Architecture for VisionTransformer {
         norm: bool,
     ) -> Intermediate {
         let x = if norm { self.norm(b, tap) } else { tap };
-        let (batch, channels, prefix) = (b.dim(x, 0), b.dim(x, 2), self.prefix_tokens());
-        let [height, width] = self.grid_of(image);
-        let patches = b.slice(x, 1, prefix, b.dim(x, 1).saturating_sub(prefix));
-        let map = b.permute(b.reshape(patches, &[batch, height, width, channels]), &[0, 3, 1, 2]);
-        let prefix_tokens = (prefix > 0).then(|| b.slice(x, 1, 0, prefix));
+        let (map, prefix_tokens) = take_tokens(b, x, self.prefix_tokens(), self.grid_of(image));
         Intermediate { map, prefix_tokens }
     }
 
