@@ -226,10 +226,16 @@ fn check_family(family: &str) {
     let fixtures = fixtures_of(family);
     let own = std::env::var_os("TIMM_FIXTURES").is_none();
     assert!(!own || fixtures.len() >= 2 || family == "inception_v3", "{} fixtures", fixtures.len());
+    let mut failed = Vec::new();
     for fixture in &fixtures {
         println!("{} {:?}", fixture.model, fixture.kwargs);
-        check_all(fixture, &engine);
+        // All that fail, not the first only: a sweep takes minutes.
+        let check = std::panic::AssertUnwindSafe(|| check_all(fixture, &engine));
+        if std::panic::catch_unwind(check).is_err() {
+            failed.push(format!("{} {:?}", fixture.model, fixture.kwargs));
+        }
     }
+    assert!(failed.is_empty(), "{} of {} fixtures: {}", failed.len(), fixtures.len(), failed.join("; "));
 }
 
 /// One test for each family.

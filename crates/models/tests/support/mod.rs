@@ -326,10 +326,11 @@ impl Fixture {
     }
 
     /// How far a float32 result may be from the reference, relative to the tensor's largest magnitude: 20 times
-    /// PyTorch's own deviation, at least 1e-5 (other orders of summation), at most 1e-4.
+    /// PyTorch's own deviation, at least 1e-5 (other orders of summation), at most 1e-4. Where PyTorch itself is
+    /// nearer to that limit than a factor of four, rounding alone crosses it: then four times its own deviation.
     pub fn tolerance(&self) -> f64 {
         let own = self.f32_dev.features_rel_max.unwrap_or(0.0).max(self.f32_dev.rel_l2);
-        (20.0 * own).clamp(1e-5, 1e-4)
+        (20.0 * own).clamp(1e-5, 1e-4).max(4.0 * own)
     }
 }
 
