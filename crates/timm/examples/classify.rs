@@ -36,7 +36,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         _ => (timm::create_model("resnet18", &ModelArgs::default())?, None),
     };
     let (data, names) = saved.map_or((None, vec![]), |saved| (saved.data, saved.class_names));
-    let data = data.unwrap_or_else(|| DataConfig::from(model.pretrained_cfg()));
+    let data = data.unwrap_or_else(|| DataConfig::from(&model));
     let [channels, height, width] = data.input_size;
     println!(
         "{}: {channels}x{height}x{width}, {}, crop {}, {:.2} M parameters",

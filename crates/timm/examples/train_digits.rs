@@ -37,8 +37,7 @@ impl Observer for Lines {
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args = ModelArgs { num_classes: Some(10), ..ModelArgs::default() };
     let model = timm::create_model("test_resnet", &args)?;
-    let data =
-        DataConfig { input_size: [3, 32, 32], crop_pct: 1.0, ..DataConfig::from(model.pretrained_cfg()) };
+    let data = DataConfig { input_size: [3, 32, 32], crop_pct: 1.0, ..DataConfig::from(&model) };
     // Without augmentation training images are prepared as those for validation.
     let loader = |split: &str, config: LoaderConfig| {
         let digits = open_dataset("digits", split, &OpenOptions::default())?;

@@ -26,7 +26,7 @@
 //! fn main() -> Result<(), Box<dyn std::error::Error>> {
 //!     let mut model = timm::create_model("resnet50.a1_in1k", &ModelArgs::default())?;
 //!     model.load_checkpoint("model.safetensors", true)?;
-//!     let image = DataConfig::from(model.pretrained_cfg()).load("cat.jpg")?;
+//!     let image = DataConfig::from(&model).load("cat.jpg")?;
 //!     let logits = model.forward(&image)?;
 //!     println!("{:?}", top_k(&logits.data, 5)); // (class, logit), highest first
 //!     Ok(())

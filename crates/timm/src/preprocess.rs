@@ -5,8 +5,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use timm_data::{DataError, Image, Rng, Transform, TransformConfig, decode};
 use timm_graph::Tensor;
-use timm_models::Blueprint;
 use timm_models::pretrained::PretrainedCfg;
+use timm_models::{Blueprint, Model};
 
 /// How images become a model's input: timm's data config.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -44,6 +44,12 @@ impl From<&Blueprint> for DataConfig {
         let [height, width] = model.args().img_size.unwrap_or([data.input_size[1], data.input_size[2]]);
         data.input_size = [model.args().in_chans.unwrap_or(data.input_size[0]), height, width];
         data
+    }
+}
+
+impl From<&Model> for DataConfig {
+    fn from(model: &Model) -> Self {
+        DataConfig::from(&**model)
     }
 }
 

@@ -199,7 +199,7 @@ fn measure(name: &str, options: &Options) -> Result<serde_json::Value> {
     if options.pretrained {
         load_pretrained(&mut model)?;
     }
-    let mut data = DataConfig::from(&*model);
+    let mut data = DataConfig::from(&model);
     if let Some([height, width]) = size {
         data.input_size = [data.input_size[0], height, width];
     }

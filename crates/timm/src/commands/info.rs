@@ -188,7 +188,13 @@ fn print(facts: &Facts, file: Option<PathBuf>, as_json: bool) -> Result<()> {
     say!("  preprocessing  {height}x{width}, crop {crop} ({}), {how}", facts.data.crop_mode);
     say!("                 mean {mean:?}, std {std:?}");
     say!("  features       {:16} channels  stride", "module");
-    for (module, channels, reduction) in &facts.levels {
+    for alike in facts.levels.chunk_by(|a, b| (a.1, a.2) == (b.1, b.2)) {
+        let (first, channels, reduction) = &alike[0];
+        // Transformers have many levels of one size.
+        let module = match alike {
+            [_, .., (last, ..)] => format!("{first} … {}", last.rsplit('.').next().unwrap_or(last)),
+            _ => first.clone(),
+        };
         say!("                 {module:16} {channels:>8}  {reduction:>6}");
     }
     let width = published.iter().map(|(_, _, name)| name.len()).max().unwrap_or(0);

@@ -375,7 +375,7 @@ impl ModelOptions {
             model.set_input_size(Some(size), None, None)?;
         }
         let (data, class_names) = saved.map_or((None, Vec::new()), |s| (s.data, s.class_names));
-        let data = self.data_config(data.unwrap_or_else(|| DataConfig::from(&*model)))?;
+        let data = self.data_config(data.unwrap_or_else(|| DataConfig::from(&model)))?;
         Ok(Loaded { model, data, class_names })
     }
 }

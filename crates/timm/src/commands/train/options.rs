@@ -393,6 +393,7 @@ pub fn arguments_of(yaml: &str) -> Vec<String> {
         match serde_json::from_str::<serde_json::Value>(value) {
             Ok(serde_json::Value::Bool(true)) => arguments.push(option),
             Ok(serde_json::Value::Bool(false) | serde_json::Value::Null) | Err(_) => {}
+            Ok(serde_json::Value::Array(values)) if values.is_empty() => {}
             Ok(serde_json::Value::Array(values)) => {
                 arguments.push(option);
                 arguments.extend(values.iter().map(text));
