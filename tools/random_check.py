@@ -65,7 +65,7 @@ def scramble(model, seed):
     generator = torch.Generator().manual_seed(seed)
     for tensor in model.state_dict().values():
         if tensor.is_floating_point() and tensor.numel():
-            tensor.mul_(0.5 + torch.rand(tensor.shape, generator=generator))
+            tensor.mul_(0.8 + 0.4 * torch.rand(tensor.shape, generator=generator))
 
 
 def apart(a, b):
