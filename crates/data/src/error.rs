@@ -70,6 +70,12 @@ pub enum DataError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A target that no classifier of the set can have.
+    #[error("the target cannot be used: {reason}")]
+    Target {
+        /// What is wrong with it.
+        reason: String,
+    },
     /// Two splits that name different classes.
     #[error("the classes of {left} and {right} differ: {difference}")]
     ClassMismatch {

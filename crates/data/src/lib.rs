@@ -40,8 +40,8 @@ pub use error::DataError;
 pub use image::Image;
 pub use loader::{Batch, Epoch, Failure, Loader, LoaderConfig, LoaderReport, OnError};
 pub use readers::{
-    Dataset, Digits, FolderDataset, IMAGE_EXTENSIONS, OpenOptions, Source, SyntheticDataset,
-    check_same_classes, load_class_map, open_dataset,
+    Dataset, Digits, FolderDataset, IMAGE_EXTENSIONS, OpenOptions, Shard, Source, SyntheticDataset, Target,
+    TargetFormat, check_same_classes, load_class_map, open_dataset,
 };
 pub use rng::Rng;
 pub use transforms::{

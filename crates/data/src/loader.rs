@@ -16,7 +16,7 @@ use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::error::panic_message;
-use crate::{DataError, Dataset, Rng, Transform};
+use crate::{DataError, Dataset, Rng, Target, Transform};
 
 /// What happens to an image that cannot be read, decoded or transformed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -363,9 +363,13 @@ impl Work {
         // itself elsewhere in the epoch.
         let mut rng = Rng::for_sample(self.loader.config.seed, self.epoch, wanted as u64);
         let work = || {
-            let (image, label) = self.loader.dataset.get(index)?;
+            let (image, target) = self.loader.dataset.get(index)?;
+            let Target::Class(label) = target else {
+                let reason = "a list of classes where one is wanted".into();
+                return Err(DataError::Target { reason });
+            };
             self.loader.transform.apply_into(&image, &mut rng, out)?;
-            Ok(label as u32)
+            Ok(label)
         };
         catch_unwind(AssertUnwindSafe(work))
             .unwrap_or_else(|payload| Err(DataError::Internal { reason: panic_message(&*payload) }))

@@ -9,7 +9,7 @@ use std::time::Duration;
 use common::{TempDir, fixture};
 use timm_data::{
     Batch, DataError, Dataset, Digits, Image, Loader, LoaderConfig, OnError, OpenOptions, Rng, Source,
-    SyntheticDataset, Transform, TransformConfig, open_dataset,
+    SyntheticDataset, Target, Transform, TransformConfig, open_dataset,
 };
 
 fn everything_on() -> Transform {
@@ -74,7 +74,7 @@ fn every_image_once_in_order_or_shuffled() {
         for batch in &batches {
             for (slot, (&index, &label)) in batch.indices.iter().zip(&batch.labels).enumerate() {
                 let (image, expected) = dataset.get(index).unwrap();
-                assert_eq!(label as usize, expected);
+                assert_eq!(Target::Class(label), expected);
                 let pixels = plain().apply(&image, &mut Rng::new(0)).unwrap();
                 assert_eq!(batch.images[slot * 768..(slot + 1) * 768], pixels);
             }
@@ -169,10 +169,10 @@ impl Dataset for Counting {
         &self.classes
     }
 
-    fn load(&self, index: usize) -> Result<(Source, usize), DataError> {
+    fn load(&self, index: usize) -> Result<(Source, Target), DataError> {
         assert_ne!(index, self.panics_at, "a bug");
         self.reads.fetch_add(1, Ordering::Relaxed);
-        Ok((Source::Decoded(Image::filled(4, 4, [index as u8; 3])), 0))
+        Ok((Source::Decoded(Image::filled(4, 4, [index as u8; 3])), Target::Class(0)))
     }
 
     fn name(&self, index: usize) -> String {

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::natural::natural_order;
-use super::{Dataset, OpenOptions, Source, list_some, load_class_map};
+use super::{Dataset, OpenOptions, Source, Target, list_some, load_class_map};
 use crate::DataError;
 
 /// Extensions (lower case) that make a file an image: timm's `.png`, `.jpg`, `.jpeg` and the others that
@@ -126,12 +126,12 @@ impl Dataset for FolderDataset {
         &self.class_names
     }
 
-    fn load(&self, index: usize) -> Result<(Source, usize), DataError> {
+    fn load(&self, index: usize) -> Result<(Source, Target), DataError> {
         let relative =
             self.relative_path(index).ok_or(DataError::OutOfRange { index, len: self.samples.len() })?;
         let path = self.root.join(relative);
         let bytes = fs::read(&path).map_err(|source| DataError::Io { path, source })?;
-        Ok((Source::Encoded(bytes), self.samples[index].label as usize))
+        Ok((Source::Encoded(bytes), Target::Class(self.samples[index].label)))
     }
 
     fn name(&self, index: usize) -> String {

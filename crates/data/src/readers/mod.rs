@@ -5,8 +5,10 @@ mod digits;
 mod folder;
 mod natural;
 mod synthetic;
+mod target;
 
 use std::collections::HashSet;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,6 +16,7 @@ pub use class_map::load_class_map;
 pub use digits::Digits;
 pub use folder::{FolderDataset, IMAGE_EXTENSIONS};
 pub use synthetic::SyntheticDataset;
+pub use target::{Target, TargetFormat};
 
 use crate::{DataError, Image, decode};
 
@@ -26,6 +29,15 @@ pub enum Source {
     Decoded(Image),
 }
 
+/// A file that holds many images, which are best read in its order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shard {
+    /// Display name of the file.
+    pub name: String,
+    /// Its images, in the order of the file: indices into the data set.
+    pub samples: Range<usize>,
+}
+
 /// A list of labelled images, shared by all loader threads.
 pub trait Dataset: Send + Sync {
     /// Number of images.
@@ -36,14 +48,34 @@ pub trait Dataset: Send + Sync {
         self.len() == 0
     }
 
-    /// Names of the classes; a label is an index into them.
+    /// Names of the classes; a label is an index into them. Sets that number their classes without naming
+    /// them have the numbers as names.
     fn class_names(&self) -> &[String];
 
-    /// The content and label of one image, not decoded where it comes from a file.
+    /// The content and target of one image, not decoded where it comes from a file.
     ///
     /// # Errors
     /// [`DataError::OutOfRange`] beyond the end, [`DataError::Io`] when the file cannot be read.
-    fn load(&self, index: usize) -> Result<(Source, usize), DataError>;
+    fn load(&self, index: usize) -> Result<(Source, Target), DataError>;
+
+    /// The target of one image, without its content where the reader can tell it so.
+    ///
+    /// # Errors
+    /// Those of [`Dataset::load`].
+    fn target(&self, index: usize) -> Result<Target, DataError> {
+        Ok(self.load(index)?.1)
+    }
+
+    /// Whether targets are lists of classes or dense values instead of one class.
+    fn is_multi_label(&self) -> bool {
+        false
+    }
+
+    /// The shards the images lie in, where reading shard by shard is what the set was made for
+    /// (webdataset): together they hold every index once, in order.
+    fn shards(&self) -> Option<&[Shard]> {
+        None
+    }
 
     /// Display name of an image: its path, relative to the root, where it has one.
     fn name(&self, index: usize) -> String;
@@ -53,14 +85,14 @@ pub trait Dataset: Send + Sync {
         &[]
     }
 
-    /// One decoded image and its label.
+    /// One decoded image and its target.
     ///
     /// # Errors
     /// Those of [`Dataset::load`] and of [`decode`].
-    fn get(&self, index: usize) -> Result<(Image, usize), DataError> {
+    fn get(&self, index: usize) -> Result<(Image, Target), DataError> {
         match self.load(index)? {
-            (Source::Decoded(image), label) => Ok((image, label)),
-            (Source::Encoded(bytes), label) => Ok((decode(&bytes, &self.name(index))?, label)),
+            (Source::Decoded(image), target) => Ok((image, target)),
+            (Source::Encoded(bytes), target) => Ok((decode(&bytes, &self.name(index))?, target)),
         }
     }
 }
@@ -74,6 +106,24 @@ pub struct OpenOptions {
     /// Classes to use instead of those found, usually the training split's. Images of other classes are
     /// left out and named in [`Dataset::warnings`], so that no label ever shifts.
     pub classes: Option<Vec<String>>,
+    /// Where the image is (`--input-key`): of folders the extensions (`.png;.jpg`), of webdataset shards
+    /// the extensions of a sample's image (default `jpg;png;webp`), of tables the column (default `image`).
+    pub input_key: Option<String>,
+    /// Where the label is (`--target-key`): of webdataset shards a field of the sample's `.json` (default
+    /// its `.cls`), of tables the column (default `label`). Several, separated by commas, are fields that
+    /// are each on or off: a multi-label target with a class for each.
+    pub target_key: Option<String>,
+    /// What a list of numbers is (`--target-format`).
+    pub target_format: TargetFormat,
+    /// Classes of the network, for sets that number their classes without naming them; else the highest
+    /// label tells.
+    pub num_classes: Option<usize>,
+    /// Only the first images of the split (`--num-samples`).
+    pub num_samples: Option<usize>,
+    /// Only images of these classes; the labels stay as they are.
+    pub only_classes: Option<Vec<String>>,
+    /// Folder for indices of shards; `None` keeps them beside the shards where that can be written.
+    pub cache_dir: Option<PathBuf>,
 }
 
 const TRAIN_SYNONYMS: [&str; 2] = ["train", "training"];

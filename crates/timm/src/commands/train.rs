@@ -34,12 +34,12 @@ use progress::Progress;
 pub fn run(options: Options) -> Result<()> {
     let options = options.with_defaults_for_data()?;
     let stop = stop_flag();
-    let open = OpenOptions { class_map: options.class_map.clone(), classes: None };
+    let open = OpenOptions { class_map: options.class_map.clone(), ..OpenOptions::default() };
     let train_set = open_dataset(options.data(), &options.train_split, &open)?;
     warn(&*train_set);
     let classes = train_set.class_names().to_vec();
     // Validation takes its labels from the training classes, whatever folders it has.
-    let open = OpenOptions { class_map: None, classes: Some(classes.clone()) };
+    let open = OpenOptions { classes: Some(classes.clone()), ..OpenOptions::default() };
     let eval_set = open_dataset(options.data(), &options.val_split, &open)?;
     warn(&*eval_set);
     check_same_classes((&options.train_split, &classes), (&options.val_split, eval_set.class_names()))?;

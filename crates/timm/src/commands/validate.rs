@@ -54,7 +54,7 @@ pub fn run(options: Options) -> Result<()> {
     }
     let name = options.data_dir.as_deref().unwrap_or(&options.data);
     let classes = (!class_names.is_empty() && options.class_map.is_none()).then(|| class_names.clone());
-    let open = OpenOptions { class_map: options.class_map.clone(), classes };
+    let open = OpenOptions { class_map: options.class_map.clone(), classes, ..OpenOptions::default() };
     let dataset = open_dataset(name, &options.split, &open)?;
     warn(&*dataset);
     let found = dataset.class_names().len();
