@@ -38,7 +38,10 @@ mod transforms;
 pub use decode::{MAX_PIXELS, decode};
 pub use error::DataError;
 pub use image::Image;
-pub use loader::{Batch, Epoch, Failure, Loader, LoaderConfig, LoaderReport, OnError};
+pub use loader::{
+    Batch, Epoch, Failure, Loader, LoaderConfig, LoaderReport, LoaderTimes, OnError, Order, Pace, Place,
+    Schedule, naflex_batch_size,
+};
 pub use readers::{
     Dataset, Digits, FolderDataset, IMAGE_EXTENSIONS, OpenOptions, Shard, Source, SyntheticDataset, Target,
     TargetFormat, check_same_classes, load_class_map, open_dataset,
