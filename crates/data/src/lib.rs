@@ -35,12 +35,12 @@ mod readers;
 mod rng;
 mod transforms;
 
-pub use decode::{MAX_PIXELS, decode};
+pub use decode::{MAX_PIXELS, decode, image_format};
 pub use error::DataError;
 pub use image::Image;
 pub use loader::{
-    Batch, Epoch, Failure, Loader, LoaderConfig, LoaderReport, LoaderTimes, OnError, Order, Pace, Place,
-    Schedule, naflex_batch_size,
+    Batch, BatchSchedule, Epoch, Failure, Loader, LoaderConfig, LoaderReport, LoaderTimes, OnError, Order,
+    Pace, Place, naflex_batch_size,
 };
 pub use readers::{
     Dataset, Digits, FolderDataset, IMAGE_EXTENSIONS, OpenOptions, Shard, Source, SyntheticDataset, Target,

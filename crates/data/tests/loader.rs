@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use common::{TempDir, fixture};
 use timm_data::{
-    Batch, DataError, Dataset, Digits, Image, Loader, LoaderConfig, OnError, OpenOptions, Pace, Rng,
-    Schedule, Source, SyntheticDataset, Target, Transform, TransformConfig, open_dataset,
+    Batch, BatchSchedule, DataError, Dataset, Digits, Image, Loader, LoaderConfig, OnError, OpenOptions,
+    Pace, Rng, Source, SyntheticDataset, Target, Transform, TransformConfig, open_dataset,
 };
 
 fn everything_on() -> Transform {
@@ -233,7 +233,7 @@ fn buffers_are_used_again() {
 #[test]
 fn options_that_cannot_work() {
     let digits = || Arc::new(Digits::new(false));
-    let error = |config| Loader::new(digits(), plain(), config).err().expect("must fail").to_string();
+    let error = |config| Loader::new(digits(), plain(), config).expect_err("must fail").to_string();
     assert!(error(LoaderConfig { batch_size: 0, ..LoaderConfig::training() }).contains("batch_size = 0"));
     assert!(
         error(LoaderConfig { batch_size: usize::MAX, ..LoaderConfig::training() })
@@ -287,7 +287,7 @@ fn scheduled_batches_have_their_sizes() {
             .unwrap()
     };
     let with = |workers| {
-        let schedule = Schedule {
+        let schedule = BatchSchedule {
             batch_sizes: vec![64, 32],
             weights: vec![1.0, 1.0],
             pace: Pace::Constant,
@@ -337,7 +337,7 @@ impl Dataset for Slow {
         self.reads.fetch_add(1, Ordering::Relaxed);
         let target = match index {
             5 => Target::Indices(vec![7]),
-            _ if index % 2 == 0 => Target::Indices(vec![0, 2]),
+            _ if index.is_multiple_of(2) => Target::Indices(vec![0, 2]),
             _ => Target::MultiHot(vec![0.25, 0.0, 1.0]),
         };
         Ok((Source::Decoded(Image::filled(4, 4, [index as u8; 3])), target))

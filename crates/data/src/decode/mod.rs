@@ -79,6 +79,14 @@ fn check_size(width: u64, height: u64) -> Result<(), Refusal> {
     }
 }
 
+/// The format that a file's first bytes announce: JPEG, PNG, WebP, GIF, BMP or TIFF.
+pub fn image_format(bytes: &[u8]) -> Option<&'static str> {
+    sniff(bytes).map(|format| match format {
+        Format::Jpeg => "JPEG",
+        Format::Raster(_, name) => name,
+    })
+}
+
 fn sniff(bytes: &[u8]) -> Option<Format> {
     use image::ImageFormat::{Bmp, Gif, Png, Tiff, WebP};
     let starts = |magic: &[u8]| bytes.starts_with(magic);

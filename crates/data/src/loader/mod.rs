@@ -22,7 +22,7 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 pub use batch::Batch;
 pub use epoch::Epoch;
 pub use order::{Order, Place};
-pub use plan::{Pace, Schedule, naflex_batch_size};
+pub use plan::{BatchSchedule, Pace, naflex_batch_size};
 pub use report::{Failure, LoaderReport, LoaderTimes};
 
 use batch::Buffers;
@@ -126,7 +126,7 @@ pub struct Loader {
     dataset: Arc<dyn Dataset>,
     /// One for each kind of batch in the schedule.
     transforms: Arc<[Transform]>,
-    schedule: Option<Arc<Schedule>>,
+    schedule: Option<Arc<BatchSchedule>>,
     config: LoaderConfig,
     classes: usize,
     multi_label: bool,
@@ -164,7 +164,7 @@ impl Loader {
     pub fn scheduled(
         dataset: Arc<dyn Dataset>,
         transforms: Vec<Transform>,
-        schedule: Schedule,
+        schedule: BatchSchedule,
         config: LoaderConfig,
     ) -> Result<Loader, DataError> {
         schedule.check(transforms.len())?;
@@ -175,7 +175,7 @@ impl Loader {
     fn build(
         dataset: Arc<dyn Dataset>,
         transforms: Vec<Transform>,
-        schedule: Option<Schedule>,
+        schedule: Option<BatchSchedule>,
         config: LoaderConfig,
     ) -> Result<Loader, DataError> {
         let invalid = |expected: &str| DataError::InvalidOption {

@@ -57,7 +57,7 @@ impl Plan {
 /// Batches of several kinds in one epoch, each made by its own transform: timm's `ScheduledBatchSampler`
 /// (`--train-img-sizes`) and the batches of its NaFlex loader.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Schedule {
+pub struct BatchSchedule {
     /// Images in a batch of each kind, in the order of the loader's transforms.
     pub batch_sizes: Vec<usize>,
     /// How often each kind is drawn, relative to the others. Kinds of weight 0 never are.
@@ -69,7 +69,7 @@ pub struct Schedule {
     pub batches: Option<usize>,
 }
 
-/// How the kinds of a [`Schedule`] follow each other.
+/// How the kinds of a [`BatchSchedule`] follow each other.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Pace {
     /// The same kinds every epoch, in a new random order.
@@ -95,12 +95,12 @@ pub fn naflex_batch_size(tokens_per_batch: usize, seq_len: usize, divisor: usize
     (fits / divisor.max(1) * divisor.max(1)).max(1)
 }
 
-impl Schedule {
+impl BatchSchedule {
     /// Kinds of images of `seq_lens` patches, each drawn as often, in batches of about `tokens_per_batch`
     /// tokens (timm's NaFlex loader).
-    pub fn token_budget(seq_lens: &[usize], tokens_per_batch: usize, divisor: usize) -> Schedule {
+    pub fn token_budget(seq_lens: &[usize], tokens_per_batch: usize, divisor: usize) -> BatchSchedule {
         let size = |&seq_len: &usize| naflex_batch_size(tokens_per_batch, seq_len, divisor);
-        Schedule {
+        BatchSchedule {
             batch_sizes: seq_lens.iter().map(size).collect(),
             weights: vec![1.0; seq_lens.len()],
             pace: Pace::Fill,
@@ -246,8 +246,8 @@ mod tests {
         (0..plan.batches()).map(|batch| plan.span(batch)).collect()
     }
 
-    fn schedule(batch_sizes: &[usize], pace: Pace) -> Schedule {
-        Schedule {
+    fn schedule(batch_sizes: &[usize], pace: Pace) -> BatchSchedule {
+        BatchSchedule {
             batch_sizes: batch_sizes.to_vec(),
             weights: vec![1.0; batch_sizes.len()],
             pace,
@@ -272,7 +272,7 @@ mod tests {
 
     #[test]
     fn constant_schedules_keep_their_kinds() {
-        let schedule = Schedule { weights: vec![1.0, 0.0, 3.0], ..schedule(&[8, 6, 4], Pace::Constant) };
+        let schedule = BatchSchedule { weights: vec![1.0, 0.0, 3.0], ..schedule(&[8, 6, 4], Pace::Constant) };
         let config = LoaderConfig::training();
         let epochs: Vec<Vec<Span>> =
             (0..3).map(|epoch| spans(&schedule.plan(1002, epoch, &config))).collect();
@@ -324,7 +324,7 @@ mod tests {
         assert_eq!(naflex_batch_size(16384, 576, 8), 24);
         assert_eq!(naflex_batch_size(16384, 1024, 8), 16);
         assert_eq!(naflex_batch_size(100, 1024, 8), 1);
-        let schedule = Schedule::token_budget(&[128, 256, 1024], 4096, 8);
+        let schedule = BatchSchedule::token_budget(&[128, 256, 1024], 4096, 8);
         assert_eq!(schedule.batch_sizes, [32, 16, 1]);
         let spans = spans(&schedule.plan(777, 3, &LoaderConfig::training()));
         assert_eq!(used(&spans), 777);
@@ -333,7 +333,7 @@ mod tests {
 
     #[test]
     fn fixed_batches_begin_again() {
-        let schedule = Schedule { batches: Some(9), ..schedule(&[8, 4], Pace::Constant) };
+        let schedule = BatchSchedule { batches: Some(9), ..schedule(&[8, 4], Pace::Constant) };
         let plan = schedule.plan(10, 0, &LoaderConfig::training());
         assert_eq!(plan.batches(), 9);
         assert!(used(&spans(&plan)) >= 36);
@@ -341,10 +341,10 @@ mod tests {
 
     #[test]
     fn schedules_that_cannot_be() {
-        let error = |schedule: Schedule, transforms| schedule.check(transforms).unwrap_err().to_string();
+        let error = |schedule: BatchSchedule, transforms| schedule.check(transforms).unwrap_err().to_string();
         assert!(error(schedule(&[8], Pace::Constant), 2).contains("2 transforms"));
         assert!(error(schedule(&[8, 0], Pace::Constant), 2).contains("[8, 0]"));
-        let unweighted = Schedule { weights: vec![0.0, 0.0], ..schedule(&[8, 8], Pace::Constant) };
+        let unweighted = BatchSchedule { weights: vec![0.0, 0.0], ..schedule(&[8, 8], Pace::Constant) };
         assert!(error(unweighted, 2).contains("not all 0"));
         let pace = Pace::Progressive { epochs: 3, spread: 0.65, random_mix: 0.1 };
         assert!(error(schedule(&[8], pace), 1).contains("two kinds"));
