@@ -32,6 +32,7 @@ mod error;
 mod image;
 mod loader;
 mod readers;
+mod real_labels;
 mod rng;
 mod transforms;
 
@@ -43,9 +44,11 @@ pub use loader::{
     Pace, Place, naflex_batch_size,
 };
 pub use readers::{
-    Dataset, Digits, FolderDataset, IMAGE_EXTENSIONS, OpenOptions, Shard, Source, SyntheticDataset, Target,
-    TargetFormat, check_same_classes, load_class_map, open_dataset,
+    ClassMap, Dataset, Digits, FolderDataset, IMAGE_EXTENSIONS, ImageNetInfo, ListDataset, OpenOptions,
+    Shard, Source, Subset, SyntheticDataset, TarDataset, Target, TargetFormat, WdsDataset, check_head,
+    check_same_classes, dataset_name, open_dataset,
 };
+pub use real_labels::{RealAccuracy, RealLabels};
 pub use rng::Rng;
 pub use transforms::{
     CropMode, DEFAULT_CROP_PCT, EraseMode, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD,

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use common::{TempDir, fixture};
 use timm_data::{
-    DataError, Dataset, FolderDataset, OpenOptions, Target, check_same_classes, load_class_map, open_dataset,
+    ClassMap, DataError, Dataset, FolderDataset, OpenOptions, Target, check_same_classes, open_dataset,
 };
 
 fn tree(names: &[&str]) -> TempDir {
@@ -105,12 +105,12 @@ fn class_maps_fix_the_labels() {
     folder.write("twice.txt", b"a\nb\na\n");
     folder.write("binary.txt", &[0xFF, 0xFE, 0x00]);
     folder.write("empty.txt", b"");
-    let error = |name: &str| load_class_map(Path::new(name), folder.path()).unwrap_err().to_string();
+    let error = |name: &str| ClassMap::load(Path::new(name), folder.path()).unwrap_err().to_string();
     assert!(error("twice.txt").contains("line 3 names the class 'a' a second time"));
     assert!(error("binary.txt").contains("not UTF-8"));
     assert!(error("empty.txt").contains("is empty"));
     assert!(error("missing.txt").contains("no such file"));
-    assert!(error("map.pkl").contains("not supported yet; write it as .txt"));
+    assert!(error("map.pkl").contains("not supported yet; a pickle can run code; write it as .json"));
 }
 
 #[test]

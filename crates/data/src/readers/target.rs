@@ -1,5 +1,6 @@
 //! What an image shows: one class, several, or a number for each.
 
+use super::ClassMap;
 use crate::DataError;
 
 /// The target of one image.
@@ -66,6 +67,152 @@ impl Target {
                 }
                 out.copy_from_slice(values);
                 Ok(())
+            }
+        }
+    }
+}
+
+/// The targets of a whole data set, as they come from a file: labels are those of the source.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Targets {
+    Classes(Vec<u32>),
+    /// Where each list ends, and all lists.
+    Lists(Vec<u64>, Vec<u32>),
+    /// Values in a row, and all rows.
+    Rows(usize, Vec<f32>),
+}
+
+impl Default for Targets {
+    fn default() -> Targets {
+        Targets::Classes(Vec::new())
+    }
+}
+
+impl Targets {
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Targets::Classes(labels) => labels.len(),
+            Targets::Lists(ends, _) => ends.len(),
+            Targets::Rows(width, values) => values.len() / (*width).max(1),
+        }
+    }
+
+    /// Adds a target, which must be of the kind of those before it.
+    pub(crate) fn push(&mut self, target: Target) -> Result<(), String> {
+        if self.len() == 0 {
+            *self = match &target {
+                Target::Class(_) => Targets::Classes(Vec::new()),
+                Target::Indices(_) => Targets::Lists(Vec::new(), Vec::new()),
+                Target::MultiHot(values) if values.is_empty() => return Err("a row without values".into()),
+                Target::MultiHot(values) => Targets::Rows(values.len(), Vec::new()),
+            };
+        }
+        match (self, target) {
+            (Targets::Classes(labels), Target::Class(label)) => labels.push(label),
+            (Targets::Lists(ends, all), Target::Indices(labels)) => {
+                all.extend(labels);
+                ends.push(all.len() as u64);
+            }
+            (Targets::Rows(width, all), Target::MultiHot(values)) if *width == values.len() => {
+                all.extend(values)
+            }
+            (Targets::Rows(width, _), Target::MultiHot(values)) => {
+                return Err(format!("{} values, where others have {width}", values.len()));
+            }
+            _ => return Err("a list in one place and a single class in another".into()),
+        }
+        Ok(())
+    }
+
+    /// Adds the targets of another part of the set.
+    pub(crate) fn append(&mut self, other: Targets) -> Result<(), String> {
+        if self.len() == 0 {
+            *self = other;
+            return Ok(());
+        }
+        match (self, other) {
+            (_, other) if other.len() == 0 => {}
+            (Targets::Classes(labels), Targets::Classes(more)) => labels.extend(more),
+            (Targets::Lists(ends, all), Targets::Lists(more_ends, more)) => {
+                let start = all.len() as u64;
+                ends.extend(more_ends.iter().map(|end| start + end));
+                all.extend(more);
+            }
+            (Targets::Rows(width, all), Targets::Rows(other, more)) if *width == other => all.extend(more),
+            (Targets::Rows(width, _), Targets::Rows(other, _)) => {
+                return Err(format!("{other} values, where others have {width}"));
+            }
+            _ => return Err("a list in one place and a single class in another".into()),
+        }
+        Ok(())
+    }
+
+    pub(crate) fn get(&self, index: usize) -> Option<Target> {
+        match self {
+            Targets::Classes(labels) => labels.get(index).map(|&label| Target::Class(label)),
+            Targets::Lists(ends, all) => {
+                let end = *ends.get(index)? as usize;
+                let start = index.checked_sub(1).map_or(0, |before| ends[before] as usize);
+                Some(Target::Indices(all.get(start..end)?.to_vec()))
+            }
+            Targets::Rows(width, all) => {
+                Some(Target::MultiHot(all.get(index * width..(index + 1) * width)?.to_vec()))
+            }
+        }
+    }
+
+    pub(crate) fn is_multi_label(&self) -> bool {
+        !matches!(self, Targets::Classes(_))
+    }
+
+    /// Classes that the labels need: one more than the highest.
+    pub(crate) fn classes(&self) -> usize {
+        let highest = |labels: &[u32]| labels.iter().max().map_or(0, |&label| label as usize + 1);
+        match self {
+            Targets::Classes(labels) => highest(labels),
+            Targets::Lists(_, all) => highest(all),
+            Targets::Rows(width, _) => *width,
+        }
+    }
+
+    /// The targets with the labels of a class map, and which of them are left: single classes that it lacks
+    /// are left out, as are the values of classes it lacks. `names` are those of the source's labels.
+    ///
+    /// # Errors
+    /// For a class in a list that the map lacks: leaving it out would say that the image does not show it.
+    pub(crate) fn remap(
+        self,
+        map: &ClassMap,
+        names: &[String],
+    ) -> Result<(Targets, Option<Vec<bool>>), String> {
+        let label = |number: u32| map.label_of_number(number, names);
+        match self {
+            Targets::Classes(labels) => {
+                let mapped: Vec<Option<u32>> = labels.into_iter().map(label).collect();
+                let kept: Vec<bool> = mapped.iter().map(Option::is_some).collect();
+                let all = kept.iter().all(|&kept| kept);
+                Ok((Targets::Classes(mapped.into_iter().flatten().collect()), (!all).then_some(kept)))
+            }
+            Targets::Lists(ends, all) => {
+                let one = |number: u32| {
+                    label(number).ok_or_else(|| {
+                        let name = names.get(number as usize).cloned().unwrap_or(number.to_string());
+                        format!("the class map lacks the class '{name}'")
+                    })
+                };
+                let all = all.into_iter().map(one).collect::<Result<_, String>>()?;
+                Ok((Targets::Lists(ends, all), None))
+            }
+            Targets::Rows(width, all) => {
+                let places: Vec<Option<u32>> = (0..width as u32).map(label).collect();
+                let wide = map.names().len();
+                let mut rows = vec![0.0; all.len() / width.max(1) * wide];
+                for (row, values) in rows.chunks_exact_mut(wide.max(1)).zip(all.chunks_exact(width.max(1))) {
+                    for (place, &value) in places.iter().zip(values) {
+                        place.iter().for_each(|&place| row[place as usize] = value);
+                    }
+                }
+                Ok((Targets::Rows(wide, rows), None))
             }
         }
     }
