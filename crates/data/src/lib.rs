@@ -35,7 +35,7 @@ mod readers;
 mod rng;
 mod transforms;
 
-pub use decode::{MAX_PIXELS, decode};
+pub use decode::{Limits, MAX_PIXELS, Part, Request, decode, decode_part};
 pub use error::DataError;
 pub use image::Image;
 pub use loader::{Batch, Epoch, Failure, Loader, LoaderConfig, LoaderReport, OnError};
