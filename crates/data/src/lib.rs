@@ -36,7 +36,7 @@ mod real_labels;
 mod rng;
 mod transforms;
 
-pub use decode::{MAX_PIXELS, decode, image_format};
+pub use decode::{Limits, MAX_PIXELS, Part, Request, decode, decode_part, image_format};
 pub use error::DataError;
 pub use image::Image;
 pub use loader::{
