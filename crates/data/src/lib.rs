@@ -41,7 +41,7 @@ pub use error::DataError;
 pub use image::Image;
 pub use loader::{
     Batch, BatchSchedule, Epoch, Failure, Loader, LoaderConfig, LoaderReport, LoaderTimes, OnError, Order,
-    Pace, Place, naflex_batch_size,
+    Pace, PatchGrid, Place,
 };
 pub use readers::{
     ClassMap, Dataset, Digits, FolderDataset, IMAGE_EXTENSIONS, ImageNetInfo, ListDataset, OpenOptions,

@@ -392,9 +392,14 @@ pub fn list_failures(what: &str, loader: &timm_data::Loader) {
     if failures.is_empty() {
         return;
     }
-    tell!("warning: {} {what} image(s) could not be used:", failures.len());
+    let what = if what.is_empty() { String::new() } else { format!("{what} ") };
+    tell!("warning: {} {what}image(s) could not be used:", failures.len());
     for failure in failures.iter().take(20) {
-        tell!("  {}: {}", failure.name, failure.reason);
+        // Most reasons name the image themselves.
+        match failure.reason.contains(&failure.name) {
+            true => tell!("  {}", failure.reason),
+            false => tell!("  {}: {}", failure.name, failure.reason),
+        }
     }
     if failures.len() > 20 {
         tell!("  … and {} more", failures.len() - 20);
