@@ -41,9 +41,9 @@ pub use error::DataError;
 pub use image::Image;
 pub use loader::{Batch, Epoch, Failure, Loader, LoaderConfig, LoaderReport, OnError};
 pub use readers::{
-    ClassMap, Dataset, Digits, FolderDataset, IMAGE_EXTENSIONS, ImageNetInfo, ListDataset, OpenOptions,
-    Shard, Source, Subset, SyntheticDataset, TarDataset, Target, TargetFormat, WdsDataset, check_head,
-    check_same_classes, dataset_name, open_dataset,
+    ClassMap, Dataset, Digits, FolderDataset, HfDataset, IMAGE_EXTENSIONS, ImageNetInfo, ListDataset,
+    OpenOptions, Shard, Source, Subset, SyntheticDataset, TarDataset, Target, TargetFormat, WdsDataset,
+    check_head, check_same_classes, dataset_name, open_dataset,
 };
 pub use real_labels::{RealAccuracy, RealLabels};
 pub use rng::Rng;
