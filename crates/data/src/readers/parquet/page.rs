@@ -12,7 +12,7 @@ use crate::readers::files::{read_at, read_exact_at};
 const MAX_PAGE: usize = 1 << 30;
 
 /// Most values in a page.
-const MAX_VALUES: usize = 1 << 26;
+const MAX_VALUES: usize = 1 << 24;
 
 /// Longest page header that is read: it may hold the smallest and largest value of the page.
 const MAX_HEADER: usize = 1 << 24;
@@ -315,8 +315,12 @@ fn uncompress(stored: &[u8], size: usize, codec: i64) -> Result<Vec<u8>, String>
         0 => stored.to_vec(),
         1 => {
             let stated = snap::raw::decompress_len(stored).map_err(|error| failed(error.to_string()))?;
-            if stated != size {
-                return Err(failed(format!("it states {stated} bytes, its header {size}")));
+            // Three bytes stand for 64 at most.
+            if stated != size || size / 22 > stored.len() {
+                return Err(failed(format!(
+                    "it states {stated} bytes, its header {size}, in {}",
+                    stored.len()
+                )));
             }
             snap::raw::Decoder::new().decompress_vec(stored).map_err(|error| failed(error.to_string()))?
         }
@@ -430,7 +434,7 @@ fn hybrid(bytes: &[u8], width: u8, count: usize) -> Option<Vec<u32>> {
             let stated = groups.checked_mul(width)?.min(packed.len());
             let packed = &packed[..stated];
             at += stated;
-            let available = if width == 0 { groups * 8 } else { packed.len() * 8 / width };
+            let available = (packed.len() * 8).checked_div(width).unwrap_or(groups * 8);
             let taken = wanted.min(groups.checked_mul(8)?).min(available);
             if taken == 0 {
                 return None;
