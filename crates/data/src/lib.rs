@@ -36,10 +36,13 @@ mod real_labels;
 mod rng;
 mod transforms;
 
-pub use decode::{MAX_PIXELS, decode};
+pub use decode::{Limits, MAX_PIXELS, Part, Request, decode, decode_part, image_format};
 pub use error::DataError;
 pub use image::Image;
-pub use loader::{Batch, Epoch, Failure, Loader, LoaderConfig, LoaderReport, OnError};
+pub use loader::{
+    Batch, BatchSchedule, Epoch, Failure, Loader, LoaderConfig, LoaderReport, LoaderTimes, OnError, Order,
+    Pace, Place, naflex_batch_size,
+};
 pub use readers::{
     ClassMap, Dataset, Digits, FolderDataset, HfDataset, IMAGE_EXTENSIONS, ImageNetInfo, ListDataset,
     OpenOptions, Shard, Source, Subset, SyntheticDataset, TarDataset, Target, TargetFormat, WdsDataset,

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use commands::{benchmark, forward, infer, info, list_models, train, validate};
+use commands::{benchmark, data, forward, infer, info, list_models, train, validate};
 
 /// PyTorch Image Models, in Rust: train, validate and run image classifiers without Python.
 ///
@@ -35,6 +35,8 @@ enum Command {
     Info(info::Options),
     /// Images per second, in inference and training
     Benchmark(benchmark::Options),
+    /// Check data sets, look at augmented images, measure the loader
+    Data(data::Options),
     /// Tensors in, tensors out: to compare with other frameworks
     Forward(forward::Options),
 }
@@ -87,6 +89,7 @@ fn main() -> ExitCode {
         Command::ListModels(options) => list_models::run(options),
         Command::Info(options) => info::run(options),
         Command::Benchmark(options) => benchmark::run(options),
+        Command::Data(options) => data::run(options),
         Command::Forward(options) => forward::run(options),
     };
     match result.and_then(|()| commands::check_output()) {

@@ -8,13 +8,20 @@ use super::{Refusal, check_size};
 use crate::Image;
 
 /// Decodes the first frame of a file of a known format to RGB.
-pub(super) fn decode(bytes: &[u8], format: ImageFormat) -> Result<Image, Refusal> {
+/// `planned` is told width and height once they are known.
+pub(super) fn decode(
+    bytes: &[u8],
+    format: ImageFormat,
+    max_pixels: u64,
+    planned: impl FnOnce(usize, usize),
+) -> Result<Image, Refusal> {
     let broken = |error: image::ImageError| Refusal::Broken(error.to_string());
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
-    reader.limits(limits());
+    reader.limits(limits(max_pixels));
     let decoder = reader.into_decoder().map_err(broken)?;
     let (width, height) = decoder.dimensions();
-    check_size(width.into(), height.into())?;
+    check_size(width.into(), height.into(), max_pixels)?;
+    planned(width as usize, height as usize);
     let color = decoder.color_type();
     let pixels = read(decoder).map_err(broken)?;
     let data = to_rgb(pixels, color).ok_or_else(|| {
@@ -31,9 +38,9 @@ pub(super) fn decode(bytes: &[u8], format: ImageFormat) -> Result<Image, Refusal
 }
 
 /// Side buffers stay bounded too; the size of the image itself is checked apart.
-fn limits() -> Limits {
+fn limits(max_pixels: u64) -> Limits {
     let mut limits = Limits::no_limits();
-    limits.max_alloc = Some(super::MAX_PIXELS * 8);
+    limits.max_alloc = Some(max_pixels.saturating_mul(8));
     limits
 }
 

@@ -9,6 +9,8 @@ mod geometry;
 mod parity;
 mod resample;
 
+pub(crate) use dispatch::dispatched;
+
 pub use config::{
     CropMode, DEFAULT_CROP_PCT, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, IMAGENET_INCEPTION_MEAN,
     IMAGENET_INCEPTION_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, TrainCropMode, TransformConfig,

@@ -15,6 +15,8 @@ macro_rules! tell {
 }
 
 pub mod benchmark;
+pub mod data;
+pub mod data_options;
 pub mod forward;
 pub mod infer;
 pub mod info;
@@ -88,9 +90,6 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
 
 /// Options of timm's scripts that have no counterpart here yet: asked for, they get an answer of their own.
 pub const TIMM_OPTIONS: &[&str] = &[
-    "aa",
-    "aug-repeats",
-    "aug-splits",
     "amp",
     "amp-dtype",
     "amp-impl",
@@ -104,24 +103,16 @@ pub const TIMM_OPTIONS: &[&str] = &[
     "class-weights",
     "clean-checkpoint",
     "crop-border-pixels",
-    "cutmix",
-    "cutmix-minmax",
     "data-len",
-    "dataset",
-    "dataset-download",
-    "dataset-trust-remote-code",
     "device",
     "device-modules",
     "dist-bn",
     "drop-connect",
-    "epoch-repeats",
     "fast-norm",
     "fuser",
     "head-init-bias",
     "head-init-scale",
     "in-chans",
-    "input-img-mode",
-    "input-key",
     "jsd-loss",
     "kd-model-name",
     "layer-decay",
@@ -132,11 +123,6 @@ pub const TIMM_OPTIONS: &[&str] = &[
     "loss",
     "lr-noise-pct",
     "lr-noise-std",
-    "mixup",
-    "mixup-mode",
-    "mixup-off-epoch",
-    "mixup-prob",
-    "mixup-switch-prob",
     "model-dtype",
     "model-ema-force-cpu",
     "multilabel-threshold",
@@ -150,7 +136,6 @@ pub const TIMM_OPTIONS: &[&str] = &[
     "pin-mem",
     "pretrained-path",
     "real-labels",
-    "resplit",
     "results-file",
     "save-images",
     "split-bn",
@@ -158,7 +143,6 @@ pub const TIMM_OPTIONS: &[&str] = &[
     "stop-epoch",
     "sync-bn",
     "synchronize-step",
-    "target-key",
     "task",
     "test-pool",
     "torchcompile",

@@ -1,0 +1,2 @@
+def write_formats(save, write, picture):
+    pass
