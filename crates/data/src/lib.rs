@@ -44,9 +44,9 @@ pub use loader::{
     Pace, PatchGrid, Place,
 };
 pub use readers::{
-    ClassMap, Dataset, Digits, FolderDataset, IMAGE_EXTENSIONS, ImageNetInfo, ListDataset, OpenOptions,
-    Shard, Source, Subset, SyntheticDataset, TarDataset, Target, TargetFormat, WdsDataset, check_head,
-    check_same_classes, dataset_name, open_dataset,
+    ClassMap, Dataset, Digits, FolderDataset, HfDataset, IMAGE_EXTENSIONS, ImageNetInfo, ListDataset,
+    OpenOptions, Shard, Source, Subset, SyntheticDataset, TarDataset, Target, TargetFormat, WdsDataset,
+    check_head, check_same_classes, dataset_name, open_dataset,
 };
 pub use real_labels::{RealAccuracy, RealLabels};
 pub use rng::Rng;

@@ -7,7 +7,7 @@ use super::folder::FolderDataset;
 use super::split::{Slice, SplitKind, find_split, split_kind};
 use super::subset::cut;
 use super::tar::{TarDataset, archives_in, wds::WdsDataset};
-use super::{Dataset, Digits, ListDataset, OpenOptions, SyntheticDataset, no_dataset};
+use super::{Dataset, Digits, HfDataset, ListDataset, OpenOptions, SyntheticDataset, no_dataset};
 use crate::DataError;
 
 /// timm's readers that are not here, with what to do instead.
@@ -32,7 +32,7 @@ const LISTS: [&str; 2] = ["csv", "tsv"];
 /// | a folder | class folders of images below it or below its folder of the split ([`FolderDataset`]) |
 /// | a `.tar` file, a folder of them | images in archives ([`TarDataset`]) |
 /// | `wds/FOLDER` | webdataset shards ([`WdsDataset`]); the split may be a pattern of shard names |
-/// | `hfds/FOLDER` | parquet files of Hugging Face datasets |
+/// | `hfds/FOLDER` | parquet files of Hugging Face datasets ([`HfDataset`]) |
 /// | a `.csv` or `.tsv` file, `csv/FILE` | a list of files and labels ([`ListDataset`]) |
 ///
 /// `folder/`, `tar/`, `csv/` and `tsv/` before a path say which it is. `split` is `train` or `validation`, or any of
@@ -59,6 +59,7 @@ fn open_whole(name: &str, split: &str, options: &OpenOptions) -> Result<Arc<dyn 
         let root = Path::new(rest);
         match prefix.as_str() {
             "wds" => return Ok(Arc::new(WdsDataset::open(root, split, options)?)),
+            "hfds" => return Ok(Arc::new(HfDataset::open(root, split, options)?)),
             "folder" => return open_path(rest, split, options, Kind::Folder),
             "tar" => return open_path(rest, split, options, Kind::Tar),
             "csv" | "tsv" | "list" => return open_path(rest, split, options, Kind::List),
