@@ -157,6 +157,11 @@ pub struct AugmentOptions {
 }
 
 impl AugmentOptions {
+    /// Whether an augmentation is asked for by name, which training on the digits does without otherwise.
+    pub fn is_given(&self) -> bool {
+        self.aa.is_some() || self.aug_splits > 0 || self.reprob > 0.0
+    }
+
     /// Whether images are mixed, so that targets are values for the classes.
     pub fn mixes(&self) -> bool {
         self.mixup > 0.0 || self.cutmix > 0.0 || self.cutmix_minmax.is_some()

@@ -102,7 +102,6 @@ pub const TIMM_OPTIONS: &[&str] = &[
     "channels-last",
     "class-weights",
     "clean-checkpoint",
-    "crop-border-pixels",
     "data-len",
     "device",
     "device-modules",

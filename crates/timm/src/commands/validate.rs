@@ -1,16 +1,16 @@
 //! `timm validate`: top-1, top-5 and loss on labelled images.
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
-use timm_data::{Loader, LoaderConfig, OpenOptions, Transform, open_dataset};
+use timm_data::{Loader, LoaderConfig, OpenOptions, Transform, TransformConfig, open_dataset};
 use timm_train::evaluate::Evaluator;
 
+use super::data_options::ReaderOptions;
 use super::{
     Loaded, ModelOptions, at_least_one, engine, list_failures, normalization, stop_flag, threads, usage, warn,
 };
@@ -38,9 +38,14 @@ pub struct Options {
     /// Threads that read and decode images [default: one per core]
     #[arg(long, short = 'j', default_value = "0", hide_default_value = true, value_parser = threads)]
     workers: usize,
-    /// A text file with one class name a line, in label order
-    #[arg(long, value_name = "FILE")]
-    class_map: Option<PathBuf>,
+    #[command(flatten)]
+    reader: ReaderOptions,
+    /// Only the first images [default: all]
+    #[arg(long, value_name = "N", value_parser = at_least_one, help_heading = "Data")]
+    num_samples: Option<usize>,
+    /// Pixels to trim from each edge of an image first
+    #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
+    crop_border_pixels: usize,
     /// Print one JSON object, with timm's field names
     #[arg(long)]
     json: bool,
@@ -53,9 +58,14 @@ pub fn run(options: Options) -> Result<()> {
         return usage("a model without classes cannot be validated: leave --num-classes 0 out");
     }
     let name = options.data_dir.as_deref().unwrap_or(&options.data);
-    let classes = (!class_names.is_empty() && options.class_map.is_none()).then(|| class_names.clone());
-    let open = OpenOptions { class_map: options.class_map.clone(), classes, ..OpenOptions::default() };
-    let dataset = open_dataset(name, &options.split, &open)?;
+    let classes = (!class_names.is_empty() && options.reader.class_map.is_none()).then(|| class_names.clone());
+    let open = OpenOptions {
+        classes,
+        num_classes: Some(model.num_classes()),
+        num_samples: options.num_samples,
+        ..options.reader.open_options()?
+    };
+    let dataset = open_dataset(&options.reader.name(name), &options.split, &open)?;
     warn(&*dataset);
     let found = dataset.class_names().len();
     if found != model.num_classes() {
@@ -71,7 +81,9 @@ pub fn run(options: Options) -> Result<()> {
         ..LoaderConfig::evaluation()
     };
     let count = dataset.len();
-    let loader = Loader::new(dataset, Transform::new(data.evaluation()?)?, config)?;
+    let transform =
+        TransformConfig { crop_border_pixels: options.crop_border_pixels, ..data.evaluation()? };
+    let loader = Loader::new(dataset, Transform::new(transform)?, config)?;
     let params = model.param_count();
     let (architecture, store) = (model.name().to_string(), model.store().clone());
     let bar = ProgressBar::new(loader.batches() as u64);

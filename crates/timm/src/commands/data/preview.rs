@@ -46,7 +46,7 @@ pub struct Options {
     /// Label smoothing, as the labels of mixed images have it
     #[arg(long, default_value_t = 0.0, value_name = "SHARE", help_heading = "Mixing")]
     smoothing: f32,
-    /// Images, a row each
+    /// Images, a row each; mixing needs an even number
     #[arg(long, default_value = "5", value_parser = at_least_one, value_name = "N")]
     rows: usize,
     /// Draws of each image [default: 6, with --eval 1]
@@ -142,11 +142,13 @@ fn choose(
     options: &Options,
     original: &Transform,
 ) -> Result<(Arc<Chosen>, Vec<Vec<u8>>)> {
+    // Images are mixed in pairs.
+    let rows = if options.augment.mixes() { options.rows.next_multiple_of(2) } else { options.rows };
     let mut candidates: Vec<usize> = (0..dataset.len()).collect();
     Rng::new(options.seed).shuffle(&mut candidates);
     let (mut indices, mut originals, mut broken) = (Vec::new(), Vec::new(), 0);
     for index in candidates {
-        if indices.len() == options.rows {
+        if indices.len() == rows {
             break;
         }
         let pixels = dataset.get(index).and_then(|(image, _)| original.apply(&image, &mut Rng::new(0)));
@@ -163,6 +165,10 @@ fn choose(
                 }
             }
         }
+    }
+    if options.augment.mixes() && indices.len() % 2 == 1 {
+        indices.pop();
+        originals.pop();
     }
     if indices.is_empty() {
         bail!("not one image could be used");

@@ -316,7 +316,7 @@ impl Options {
             batch_size: self.batch_size.unwrap_or(if digits { 64 } else { 128 }),
             img_size: self.img_size.clone().or(digits.then(|| vec![64])),
             crop_pct: self.crop_pct.or(digits.then_some(1.0)),
-            no_aug: self.augment.no_aug || digits,
+            no_aug: self.augment.no_aug || (digits && !self.augment.is_given()),
             epochs: self.epochs.unwrap_or(if digits { 8 } else { 300 }),
             opt: self.opt.clone().unwrap_or_else(|| if digits { "adamw" } else { "sgd" }.into()),
             weight_decay: self.weight_decay.unwrap_or(pick(2e-5, 0.02)),
