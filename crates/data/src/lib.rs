@@ -31,6 +31,7 @@ mod decode;
 mod error;
 mod image;
 mod loader;
+mod mixup;
 mod readers;
 mod rng;
 mod transforms;
@@ -39,13 +40,16 @@ pub use decode::{MAX_PIXELS, decode};
 pub use error::DataError;
 pub use image::Image;
 pub use loader::{Batch, Epoch, Failure, Loader, LoaderConfig, LoaderReport, OnError};
+pub use mixup::{MixLabels, MixMode, Mixup, MixupConfig};
 pub use readers::{
     Dataset, Digits, FolderDataset, IMAGE_EXTENSIONS, OpenOptions, Source, SyntheticDataset,
     check_same_classes, load_class_map, open_dataset,
 };
 pub use rng::Rng;
 pub use transforms::{
-    CropMode, DEFAULT_CROP_PCT, EraseMode, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD,
-    IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD, Interpolation, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD,
-    Region, TrainCropMode, Transform, TransformConfig, resize,
+    CropMode, DEFAULT_CROP_PCT, Drawn, EraseMode, Geometry, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD,
+    IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD, Interpolation, KeepRatioVariation, NaflexTransform,
+    OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, Padding, Patches, RatioToSequence, Region, SequenceConfig,
+    SequenceGeometry, TrainCropMode, Transform, TransformConfig, View, image_size_for_seq, naflex_batch_size,
+    patchify, resize,
 };
