@@ -98,8 +98,7 @@ fn patches_have_their_places() {
         folder.write(&format!("{}/{index}-{name}", ["a", "b"][index % 2]), &fixture(name));
     }
     let dataset = open_dataset(folder.path().to_str().unwrap(), "", &OpenOptions::default()).unwrap();
-    let sequence =
-        |max_seq_len| SequenceConfig { patch_size: (8, 8), max_seq_len, divisible_by_patch: true };
+    let sequence = |max_seq_len| SequenceConfig { patch_size: (8, 8), max_seq_len, divisible_by_patch: true };
     let with = |workers| {
         let schedule = BatchSchedule::token_budget(&[16, 64], 256, 4);
         let config = LoaderConfig { workers, drop_last: false, ..small() };
@@ -148,6 +147,7 @@ fn parts_decode_to_the_same_pixels() {
     let scaled = LoaderConfig { scaled_decode: true, ..config };
     let scaled = Loader::new(dataset, transform, scaled).unwrap().epoch(0, 0).next().unwrap().unwrap();
     let difference = |(a, b): (&u8, &u8)| f64::from(a.abs_diff(*b));
-    let mean = batch.images.iter().zip(&scaled.images).map(difference).sum::<f64>() / batch.images.len() as f64;
+    let mean =
+        batch.images.iter().zip(&scaled.images).map(difference).sum::<f64>() / batch.images.len() as f64;
     assert!(mean < 8.0, "mean difference {mean}");
 }

@@ -28,7 +28,9 @@ fn check_finds_what_is_wrong() {
     troubled(&scratch);
     let run = scratch.run("data check photos");
     assert_eq!(run.code, Some(1), "{}", run.err);
-    for part in ["text.png is not an image", "3_again.png", "labels differ", "15 images are in several splits"] {
+    for part in
+        ["text.png is not an image", "3_again.png", "labels differ", "15 images are in several splits"]
+    {
         assert!(run.out.contains(part), "no {part} in {}", run.out);
     }
     assert!(run.err.contains("'violet'") && run.err.contains("1 of "), "{}", run.err);
@@ -87,7 +89,8 @@ fn the_loader_is_measured() {
     let scratch = Scratch::new();
     photos(&scratch, 14, 5);
     for words in ["--epochs 2", "--eval", "--num-bench-iter 1 --workers 1"] {
-        let found = scratch.ok(&format!("data bench photos --img-size 32 --batch-size 4 --json {words}")).json();
+        let found =
+            scratch.ok(&format!("data bench photos --img-size 32 --batch-size 4 --json {words}")).json();
         assert!(found["images_per_sec"].as_f64().is_some_and(|rate| rate > 0.0), "{found}");
         let share = |name: &str| found[format!("{name}_share")].as_f64().expect(name);
         let sum: f64 = ["read", "decode", "transform", "mix", "idle"].into_iter().map(share).sum();

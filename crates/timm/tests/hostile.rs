@@ -175,7 +175,10 @@ fn command_lines() {
     has(&scratch.error("train --batch-size 0", 2), &["--batch-size", "at least 1"]);
     has(&scratch.error("infer x.png --topk 0", 2), &["--topk", "at least 1"]);
     has(&scratch.error("train --epochs zero", 2), &["--epochs", "'zero'"]);
-    has(&scratch.error("train --kd-model-name x", 2), &["timm's option --kd-model-name is not available yet"]);
+    has(
+        &scratch.error("train --kd-model-name x", 2),
+        &["timm's option --kd-model-name is not available yet"],
+    );
     has(&scratch.error("train --amp", 2), &["--amp is not available yet"]);
     has(&scratch.error("train --batch-sise 4", 2), &["--batch-sise"]);
     has(&scratch.error("infer", 2), &["<IMAGE>"]);

@@ -11,12 +11,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use super::{Loader, Maker};
 use super::batch::Batch;
 use super::order::Order;
 use super::plan::Plan;
 use super::report::{Stage, lock};
 use super::sample::{Filler, Sample, Slot};
+use super::{Loader, Maker};
 use crate::DataError;
 use crate::error::panic_message;
 

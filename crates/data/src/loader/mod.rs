@@ -32,8 +32,8 @@ use plan::Plan;
 use report::Record;
 
 use crate::{
-    DataError, Dataset, MixLabels, Mixup, MixupConfig, NaflexTransform, Rng, SequenceConfig, Target, Transform,
-    TransformConfig,
+    DataError, Dataset, MixLabels, Mixup, MixupConfig, NaflexTransform, Rng, SequenceConfig, Target,
+    Transform, TransformConfig,
 };
 
 /// What happens to an image that cannot be read, decoded or transformed.
@@ -239,7 +239,8 @@ impl Loader {
         }
         order::check(&*dataset, &config)?;
         let classes = config.num_classes.unwrap_or(dataset.class_names().len());
-        let mixup = config.mixup.clone().map(|mixup| Mixup::new(MixupConfig { num_classes: classes, ..mixup }));
+        let mixup =
+            config.mixup.clone().map(|mixup| Mixup::new(MixupConfig { num_classes: classes, ..mixup }));
         let mixup = mixup.transpose()?.map(Arc::new);
         let pool = ThreadPoolBuilder::new()
             .num_threads(config.workers)
@@ -290,7 +291,9 @@ impl Loader {
         }
         let plan = self.plan(0);
         match (0..plan.batches()).rev().map(|batch| plan.span(batch).size).find(|size| size % 2 == 1) {
-            Some(size) => invalid("batch_size", size.to_string(), "an even number with mixup, of the last batch too"),
+            Some(size) => {
+                invalid("batch_size", size.to_string(), "an even number with mixup, of the last batch too")
+            }
             None => Ok(()),
         }
     }

@@ -121,7 +121,8 @@ impl Filler<'_> {
                 Err(_) => Request::whole(width, height),
             }
         })?;
-        let drawn = drawn.ok_or_else(|| DataError::Internal { reason: "a decoder asked for no part".into() })??;
+        let drawn =
+            drawn.ok_or_else(|| DataError::Internal { reason: "a decoder asked for no part".into() })??;
         Ok((part, drawn))
     }
 

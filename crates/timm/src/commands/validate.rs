@@ -58,7 +58,8 @@ pub fn run(options: Options) -> Result<()> {
         return usage("a model without classes cannot be validated: leave --num-classes 0 out");
     }
     let name = options.data_dir.as_deref().unwrap_or(&options.data);
-    let classes = (!class_names.is_empty() && options.reader.class_map.is_none()).then(|| class_names.clone());
+    let classes =
+        (!class_names.is_empty() && options.reader.class_map.is_none()).then(|| class_names.clone());
     let open = OpenOptions {
         classes,
         num_classes: Some(model.num_classes()),
@@ -81,8 +82,7 @@ pub fn run(options: Options) -> Result<()> {
         ..LoaderConfig::evaluation()
     };
     let count = dataset.len();
-    let transform =
-        TransformConfig { crop_border_pixels: options.crop_border_pixels, ..data.evaluation()? };
+    let transform = TransformConfig { crop_border_pixels: options.crop_border_pixels, ..data.evaluation()? };
     let loader = Loader::new(dataset, Transform::new(transform)?, config)?;
     let params = model.param_count();
     let (architecture, store) = (model.name().to_string(), model.store().clone());

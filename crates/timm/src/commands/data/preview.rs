@@ -182,8 +182,8 @@ fn draw(options: &Options, chosen: &Chosen, originals: &[Vec<u8>], columns: &[Ba
     let scale = (LEGIBLE / width.max(height)).max(1);
     let (cell_width, cell_height) = (width * scale, height * scale);
     let mixed = !chosen.is_multi_label() && columns.iter().any(|batch| batch.soft.is_some());
-    // A caption above each row; with mixed labels one below each image, too.
-    let row_height = LINE + 4 + cell_height + if mixed { LINE + 4 } else { 0 } + 2 * GAP;
+    // A caption above each row; with mixed labels two lines below each image, too.
+    let row_height = LINE + 4 + cell_height + if mixed { 2 * LINE + 2 } else { 0 } + 2 * GAP;
     let shown = 1 + columns.len() * splits;
     let (full_width, full_height) = (
         2 * MARGIN + shown * (cell_width + GAP) - GAP,
@@ -230,8 +230,10 @@ fn draw(options: &Options, chosen: &Chosen, originals: &[Vec<u8>], columns: &[Ba
                 canvas.draw(pixels, width, scale, (x, y));
                 if let Some(soft) = batch.soft.as_ref().filter(|_| mixed) {
                     let classes = soft.len() / batch.len();
-                    let text = shares(&soft[image * classes..(image + 1) * classes], chosen.class_names());
-                    canvas.text(&fit(&text, cell_width), (x, y + cell_height + 2), INK);
+                    let shares = shares(&soft[image * classes..(image + 1) * classes], chosen.class_names());
+                    for (line, text) in shares.iter().enumerate() {
+                        canvas.text(&fit(text, cell_width), (x, y + cell_height + 2 + line * LINE), INK);
+                    }
                 }
             }
         }
@@ -265,10 +267,10 @@ fn classes_of(chosen: &Chosen, row: usize) -> String {
     }
 }
 
-/// The likeliest classes of a target, the likeliest first: `0.71 cat 0.29 dog`.
-fn shares(row: &[f32], names: &[String]) -> String {
+/// The two likeliest classes of a target, the likeliest first: `0.71 cat`, `0.29 dog`.
+fn shares(row: &[f32], names: &[String]) -> Vec<String> {
     let even = 1.5 * row.iter().fold(f32::INFINITY, |a, &b| a.min(b));
     let shown = timm::top_k(row, 2).into_iter().filter(|&(_, value)| value > even && value > 0.005);
     let name = |class: usize| names.get(class).cloned().unwrap_or_else(|| class.to_string());
-    shown.map(|(class, value)| format!("{value:.2} {}", name(class))).collect::<Vec<_>>().join("  ")
+    shown.map(|(class, value)| format!("{value:.2} {}", name(class))).collect()
 }
