@@ -76,8 +76,9 @@ fn optimizers_take_timms_twenty_steps() {
             momentum: case.momentum.unwrap_or(0.9),
             opt_eps: case.eps,
             opt_betas: case.betas.clone(),
+            ..OptimizerConfig::default()
         };
-        let optimizer = create_optimizer(&config).expect("known");
+        let optimizer = create_optimizer(&config, case.lrs[0]).expect("known");
         let ema = case.ema.map(|(decay, warmup)| EmaConfig { decay, warmup });
         let b = Builder::new(true);
         let mut pairs = IndexMap::new();
@@ -88,8 +89,11 @@ fn optimizers_take_timms_twenty_steps() {
         if let Some((mode, limit)) = &case.clip {
             Clip::new(*limit, mode).expect("mode").write(&b, &mut pairs);
         }
-        let groups =
-            Groups { weight_decay: case.weight_decay as f32, no_weight_decay: vec!["cls_token".into()] };
+        let groups = Groups {
+            weight_decay: case.weight_decay as f32,
+            no_weight_decay: vec!["cls_token".into()],
+            ..Groups::default()
+        };
         let lr = b.input("lr", &[], DType::F32);
         write_updates(&b, &*optimizer, &groups, lr, &pairs);
         let graph = b.finish().expect("graph");

@@ -2,7 +2,7 @@
 
 use timm_graph::NodeId;
 
-use super::{Optimizer, OptimizerConfig, Param};
+use super::{Decay, Kwargs, Optimizer, Param};
 use crate::TrainError;
 
 /// SGD: `momentum`, `nesterov`, `sgd` (Nesterov) and, with decoupled decay, `sgdw`, `nesterovw`.
@@ -14,19 +14,15 @@ pub struct Sgd {
     /// Step along gradient + momentum · buffer instead of along the buffer.
     pub nesterov: bool,
     pub dampening: f64,
-    /// Decay the weight itself instead of adding to the gradient.
-    pub decoupled: bool,
+    pub decay: Decay,
 }
 
 impl Sgd {
     /// # Errors
-    /// Momentum outside [0, 1).
-    pub fn new(config: &OptimizerConfig, nesterov: bool, decoupled: bool) -> Result<Self, TrainError> {
-        let momentum = config.momentum;
-        if !(0.0..1.0).contains(&momentum) {
-            return Err(TrainError::Config(format!("momentum {momentum} must be in [0, 1)")));
-        }
-        Ok(Sgd { momentum, nesterov, dampening: 0.0, decoupled })
+    /// Values out of range.
+    pub fn new(k: &mut Kwargs, nesterov: bool, decay: Decay) -> Result<Self, TrainError> {
+        let nesterov = k.flag("nesterov", nesterov)?;
+        Ok(Sgd { momentum: k.momentum()?, nesterov, dampening: k.share("dampening", 0.0)?, decay })
     }
 }
 
@@ -40,8 +36,7 @@ impl Optimizer for Sgd {
 
     fn update(&self, p: &Param) -> NodeId {
         let b = p.b;
-        let (start, gradient) =
-            if self.decoupled { (p.decayed(), p.gradient) } else { (p.value, p.penalised_gradient()) };
+        let (start, gradient) = p.decay(self.decay);
         let direction = if self.momentum == 0.0 {
             gradient
         } else {
