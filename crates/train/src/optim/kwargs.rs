@@ -2,20 +2,45 @@
 
 use serde_json::{Map, Value};
 
-use super::OptimizerConfig;
+use super::{Decay, OptimizerConfig};
 use crate::TrainError;
+
+/// A default that comes with a name.
+#[derive(Clone, Copy, Debug)]
+pub enum Preset {
+    Flag(bool),
+    Number(f64),
+    Numbers(&'static [f64]),
+    Word(&'static str),
+}
+
+impl Preset {
+    fn to_json(self) -> Value {
+        match self {
+            Preset::Flag(value) => value.into(),
+            Preset::Number(value) => value.into(),
+            Preset::Numbers(values) => values.to_vec().into(),
+            Preset::Word(value) => value.into(),
+        }
+    }
+}
 
 /// What a constructor of an optimizer reads its settings from.
 pub struct Kwargs<'a> {
     config: &'a OptimizerConfig,
     lr: f64,
+    presets: &'static [(&'static str, Preset)],
     rest: Map<String, Value>,
     asked: Vec<&'static str>,
 }
 
 impl<'a> Kwargs<'a> {
-    pub(super) fn new(config: &'a OptimizerConfig, lr: f64) -> Self {
-        Kwargs { config, lr, rest: config.opt_kwargs.clone(), asked: Vec::new() }
+    pub(super) fn new(
+        config: &'a OptimizerConfig,
+        lr: f64,
+        presets: &'static [(&'static str, Preset)],
+    ) -> Self {
+        Kwargs { config, lr, presets, rest: config.opt_kwargs.clone(), asked: Vec::new() }
     }
 
     /// The optimizer's name as given.
@@ -35,7 +60,9 @@ impl<'a> Kwargs<'a> {
 
     fn take(&mut self, name: &'static str) -> Option<Value> {
         self.asked.push(name);
-        self.rest.remove(name)
+        let preset =
+            || self.presets.iter().find(|(preset, _)| *preset == name).map(|(_, value)| value.to_json());
+        self.rest.remove(name).or_else(preset)
     }
 
     fn wrong(&self, name: &str, value: &Value, wanted: &str) -> TrainError {
@@ -67,6 +94,15 @@ impl<'a> Kwargs<'a> {
                 _ => Err(self.wrong(name, &value, "a number")),
             },
         }
+    }
+
+    /// A number that can be switched off by null.
+    ///
+    /// # Errors
+    /// Another kind of value.
+    pub fn number_or_none(&mut self, name: &'static str, default: f64) -> Result<Option<f64>, TrainError> {
+        let off = self.rest.get(name).is_some_and(Value::is_null);
+        Ok(self.optional_number(name)?.or((!off).then_some(default)))
     }
 
     /// A number in [0, 1).
@@ -117,17 +153,35 @@ impl<'a> Kwargs<'a> {
     /// # Errors
     /// Another count of numbers, or a number outside [0, 1).
     pub fn betas<const N: usize>(&mut self, default: [f64; N]) -> Result<[f64; N], TrainError> {
-        let given: Option<Vec<f64>> = match self.take("betas") {
-            Some(Value::Array(values)) => {
-                Some(values.iter().map(|v| v.as_f64().unwrap_or(f64::NAN)).collect())
+        let from_kwargs = self.take("betas");
+        let given: Vec<f64> = match (&self.config.opt_betas, from_kwargs) {
+            (Some(given), _) => given.clone(),
+            (None, None) => return Ok(default),
+            (None, Some(Value::Array(values))) => {
+                values.iter().map(|value| value.as_f64().unwrap_or(f64::NAN)).collect()
             }
-            Some(value) => return Err(self.wrong("betas", &value, &format!("a list of {N} numbers"))),
-            None => self.config.opt_betas.clone(),
+            (None, Some(value)) => {
+                return Err(self.wrong("betas", &value, &format!("a list of {N} numbers")));
+            }
         };
-        let Some(given) = given else { return Ok(default) };
         match <[f64; N]>::try_from(given.as_slice()) {
             Ok(betas) if betas.iter().all(|beta| (0.0..1.0).contains(beta)) => Ok(betas),
             _ => Err(self.refuse(format!("needs {N} opt-betas in [0, 1), got {given:?}"))),
+        }
+    }
+
+    /// Weight decay that is decoupled where `flag` says so (always, without a flag), and corrected on request.
+    ///
+    /// # Errors
+    /// Flags that are not true or false; correction relative to a learning rate of 0.
+    pub fn decay(&mut self, flag: Option<&'static str>) -> Result<Decay, TrainError> {
+        let decoupled = flag.map_or(Ok(true), |flag| self.flag(flag, false))?;
+        let corrected = self.flag("corrected_weight_decay", false)?;
+        match (decoupled, corrected) {
+            (false, _) => Ok(Decay::L2),
+            (true, false) => Ok(Decay::Decoupled),
+            (true, true) if self.lr > 0.0 => Ok(Decay::Corrected { max_lr: self.lr }),
+            (true, true) => Err(self.refuse("corrected weight decay needs a learning rate above 0")),
         }
     }
 

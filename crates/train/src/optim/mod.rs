@@ -6,12 +6,26 @@
 //! Numbers that change with the step, such as bias corrections, are computed in f64 outside and come in as
 //! graph inputs. Names, defaults and keyword arguments are timm's: [`OPTIMIZERS`](table) has a row for each.
 
+mod adabelief;
+mod adadelta;
+mod adagrad;
 mod adam;
+mod adamax;
+mod adan;
+mod adopt;
 mod clip;
 mod groups;
 mod kwargs;
+mod laprop;
+mod lion;
 mod lookahead;
+mod madgrad;
+mod mars;
+mod nadam;
+mod novograd;
 mod param;
+mod radam;
+mod rmsprop;
 mod sgd;
 mod table;
 
@@ -22,7 +36,7 @@ use timm_graph::{Builder, DType, NodeId};
 use crate::TrainError;
 pub use clip::{Clip, global_norm};
 pub use groups::{Group, Groups, matches_pattern};
-pub use kwargs::Kwargs;
+pub use kwargs::{Kwargs, Preset};
 use lookahead::Lookahead;
 pub use param::{All, Decay, Param};
 pub use table::{OptimizerInfo, list_optimizers, optimizer_info};
@@ -122,8 +136,8 @@ pub fn create_optimizer(config: &OptimizerConfig, lr: f64) -> Result<Box<dyn Opt
             return Err(TrainError::Config(format!("{what} {value} must be 0 or more")));
         }
     }
-    let mut kwargs = Kwargs::new(config, lr);
-    let optimizer = info.make(&mut kwargs)?;
+    let mut kwargs = Kwargs::new(config, lr, info.presets);
+    let optimizer = (info.make)(&mut kwargs)?;
     kwargs.finish()?;
     Ok(if lookahead { Box::new(Lookahead::new(optimizer)) } else { optimizer })
 }

@@ -89,6 +89,11 @@ impl Param<'_> {
         scalar(self.b, self.scalars, name)
     }
 
+    /// Whether this is the first update, as 1 or 0 everywhere; needs the scalar `first`.
+    pub fn first(&self, shape: &[usize]) -> NodeId {
+        self.b.broadcast_to(self.scalar("first"), shape)
+    }
+
     /// share · old + (1 − share) · new, kept in a slot of the new value's shape that starts as zeros.
     pub fn average(&self, slot: &str, share: f64, new: NodeId) -> NodeId {
         let b = self.b;
@@ -104,15 +109,29 @@ impl Param<'_> {
         if weight_decay == 0.0 {
             return (self.value, self.gradient);
         }
-        let shrunk = |rate: NodeId| b.mul(self.value, b.add_scalar(b.mul_scalar(rate, -weight_decay), 1.0));
         match decay {
             Decay::L2 => (self.value, b.add(self.gradient, b.mul_scalar(self.value, weight_decay))),
-            Decay::Decoupled => (shrunk(self.lr), self.gradient),
-            Decay::Corrected { max_lr } => {
-                let rate = b.mul_scalar(b.unary(Unary::Square, self.lr), (1.0 / max_lr) as f32);
-                (shrunk(rate), self.gradient)
-            }
+            _ => (self.decayed(self.value, decay), self.gradient),
         }
+    }
+
+    /// The rate of decay that is not in the gradient: lr, or lr² over the highest one.
+    pub fn decay_rate(&self, decay: Decay) -> NodeId {
+        match decay {
+            Decay::Corrected { max_lr } => {
+                self.b.mul_scalar(self.b.unary(Unary::Square, self.lr), (1.0 / max_lr) as f32)
+            }
+            _ => self.lr,
+        }
+    }
+
+    /// x · (1 − rate · weight decay); x itself where decay is in the gradient.
+    pub fn decayed(&self, x: NodeId, decay: Decay) -> NodeId {
+        let (b, weight_decay) = (self.b, self.group.weight_decay);
+        if weight_decay == 0.0 || decay == Decay::L2 {
+            return x;
+        }
+        b.mul(x, b.add_scalar(b.mul_scalar(self.decay_rate(decay), -weight_decay), 1.0))
     }
 
     /// Leaves of an update only what points where the gradient points, and makes up for the rest (Liang et al.,

@@ -5,7 +5,7 @@ use timm_graph::NodeId;
 use super::{Decay, Kwargs, Optimizer, Param};
 use crate::TrainError;
 
-/// SGD: `momentum`, `nesterov`, `sgd` (Nesterov) and, with decoupled decay, `sgdw`, `nesterovw`.
+/// `momentum`, `sgd` (Nesterov) and, with decoupled decay, `sgdw`, `sgdc` and their cautious forms.
 ///
 /// The buffer is momentum · buffer + (1 − dampening) · gradient, except that it starts as the first gradient.
 #[derive(Clone, Copy, Debug)]
@@ -15,14 +15,20 @@ pub struct Sgd {
     pub nesterov: bool,
     pub dampening: f64,
     pub decay: Decay,
+    pub caution: bool,
 }
 
 impl Sgd {
     /// # Errors
     /// Values out of range.
-    pub fn new(k: &mut Kwargs, nesterov: bool, decay: Decay) -> Result<Self, TrainError> {
-        let nesterov = k.flag("nesterov", nesterov)?;
-        Ok(Sgd { momentum: k.momentum()?, nesterov, dampening: k.share("dampening", 0.0)?, decay })
+    pub fn new(k: &mut Kwargs, decay: Decay) -> Result<Self, TrainError> {
+        Ok(Sgd {
+            momentum: k.momentum()?,
+            nesterov: k.flag("nesterov", false)?,
+            dampening: k.share("dampening", 0.0)?,
+            decay,
+            caution: k.flag("caution", false)?,
+        })
     }
 }
 
@@ -45,7 +51,8 @@ impl Optimizer for Sgd {
                 if self.dampening == 0.0 { gradient } else { b.mul(gradient, p.scalar("gradient_share")) };
             let buffer = b.add(momentum(p.slot("momentum_buffer")), share);
             p.set("momentum_buffer", buffer);
-            if self.nesterov { b.add(gradient, momentum(buffer)) } else { buffer }
+            let ahead = if self.nesterov { b.add(gradient, momentum(buffer)) } else { buffer };
+            if self.caution { p.cautious(ahead, gradient) } else { ahead }
         };
         b.sub(start, b.mul(direction, p.lr))
     }
