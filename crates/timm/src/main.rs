@@ -63,9 +63,9 @@ fn usage_error(error: clap::Error) -> ExitCode {
     use clap::error::{ContextKind, ContextValue, ErrorKind};
     if let (ErrorKind::UnknownArgument, Some(ContextValue::String(found))) =
         (error.kind(), error.get(ContextKind::InvalidArg))
-        && commands::TIMM_OPTIONS.contains(&found.trim_start_matches('-').replace('_', "-").as_str())
+        && let Some(refusal) = commands::refusal(found)
     {
-        eprintln!("error: timm's option {found} is not available yet; leave it out");
+        eprintln!("error: {refusal}");
         return ExitCode::from(2);
     }
     // Help and version are no errors: clap prints them to standard output.

@@ -79,6 +79,10 @@ fn previews_are_drawn() {
     // Small images are drawn larger.
     scratch.ok("data preview digits d.png --img-size 32 --rows 2 --draws 2");
     assert!(size(&scratch, "d.png").0 >= 3 * 128);
+    let mixing = "--mixup 0.5 --cutmix 1 --mixup-mode elem --aa rand-m9-mstd0.5-inc1";
+    scratch.ok(&format!("data preview photos f.png --img-size 96 --rows 3 --draws 2 {mixing}"));
+    assert!(size(&scratch, "f.png").1 > 4 * 96, "mixing makes the rows even");
+    scratch.ok("data preview photos g.png --img-size 64 --aa augmix-m3-w3 --aug-splits 3 --draws 2");
     let error = scratch.error("data preview photos e.png --img-size 4000 --draws 50", 2);
     assert!(error.contains("too large"), "{error}");
     assert!(scratch.error("data preview photos missing/folder/e.png --img-size 32", 1).contains("writing"));
@@ -108,6 +112,9 @@ fn options_that_are_refused_say_why() {
     assert!(error("train --dataset-trust-remote-code").contains("no code"));
     assert!(error("train --input-img-mode L").contains("RGB"));
     assert!(error("train --train-batch-sizes 8 4").contains("--train-img-sizes"));
+    assert!(error("train --naflex-train-seq-lens 128").contains("patches"));
+    assert!(error("validate --valid-labels x").contains("--class-map"));
+    assert!(error("train --worker-seeding part").contains("--seed"));
     assert!(error("train --aug-splits 1").contains("at least 2"));
 }
 
@@ -117,4 +124,14 @@ fn training_at_several_sizes() {
     let settings = "--epochs 1 --train-img-sizes 16 24 --train-batch-sizes 64 32 --img-size 16";
     let run = scratch.ok(&format!("train {settings} --experiment sizes --train-num-samples 400"));
     assert!(run.out.contains("best"), "{}", run.out);
+    // The others of the loader's: mixing, splits, repeats, policies.
+    for more in [
+        "--mixup 0.2 --cutmix 1 --mixup-off-epoch 1",
+        "--aug-splits 2 --aa augmix-m3-w3 --resplit --reprob 0.2",
+        "--aug-repeats 2 --aa rand-m9-mstd0.5-inc1",
+        "--epoch-repeats 1.5 --mixup 0.1 --mixup-mode half",
+    ] {
+        scratch.ok(&format!("train --epochs 1 --img-size 16 --train-num-samples 400 {more}"));
+    }
+    assert!(scratch.error("train --mixup 0.1 --batch-size 33", 1).contains("even"));
 }

@@ -145,7 +145,7 @@ fn data_that_is_not_there() {
         &["10 training images", "--batch-size"],
     );
     has(&scratch.error("validate photos --checkpoint good.safetensors", 1), &["blue"]);
-    has(&scratch.error("validate --model test_resnet", 1), &["10 classes, the model 1000"]);
+    has(&scratch.error("validate --model test_resnet", 1), &["the data has 10 classes", "the head 1000"]);
     has(&scratch.error("validate --checkpoint good.safetensors --num-classes 7", 1), &["10 classes, not 7"]);
     has(&scratch.error(&format!("{SHORT} --num-classes 7"), 2), &["--num-classes 7", "10 classes"]);
     let infer = |what: &str| scratch.run(&format!("infer {what} --checkpoint good.safetensors"));

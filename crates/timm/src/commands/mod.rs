@@ -93,6 +93,7 @@ pub const TIMM_OPTIONS: &[&str] = &[
     "amp",
     "amp-dtype",
     "amp-impl",
+    "aot-autograd",
     "bce-loss",
     "bce-pos-weight",
     "bce-sum",
@@ -102,10 +103,12 @@ pub const TIMM_OPTIONS: &[&str] = &[
     "channels-last",
     "class-weights",
     "clean-checkpoint",
+    "config",
     "data-len",
     "device",
     "device-modules",
     "dist-bn",
+    "distill-loss-weight",
     "drop-connect",
     "fast-norm",
     "fuser",
@@ -113,47 +116,88 @@ pub const TIMM_OPTIONS: &[&str] = &[
     "head-init-scale",
     "in-chans",
     "jsd-loss",
+    "kd-distill-type",
+    "kd-loss-type",
     "kd-model-name",
+    "kd-student-feature-dim",
+    "kd-teacher-feature-dim",
+    "kd-temperature",
+    "kd-token-distill-type",
     "layer-decay",
     "layer-decay-min-scale",
+    "layer-decay-no-opt-scale",
     "load-compat",
     "local-rank",
+    "log-freq",
     "log-wandb",
     "loss",
     "lr-noise-pct",
     "lr-noise-std",
+    "metrics-avg",
     "model-dtype",
     "model-ema-force-cpu",
     "multilabel-threshold",
-    "naflex-loader",
     "no-ddp-bb",
-    "no-prefetcher",
     "no-resume-opt",
     "num-classes-per-task",
+    "num-gpu",
     "opt-kwargs",
     "patience-epochs",
-    "pin-mem",
     "pretrained-path",
-    "real-labels",
-    "results-file",
-    "save-images",
+    "reparam",
+    "results-format",
+    "retry",
     "split-bn",
     "start-epoch",
     "stop-epoch",
     "sync-bn",
     "synchronize-step",
     "task",
+    "task-loss-weight",
     "test-pool",
     "torchcompile",
     "torchcompile-mode",
     "torchscript",
     "tta",
-    "use-multi-epochs-loader",
-    "use-train-size",
-    "valid-labels",
+    "use-ema",
     "wandb-project",
-    "worker-seeding",
+    "wandb-resume-id",
+    "wandb-tags",
 ];
+
+/// Why some of them are not here, and what to do instead.
+const REASONS: &[(&str, &str)] = &[
+    (
+        "naflex-loader",
+        "no network here takes patches of images yet; the library has the loader (Loader::naflex)",
+    ),
+    ("no-prefetcher", "there is one loader, on threads; leave it out"),
+    ("pin-mem", "batches are made in the memory they are used from; leave it out"),
+    ("results-file", "redirect the output of --json"),
+    ("save-images", "draw them with: timm data preview"),
+    ("tf-preprocessing", "images are not resized in TensorFlow's way; leave it out"),
+    ("use-multi-epochs-loader", "the loader's threads stay from epoch to epoch anyway; leave it out"),
+    ("use-train-size", "give the size with --img-size"),
+    ("valid-labels", "give the classes with --class-map"),
+    ("variable-batch-loss-scale", "leave it out: the loss is the mean over a batch"),
+    (
+        "worker-seeding",
+        "every image's random numbers come from --seed, at any number of threads; leave it out",
+    ),
+];
+
+/// What is said about an option of timm's that is not here.
+pub fn refusal(option: &str) -> Option<String> {
+    let name = option.trim_start_matches('-').replace('_', "-");
+    if let Some((_, reason)) = REASONS
+        .iter()
+        .find(|(known, _)| *known == name || name.starts_with("naflex-") && *known == "naflex-loader")
+    {
+        return Some(format!("timm's option {option} is not available: {reason}"));
+    }
+    let known = TIMM_OPTIONS.contains(&name.as_str());
+    known.then(|| format!("timm's option {option} is not available yet; leave it out"))
+}
 
 /// clap parser of a count that must be at least 1.
 pub fn at_least_one(text: &str) -> Result<usize, String> {
