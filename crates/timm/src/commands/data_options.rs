@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use serde::Serialize;
 use timm::DataConfig;
-use timm_data::{LoaderConfig, MixupConfig, OpenOptions, TransformConfig};
+use timm_data::{LoaderConfig, MixupConfig, OpenOptions, TransformConfig, dataset_name};
 
 use super::usage;
 
@@ -69,7 +69,7 @@ impl ReaderOptions {
     /// The name for [`timm_data::open_dataset`] of a data set's path.
     pub fn name(&self, data: &str) -> String {
         match &self.dataset {
-            Some(kind) => format!("{}/{data}", kind.trim_end_matches('/')),
+            Some(_) => dataset_name(self.dataset.as_deref(), Some(data)),
             None => data.to_string(),
         }
     }

@@ -1,6 +1,7 @@
 //! Decoding the entropy-coded data of scans: straight to samples where one scan holds the whole image,
 //! into stored coefficients where several do (progressive files among them).
 
+use std::num::NonZeroUsize;
 use std::ops::Range;
 
 use super::Refusal;
@@ -84,7 +85,7 @@ pub(super) fn decode_single(
         });
     }
     let tables: Vec<StepTable> = tables.into_iter().map(|(_, table)| table).collect();
-    let groups = Groups { row: frame.mcus().0, interval: scan.restart_interval };
+    let groups = Groups { row: frame.mcus().0, interval: NonZeroUsize::new(scan.restart_interval) };
     decode_groups(&mut parts, &tables, groups, segments, window, targets);
     Ok(())
 }
@@ -94,8 +95,8 @@ pub(super) fn decode_single(
 struct Groups {
     /// In a row.
     row: usize,
-    /// Between restart markers; 0 for none.
-    interval: usize,
+    /// Between restart markers, where there are any.
+    interval: Option<NonZeroUsize>,
 }
 
 fn decode_groups(
@@ -145,7 +146,7 @@ fn decode_groups_body(
     let mut empty = false;
     while group < end {
         let wanted = window.rows.contains(&row) && window.columns.contains(&column);
-        if groups.interval > 0 {
+        if let Some(interval) = groups.interval {
             if !wanted {
                 // Jump to the interval in which the next wanted group lies.
                 let next = if row < window.rows.start {
@@ -155,14 +156,14 @@ fn decode_groups_body(
                 } else {
                     (row + 1) * groups.row + window.columns.start
                 };
-                let start = next / groups.interval * groups.interval;
+                let start = next - next % interval;
                 if start > group {
                     group = start;
                     (column, row) = (group % groups.row, group / groups.row);
                 }
             }
-            if group % groups.interval == 0 {
-                bits = segments.bits(group / groups.interval);
+            if group % interval == 0 {
+                bits = segments.bits(group / interval);
                 parts.iter_mut().for_each(|part| part.predictor = 0);
                 empty = false;
             }
