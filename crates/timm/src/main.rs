@@ -26,7 +26,7 @@ enum Command {
     /// Train a model; without DATA, on the embedded handwritten digits
     Train(Box<train::Options>),
     /// Top-1, top-5 and loss of a model on labelled images
-    Validate(validate::Options),
+    Validate(Box<validate::Options>),
     /// What images show: the likeliest classes of each
     Infer(infer::Options),
     /// The models there are
@@ -84,7 +84,7 @@ fn main() -> ExitCode {
     }
     let result = match cli.command {
         Command::Train(options) => train::run(*options),
-        Command::Validate(options) => validate::run(options),
+        Command::Validate(options) => validate::run(*options),
         Command::Infer(options) => infer::run(options),
         Command::ListModels(options) => list_models::run(options),
         Command::Info(options) => info::run(options),
