@@ -111,7 +111,8 @@ impl Step<'_> {
         b.output("loss", loss);
         let graph = b.finish()?;
 
-        let parameters = parameters(&graph);
+        let mut parameters = parameters(&graph);
+        parameters.retain(|name, _| self.groups.trains(name));
         let model: Vec<(String, StateSpec)> =
             graph.states.iter().map(|(name, spec)| (name.clone(), spec.clone())).collect();
         let written = graph.updates.clone();

@@ -19,6 +19,7 @@ pub mod forward;
 pub mod infer;
 pub mod info;
 pub mod list_models;
+pub mod list_optimizers;
 pub mod model_kwargs;
 pub mod pretrained;
 pub mod train;
@@ -124,8 +125,6 @@ pub const TIMM_OPTIONS: &[&str] = &[
     "input-key",
     "jsd-loss",
     "kd-model-name",
-    "layer-decay",
-    "layer-decay-min-scale",
     "load-compat",
     "local-rank",
     "log-wandb",
@@ -145,7 +144,6 @@ pub const TIMM_OPTIONS: &[&str] = &[
     "no-prefetcher",
     "no-resume-opt",
     "num-classes-per-task",
-    "opt-kwargs",
     "patience-epochs",
     "pin-mem",
     "pretrained-path",
