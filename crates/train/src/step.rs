@@ -173,7 +173,7 @@ impl Step<'_> {
     }
 }
 
-/// All nodes that read each trained parameter.
+/// All nodes that read each trained parameter, in the order of the state_dict.
 fn parameters(graph: &Graph) -> IndexMap<String, Vec<NodeId>> {
     let mut found: IndexMap<String, Vec<NodeId>> = IndexMap::new();
     for (i, node) in graph.nodes.iter().enumerate() {
@@ -183,5 +183,6 @@ fn parameters(graph: &Graph) -> IndexMap<String, Vec<NodeId>> {
             found.entry(name.clone()).or_default().push(NodeId(i as u32));
         }
     }
+    found.sort_by_cached_key(|name, _| graph.states.get_index_of(name));
     found
 }

@@ -21,7 +21,7 @@ struct Fixture {
 
 #[derive(Deserialize)]
 struct Optimizers {
-    shapes: BTreeMap<String, Vec<usize>>,
+    shapes: Vec<(String, Vec<usize>)>,
     start: Values,
     gradients: Vec<Values>,
     cases: Vec<OptimizerCase>,

@@ -175,7 +175,7 @@ pub struct Options {
     /// Limit of the gradient, see --clip-mode [default: none]
     #[arg(long, value_name = "LIMIT", help_heading = "Optimizer")]
     pub clip_grad: Option<f32>,
-    /// What is limited: norm (of all gradients together) or value
+    /// What is limited: norm (of all gradients together), value, or agc (each unit's norm relative to its weight's)
     #[arg(long, default_value = "norm", value_name = "MODE", help_heading = "Optimizer")]
     pub clip_mode: String,
     /// Batches whose gradients make one update
