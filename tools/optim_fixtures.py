@@ -16,6 +16,7 @@ import torch
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
+from timm.models import model_parameters
 from timm.utils import ModelEmaV3, dispatch_clip_grad
 
 OUT = Path(__file__).resolve().parent.parent / "crates/train/tests/data"
@@ -83,6 +84,8 @@ def optimizers():
         dict(opt="adamw", weight_decay=0.1, betas=[0.95, 0.98], eps=1e-6),
         dict(opt="adamw", weight_decay=0.05, clip=["norm", 1.0]),
         dict(opt="sgd", momentum=0.9, weight_decay=0.05, clip=["value", 0.05]),
+        dict(opt="sgd", momentum=0.9, weight_decay=0.05, clip=["agc", 0.02]),
+        dict(opt="adamw", weight_decay=0.05, clip=["agc", 0.5]),
         dict(opt="adamw", weight_decay=0.05, ema=[0.9, False]),
         dict(opt="sgd", momentum=0.9, weight_decay=0.05, ema=[0.9, True]),
         dict(opt="lookahead_adamw", weight_decay=0.05),
@@ -129,7 +132,8 @@ def optimizers():
             for name, parameter in net.named_parameters():
                 parameter.grad = grads[name].clone()
             if "clip" in case:
-                dispatch_clip_grad(net.parameters(), case["clip"][1], mode=case["clip"][0])
+                limit, mode = case["clip"][1], case["clip"][0]
+                dispatch_clip_grad(model_parameters(net, exclude_head=mode == "agc"), limit, mode=mode)
             optimizer.step()
             if ema is not None:
                 ema.update(net, step=step + 1)
@@ -146,7 +150,7 @@ def optimizers():
     generator = torch.Generator().manual_seed(7)
     net = Net(generator)
     return dict(
-        shapes=SHAPES,
+        shapes=[[n, list(p.shape)] for n, p in net.named_parameters()],
         start={n: floats(p) for n, p in net.named_parameters()},
         gradients=[{n: floats(g) for n, g in grads.items()} for grads in gradients(generator)],
         cases=recorded,

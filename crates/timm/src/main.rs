@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use commands::{benchmark, data, forward, infer, info, list_models, train, validate};
+use commands::{benchmark, data, forward, infer, info, list_models, list_optimizers, train, validate};
 
 /// PyTorch Image Models, in Rust: train, validate and run image classifiers without Python.
 ///
@@ -31,6 +31,8 @@ enum Command {
     Infer(infer::Options),
     /// The models there are
     ListModels(list_models::Options),
+    /// The optimizers there are
+    ListOptimizers(list_optimizers::Options),
     /// A model's size, cost, feature levels, preprocessing and published weights
     Info(info::Options),
     /// Images per second, in inference and training
@@ -87,6 +89,7 @@ fn main() -> ExitCode {
         Command::Validate(options) => validate::run(*options),
         Command::Infer(options) => infer::run(options),
         Command::ListModels(options) => list_models::run(options),
+        Command::ListOptimizers(options) => list_optimizers::run(options),
         Command::Info(options) => info::run(options),
         Command::Benchmark(options) => benchmark::run(options),
         Command::Data(options) => data::run(options),

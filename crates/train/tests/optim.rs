@@ -21,7 +21,7 @@ struct Fixture {
 
 #[derive(Deserialize)]
 struct Optimizers {
-    shapes: BTreeMap<String, Vec<usize>>,
+    shapes: Vec<(String, Vec<usize>)>,
     start: Values,
     gradients: Vec<Values>,
     cases: Vec<OptimizerCase>,
@@ -79,6 +79,7 @@ fn optimizers_take_timms_twenty_steps() {
             opt_eps: case.eps,
             opt_betas: case.betas.clone(),
             opt_kwargs: case.kwargs.clone(),
+            ..OptimizerConfig::default()
         };
         let optimizer = create_optimizer(&config, case.lrs[0]).expect("known");
         let ema = case.ema.map(|(decay, warmup)| EmaConfig { decay, warmup });

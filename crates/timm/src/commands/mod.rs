@@ -21,6 +21,7 @@ pub mod forward;
 pub mod infer;
 pub mod info;
 pub mod list_models;
+pub mod list_optimizers;
 pub mod model_kwargs;
 pub mod pretrained;
 pub mod train;
@@ -123,9 +124,6 @@ pub const TIMM_OPTIONS: &[&str] = &[
     "kd-teacher-feature-dim",
     "kd-temperature",
     "kd-token-distill-type",
-    "layer-decay",
-    "layer-decay-min-scale",
-    "layer-decay-no-opt-scale",
     "load-compat",
     "local-rank",
     "log-freq",
@@ -141,7 +139,6 @@ pub const TIMM_OPTIONS: &[&str] = &[
     "no-resume-opt",
     "num-classes-per-task",
     "num-gpu",
-    "opt-kwargs",
     "patience-epochs",
     "pretrained-path",
     "reparam",

@@ -102,6 +102,16 @@ pub struct OptimizerConfig {
     /// Further keyword arguments (`--opt-kwargs`), by timm's names.
     #[serde(default)]
     pub opt_kwargs: serde_json::Map<String, serde_json::Value>,
+    /// Each layer's learning rate is that of the next one times this (Clark et al., arXiv:2003.10555; Bao et al.,
+    /// arXiv:2106.08254).
+    #[serde(default)]
+    pub layer_decay: Option<f64>,
+    /// But never less than this share of the full rate.
+    #[serde(default)]
+    pub layer_decay_min_scale: f64,
+    /// Layers with a smaller share are not trained.
+    #[serde(default)]
+    pub layer_decay_no_opt_scale: Option<f64>,
 }
 
 impl Default for OptimizerConfig {
@@ -114,6 +124,9 @@ impl Default for OptimizerConfig {
             opt_eps: None,
             opt_betas: None,
             opt_kwargs: serde_json::Map::new(),
+            layer_decay: None,
+            layer_decay_min_scale: 0.0,
+            layer_decay_no_opt_scale: None,
         }
     }
 }

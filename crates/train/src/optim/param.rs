@@ -13,7 +13,7 @@ pub enum Decay {
     L2,
     /// In the weight, by lr · weight decay (Loshchilov & Hutter, arXiv:1711.05101).
     Decoupled,
-    /// In the weight, by lr² / highest lr · weight decay (Chou, arXiv:2512.08217).
+    /// In the weight, by lr² / highest lr · weight decay (Defazio, arXiv:2506.02285).
     Corrected { max_lr: f64 },
 }
 

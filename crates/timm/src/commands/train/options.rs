@@ -136,7 +136,8 @@ pub struct Options {
     /// Epochs [default: 300; digits: 8]
     #[arg(long, value_parser = at_least_one, help_heading = "Optimizer")]
     epochs: Option<usize>,
-    /// Optimizer: sgd, momentum, sgdw, adam, adamw [default: sgd, with Nesterov momentum; digits: adamw]
+    /// Optimizer, a name of `timm list-optimizers`, `lookahead_` before it if wanted [default: sgd, with Nesterov momentum;
+    /// digits: adamw]
     #[arg(long, value_name = "NAME", help_heading = "Optimizer")]
     opt: Option<String>,
     /// Momentum of SGD
@@ -151,10 +152,22 @@ pub struct Options {
     /// Betas [default: the optimizer's]
     #[arg(long, action = clap::ArgAction::Set, num_args = 1..=3, value_name = "BETA", help_heading = "Optimizer")]
     pub opt_betas: Option<Vec<f64>>,
+    /// Further arguments of the optimizer, as in timm: `amsgrad=true clip_exp=0.25`
+    #[arg(long, action = clap::ArgAction::Set, num_args = 1.., value_name = "KEY=VALUE", help_heading = "Optimizer")]
+    pub opt_kwargs: Vec<String>,
+    /// Each layer's learning rate is that of the next one times this [default: all learn alike]
+    #[arg(long, value_name = "FACTOR", help_heading = "Optimizer")]
+    pub layer_decay: Option<f64>,
+    /// No layer learns with less than this share of the rate
+    #[arg(long, default_value_t = 0.0, value_name = "SHARE", help_heading = "Optimizer")]
+    pub layer_decay_min_scale: f64,
+    /// Layers with less than this share of the rate are not trained [default: all are]
+    #[arg(long, value_name = "SHARE", help_heading = "Optimizer")]
+    pub layer_decay_no_opt_scale: Option<f64>,
     /// Limit of the gradient, see --clip-mode [default: none]
     #[arg(long, value_name = "LIMIT", help_heading = "Optimizer")]
     pub clip_grad: Option<f32>,
-    /// What is limited: norm (of all gradients together) or value
+    /// What is limited: norm (of all gradients together), value, or agc (each unit's norm relative to its weight's)
     #[arg(long, default_value = "norm", value_name = "MODE", help_heading = "Optimizer")]
     pub clip_mode: String,
     /// Batches whose gradients make one update
