@@ -13,7 +13,10 @@ pub(crate) struct Affine {
     outside: Outside,
 }
 
-/// The source: rows of `width` pixels, and one byte more behind the last.
+/// Bytes behind the last pixel, so that four pixels can be read at once from any.
+const SLACK: usize = 16;
+
+/// The source: rows of `width` pixels, and [`SLACK`] bytes behind the last.
 #[derive(Clone, Copy)]
 struct Source<'a> {
     pixels: &'a [u8],
@@ -29,7 +32,7 @@ impl Affine {
     pub(crate) fn apply(&self, pixels: &mut [u8], width: usize, height: usize, scratch: &mut Vec<u8>) {
         scratch.clear();
         scratch.extend_from_slice(pixels);
-        scratch.push(0);
+        scratch.extend([0; SLACK]);
         let source = Source { pixels: scratch, width, height };
         let fill = self.outside.fill;
         for (y, out) in pixels.chunks_exact_mut(width * 3).enumerate() {
@@ -225,42 +228,72 @@ mod x86 {
         _mm256_add_pd(a, _mm256_mul_pd(b, share))
     }
 
+    /// Each channel's four values of a row side by side, in bytes.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn load_four(source: Source, row: usize, columns: [usize; 4]) -> __m128i {
+        const N: i8 = -1;
+        let by_channel = _mm_setr_epi8(0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11, N, N, N, N);
+        let mut gathered = [0; 16];
+        let bytes = match source.pixels[row + columns[0]..].first_chunk::<16>() {
+            Some(bytes) if columns[3] == columns[0] + 9 => bytes,
+            _ => {
+                for (to, from) in gathered.as_chunks_mut::<3>().0.iter_mut().zip(columns) {
+                    to.copy_from_slice(&source.pixels[row + from..row + from + 3]);
+                }
+                &gathered
+            }
+        };
+        // SAFETY: 16 bytes are there; the load needs no alignment.
+        _mm_shuffle_epi8(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }, by_channel)
+    }
+
     #[inline]
     #[target_feature(enable = "avx2")]
     fn bilinear(source: Source, columns: [usize; 4], rows: [usize; 4], dx: f64, dy: f64) -> [u8; 3] {
-        let (dx, dy) = (_mm256_set1_pd(dx), _mm256_set1_pd(dy));
-        let (a, b) = (load(source, rows[1] + columns[1]), load(source, rows[1] + columns[2]));
-        let (c, d) = (load(source, rows[2] + columns[1]), load(source, rows[2] + columns[2]));
-        // Differences of bytes are the same in whole numbers and in f64.
-        let above = add_scaled(_mm256_cvtepi32_pd(a), _mm256_cvtepi32_pd(_mm_sub_epi32(b, a)), dx);
-        let below = add_scaled(_mm256_cvtepi32_pd(c), _mm256_cvtepi32_pd(_mm_sub_epi32(d, c)), dx);
-        to_pixel(add_scaled(above, _mm256_sub_pd(below, above), dy))
+        let across = |row: usize| {
+            let (a, b) = (load(source, row + columns[1]), load(source, row + columns[2]));
+            // Differences of bytes are the same in whole numbers and in f64.
+            add_scaled(_mm256_cvtepi32_pd(a), _mm256_cvtepi32_pd(_mm_sub_epi32(b, a)), _mm256_set1_pd(dx))
+        };
+        let above = across(rows[1]);
+        // Shears and translations leave one direction as it is.
+        if dy == 0.0 {
+            return to_pixel(above);
+        }
+        to_pixel(add_scaled(above, _mm256_sub_pd(across(rows[2]), above), _mm256_set1_pd(dy)))
     }
 
     #[inline]
     #[target_feature(enable = "avx2")]
     fn bicubic(source: Source, columns: [usize; 4], rows: [usize; 4], dx: f64, dy: f64) -> [u8; 3] {
-        let (dx, dy) = (_mm256_set1_pd(dx), _mm256_set1_pd(dy));
-        let mut values = [_mm256_setzero_pd(); 4];
-        for (value, row) in values.iter_mut().zip(rows) {
-            let a = load(source, row + columns[0]);
-            let b = load(source, row + columns[1]);
-            let c = load(source, row + columns[2]);
-            let d = load(source, row + columns[3]);
-            let (a_b, c_d) = (_mm_sub_epi32(a, b), _mm_sub_epi32(c, d));
-            let first = _mm256_cvtepi32_pd(_mm_sub_epi32(c, a));
-            let second = _mm256_cvtepi32_pd(_mm_add_epi32(_mm_add_epi32(a_b, a_b), c_d));
-            let third = _mm256_cvtepi32_pd(_mm_sub_epi32(_mm_setzero_si128(), _mm_add_epi32(a_b, c_d)));
-            let inner = add_scaled(first, add_scaled(second, third, dx), dx);
-            *value = add_scaled(_mm256_cvtepi32_pd(b), inner, dx);
+        let (share_x, share_y) = (_mm256_set1_pd(dx), _mm256_set1_pd(dy));
+        let weigh = |taps: __m128i, [a, b, c, d]: [i8; 4]| {
+            let weights = _mm_set1_epi32(i32::from_le_bytes([a as u8, b as u8, c as u8, d as u8]));
+            let pairs = _mm_maddubs_epi16(taps, weights);
+            _mm256_cvtepi32_pd(_mm_madd_epi16(pairs, _mm_set1_epi16(1)))
+        };
+        let across = |row: usize| {
+            if dx == 0.0 {
+                return _mm256_cvtepi32_pd(load(source, row + columns[1]));
+            }
+            let taps = load_four(source, row, columns);
+            let second_byte = _mm_and_si128(_mm_srli_epi32::<8>(taps), _mm_set1_epi32(0xFF));
+            let (first, second) = (weigh(taps, [-1, 0, 1, 0]), weigh(taps, [2, -2, 1, -1]));
+            let inner = add_scaled(first, add_scaled(second, weigh(taps, [-1, 1, -1, 1]), share_x), share_x);
+            add_scaled(_mm256_cvtepi32_pd(second_byte), inner, share_x)
+        };
+        let b = across(rows[1]);
+        if dy == 0.0 {
+            return to_pixel(b);
         }
-        let [a, b, c, d] = values;
+        let (a, c, d) = (across(rows[0]), across(rows[2]), across(rows[3]));
         let first = _mm256_sub_pd(c, a);
         let a_b = _mm256_sub_pd(a, b);
         let second = _mm256_sub_pd(_mm256_add_pd(_mm256_add_pd(a_b, a_b), c), d);
         let third = _mm256_add_pd(_mm256_sub_pd(_mm256_sub_pd(b, a), c), d);
-        let inner = add_scaled(first, add_scaled(second, third, dy), dy);
-        to_pixel(add_scaled(b, inner, dy))
+        let inner = add_scaled(first, add_scaled(second, third, share_y), share_y);
+        to_pixel(add_scaled(b, inner, share_y))
     }
 }
 
