@@ -49,7 +49,7 @@ def make_images(folder: Path, count: int) -> None:
             for c in range(3):
                 noise = grey + 0.4 * rng.normal(0, 1, size).astype(np.float32)
                 layer = Image.fromarray(noise).resize((WIDTH, HEIGHT), Image.BICUBIC)
-                pixels[..., c] += np.asarray(layer) * 5.2 * scale**0.45
+                pixels[..., c] += np.asarray(layer) * 12 * scale**0.3
         image = Image.fromarray(np.clip(128 + pixels, 0, 255).astype(np.uint8))
         draw = ImageDraw.Draw(image)
         for _ in range(12):
@@ -143,7 +143,7 @@ def ours(data: str, case: str, workers: int, batch: int) -> dict:
     if "auto_augment" in options:
         command += ["--aa", options["auto_augment"]]
     if data.startswith("wds/"):
-        command += ["--split", "train-{0000..%04d}" % (SHARDS - 1)]
+        command += ["--split", "train-{0000..%04d}.tar" % (SHARDS - 1)]
     run = subprocess.run(command, capture_output=True, text=True)
     if run.returncode != 0:
         sys.exit(f"{' '.join(map(str, command))}\n{run.stderr}")
