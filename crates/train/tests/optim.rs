@@ -76,6 +76,7 @@ fn optimizers_take_timms_twenty_steps() {
             momentum: case.momentum.unwrap_or(0.9),
             opt_eps: case.eps,
             opt_betas: case.betas.clone(),
+            opt_kwargs: Default::default(),
         };
         let optimizer = create_optimizer(&config).expect("known");
         let ema = case.ema.map(|(decay, warmup)| EmaConfig { decay, warmup });

@@ -92,6 +92,8 @@ impl Bench {
             network: &self.network,
             loss: Loss::CrossEntropy { smoothing: options.smoothing as f32 },
             optimizer: &*optimizer,
+            variant: 0,
+            peak_lr: 0.0,
             groups: &Groups { weight_decay: options.weight_decay as f32, no_weight_decay: Vec::new() },
             // A limit that no gradient reaches still reports the norm.
             clip: Some(Clip::Norm(options.clip_grad.unwrap_or(1e9) as f32)),

@@ -217,6 +217,7 @@ fn train_config(options: &Settings, data: &DataConfig) -> Result<TrainConfig> {
             momentum: options.momentum,
             opt_eps: options.opt_eps,
             opt_betas: options.opt_betas.clone(),
+            ..OptimizerConfig::default()
         },
         lr,
         schedule: ScheduleConfig {
