@@ -249,7 +249,8 @@ HESSIAN = [
     dict(opt="adahessian", weight_decay=0.05),
     dict(opt="adahessian", weight_decay=0.05, betas=[0.8, 0.95], eps=1e-4, kwargs=dict(
         hessian_power=0.5, avg_conv_kernel=True, n_samples=2)),
-    dict(opt="adahessian", weight_decay=0.0, kwargs=dict(update_each=3)),
+    # A larger eps: an estimate that is almost 0 for three steps makes steps that magnify the last digits.
+    dict(opt="adahessian", weight_decay=0.0, eps=1e-3, kwargs=dict(update_each=3)),
 ]
 
 

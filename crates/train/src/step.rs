@@ -179,7 +179,7 @@ impl Step<'_> {
                 *gradient = accumulate(b, &format!("accumulated.{name}"), *gradient, phase);
             }
             for (name, hessian) in &mut hessians {
-                *hessian = accumulate(b, &format!("accumulated_hessian.{name}"), *hessian, phase);
+                *hessian = accumulate(b, &format!("optimizer.{name}.accumulated_hessian"), *hessian, phase);
             }
         }
         Ok((pairs, hessians))

@@ -197,7 +197,7 @@ fn ten_steps_as_bitsandbytes() {
                 }
             }
             println!("{:<16} {name} parameters {worst:.1e}, {moved} of {states} states differ", case.opt);
-            if worst > 1e-3 || moved * 200 > states {
+            if worst > 1e-5 || moved * 1000 > states {
                 failures.push(format!("{} on {name}: {worst:e}, {moved} of {states}", case.opt));
             }
         }

@@ -54,6 +54,9 @@ const TINY: f32 = f32::MIN_POSITIVE;
 /// Variant of a step that leaves preconditioners as they are.
 const KEEP: u32 = 1;
 
+/// Variant of the first step, which makes them.
+const FIRST: u32 = 2;
+
 /// Probability of learning at a step counted from 0, rounded to f32 as timm's.
 fn annealed(step: u64) -> f64 {
     let exponent = -0.001f32 * (step as f32 - 500.0);
@@ -173,9 +176,8 @@ impl Kron {
             let (slot, size) = (format!("Q.{axis}"), shape[axis]);
             let q = match triangular {
                 true => {
-                    // The slot starts as zeros; the first step adds the identity.
-                    let start = b.mul(identity(b, size), p.scalar("first"));
-                    b.add(p.slot_of(&slot, &[size, size], 0.0), b.mul_scalar(start, scale))
+                    let kept = p.slot_of(&slot, &[size, size], 0.0);
+                    if p.variant & FIRST == 0 { kept } else { b.mul_scalar(identity(b, size), scale) }
                 }
                 false => p.slot_of(&slot, &[size], scale),
             };
@@ -364,11 +366,12 @@ fn spectral_bound(b: &Builder, matrix: NodeId) -> NodeId {
 impl Optimizer for Kron {
     fn scalars(&self, step: u64) -> Vec<(&'static str, f64)> {
         let correction = 1.0 / (1.0 - self.momentum.powf(step as f64));
-        vec![("correction", correction), ("first", (step <= 1) as u8 as f64)]
+        vec![("correction", correction)]
     }
 
     fn variant(&self, step: u64) -> u32 {
-        if self.learns(step) { 0 } else { KEEP }
+        let keep = if self.learns(step) { 0 } else { KEEP };
+        if step <= 1 { keep | FIRST } else { keep }
     }
 
     fn corrected_decay(&self) -> bool {
@@ -384,12 +387,12 @@ impl Optimizer for Kron {
         p.set("momentum_buffer", momentum);
         let momentum = b.mul(momentum, p.scalar("correction"));
         let mut factors = self.factors(p, &shape);
-        if p.variant != KEEP {
+        if p.variant & KEEP == 0 {
             let direction = if self.momentum_into_precond_update { momentum } else { gradient };
             self.learn(p, &mut factors, direction);
         }
-        for factor in &factors {
-            p.set(&factor.slot, factor.q);
+        if p.variant != KEEP {
+            factors.iter().for_each(|factor| p.set(&factor.slot, factor.q));
         }
         let mut update = momentum;
         for factor in &factors {
