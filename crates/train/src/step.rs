@@ -7,7 +7,7 @@ use timm_graph::{Builder, DType, Graph, GraphError, Init, NodeId, Op, StateKind,
 use timm_models::network::Network;
 
 use crate::losses::Loss;
-use crate::optim::{Clip, Groups, Optimizer, UpdateContext, global_norm, hutchinson, write_updates_in};
+use crate::optim::{Clip, Groups, Optimizer, UpdateContext, global_norm, hutchinson, write_updates};
 use crate::{TrainError, ema};
 
 /// How images become the network's input: (x / 255 − mean) / std for each channel. One number counts for all.
@@ -41,8 +41,6 @@ pub struct Step<'a> {
     pub groups: &'a Groups,
     /// Which of the optimizer's graphs to write: [`Optimizer::variant`].
     pub variant: u32,
-    /// The learning rate that schedules start from.
-    pub peak_lr: f64,
     pub clip: Option<Clip>,
     pub ema: bool,
     pub normalization: &'a Normalization,
@@ -115,7 +113,8 @@ impl Step<'_> {
         b.output("loss", loss);
         let graph = b.finish()?;
 
-        let parameters = parameters(&graph);
+        let mut parameters = parameters(&graph);
+        parameters.retain(|name, _| self.groups.trains(name));
         let model: Vec<(String, StateSpec)> =
             graph.states.iter().map(|(name, spec)| (name.clone(), spec.clone())).collect();
         let written = graph.updates.clone();
@@ -132,8 +131,8 @@ impl Step<'_> {
             clip.write(&b, &mut grads);
         }
         let lr = b.input("lr", &[], DType::F32);
-        let context = UpdateContext { variant: self.variant, peak_lr: self.peak_lr, hessians };
-        let updated = write_updates_in(&b, self.optimizer, self.groups, lr, &grads, &context);
+        let context = UpdateContext { variant: self.variant, hessians };
+        let updated = write_updates(&b, self.optimizer, self.groups, lr, &grads, &context);
         if self.ema {
             let share = b.input(EMA_SHARE, &[], DType::F32);
             for (name, spec) in model.iter().filter(|(_, spec)| spec.kind != StateKind::Slot) {
@@ -195,7 +194,7 @@ fn accumulate(b: &Builder, slot: &str, x: NodeId, phase: Phase) -> NodeId {
     sum
 }
 
-/// All nodes that read each trained parameter.
+/// All nodes that read each trained parameter, in the order of the state_dict.
 fn parameters(graph: &Graph) -> IndexMap<String, Vec<NodeId>> {
     let mut found: IndexMap<String, Vec<NodeId>> = IndexMap::new();
     for (i, node) in graph.nodes.iter().enumerate() {
@@ -205,5 +204,6 @@ fn parameters(graph: &Graph) -> IndexMap<String, Vec<NodeId>> {
             found.entry(name.clone()).or_default().push(NodeId(i as u32));
         }
     }
+    found.sort_by_cached_key(|name, _| graph.states.get_index_of(name));
     found
 }

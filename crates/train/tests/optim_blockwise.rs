@@ -8,7 +8,7 @@ use serde::Deserialize;
 use timm_cpu::CpuEngine;
 use timm_graph::reference::ReferenceEngine;
 use timm_graph::{Builder, DType, Engine, Graph, Init, InputData, NodeId, Run, StateKind, Store, Tensor};
-use timm_train::optim::{Groups, Optimizer, write_updates};
+use timm_train::optim::{Groups, Optimizer, UpdateContext, write_updates};
 use timm_train::{OptimizerConfig, create_optimizer};
 
 #[derive(Deserialize)]
@@ -72,8 +72,9 @@ fn optimizer(case: &Case) -> Box<dyn Optimizer> {
         opt_eps: case.eps,
         opt_betas: case.betas.clone(),
         opt_kwargs: case.kwargs.clone(),
+        ..OptimizerConfig::default()
     };
-    create_optimizer(&config).expect("known")
+    create_optimizer(&config, case.lr as f64).expect("known")
 }
 
 fn graph(all: &Fixture, case: &Case, optimizer: &dyn Optimizer) -> Graph {
@@ -83,9 +84,9 @@ fn graph(all: &Fixture, case: &Case, optimizer: &dyn Optimizer) -> Graph {
         let value = b.param(name, shape, Init::Fill(0.0));
         pairs.insert(name.clone(), (value, b.input(&format!("gradient.{name}"), shape, DType::F32)));
     }
-    let groups = Groups { weight_decay: case.weight_decay as f32, no_weight_decay: Vec::new() };
+    let groups = Groups { weight_decay: case.weight_decay as f32, ..Groups::default() };
     let lr = b.input("lr", &[], DType::F32);
-    write_updates(&b, optimizer, &groups, lr, &pairs);
+    write_updates(&b, optimizer, &groups, lr, &pairs, &UpdateContext::default());
     b.finish().expect("graph")
 }
 

@@ -12,7 +12,7 @@ use timm_graph::reference::evaluate;
 use timm_graph::{
     Builder, Conv2d, DType, Engine, Executable, Graph, Init, InputData, NodeId, Run, StateKind, Store, Tensor,
 };
-use timm_train::optim::{Groups, Optimizer, UpdateContext, write_updates_in};
+use timm_train::optim::{Groups, Optimizer, UpdateContext, write_updates};
 use timm_train::step::{ImageSpec, Phase, Step};
 use timm_train::{Loss, Normalization, OptimizerConfig, create_optimizer};
 
@@ -59,7 +59,7 @@ struct SecondOrder {
 }
 
 impl Setting {
-    fn optimizer(&self) -> Box<dyn Optimizer> {
+    fn optimizer(&self, lr: f64) -> Box<dyn Optimizer> {
         let config = OptimizerConfig {
             opt: self.opt.clone(),
             weight_decay: self.weight_decay,
@@ -67,8 +67,9 @@ impl Setting {
             opt_eps: self.eps,
             opt_betas: self.betas.clone(),
             opt_kwargs: self.kwargs.clone(),
+            ..OptimizerConfig::default()
         };
-        create_optimizer(&config).expect("known")
+        create_optimizer(&config, lr).expect("known")
     }
 
     fn label(&self) -> String {
@@ -76,7 +77,11 @@ impl Setting {
     }
 
     fn groups(&self) -> Groups {
-        Groups { weight_decay: self.weight_decay as f32, no_weight_decay: vec!["cls_token".into()] }
+        let listed = self.kwargs.get("fallback_list").and_then(|list| list.as_array());
+        let fallback =
+            listed.into_iter().flatten().filter_map(|name| name.as_str().map(String::from)).collect();
+        let no_weight_decay = vec!["cls_token".into()];
+        Groups { weight_decay: self.weight_decay as f32, no_weight_decay, fallback, ..Groups::default() }
     }
 
     /// The worst deviation of parameters and state, and where.
@@ -122,8 +127,8 @@ fn graph(all: &Fixture, case: &Case, optimizer: &dyn Optimizer, variant: u32) ->
         pairs.insert(name.clone(), (value, b.input(&format!("gradient.{name}"), shape, DType::F32)));
     }
     let lr = b.input("lr", &[], DType::F32);
-    let context = UpdateContext { variant, peak_lr: case.lrs[0], ..UpdateContext::default() };
-    write_updates_in(&b, optimizer, &case.setting.groups(), lr, &pairs, &context);
+    let context = UpdateContext { variant, ..UpdateContext::default() };
+    write_updates(&b, optimizer, &case.setting.groups(), lr, &pairs, &context);
     b.finish().expect("graph")
 }
 
@@ -148,7 +153,7 @@ fn twenty_steps_in_f64() {
     let all = fixture();
     let mut failures = Vec::new();
     for case in &all.cases {
-        let optimizer = case.setting.optimizer();
+        let optimizer = case.setting.optimizer(case.lrs[0]);
         let mut state: HashMap<String, Vec<f64>> = all.start.clone().into_iter().collect();
         for (step, grads) in all.gradients.iter().enumerate() {
             let graph = graph(&all, case, &*optimizer, optimizer.variant(step as u64 + 1));
@@ -216,7 +221,8 @@ fn twenty_steps_in_f32_and_resumed() {
     let all = fixture();
     let mut failures = Vec::new();
     for case in &all.cases {
-        let cpu = || Cpu { all: &all, case, optimizer: case.setting.optimizer(), plans: HashMap::new() };
+        let cpu =
+            || Cpu { all: &all, case, optimizer: case.setting.optimizer(case.lrs[0]), plans: HashMap::new() };
         let mut store = Store::new();
         for (name, values) in &all.start {
             let data = values.iter().map(|&v| v as f32).collect();
@@ -264,7 +270,7 @@ fn second_derivatives_of_a_network() {
     assert!(all.second_order.len() >= 3);
     for case in &all.second_order {
         let setting = &case.setting;
-        let optimizer = setting.optimizer();
+        let optimizer = setting.optimizer(case.lr);
         let mut state: HashMap<String, Vec<f64>> = case.start.clone().into_iter().collect();
         for (i, (images, labels)) in case.images.iter().zip(&case.labels).enumerate() {
             let step = Step {
@@ -273,7 +279,6 @@ fn second_derivatives_of_a_network() {
                 optimizer: &*optimizer,
                 groups: &setting.groups(),
                 variant: optimizer.variant(i as u64 + 1),
-                peak_lr: case.lr,
                 clip: None,
                 ema: false,
                 normalization: &Normalization::half(),

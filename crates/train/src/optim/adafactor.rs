@@ -1,12 +1,11 @@
 //! Adafactor (Shazeer and Stern, arXiv:1804.04235): second moments of a matrix as the product of their row and
 //! column means.
 
-use timm_graph::NodeId;
 use timm_graph::scalar::Unary;
+use timm_graph::{Init, NodeId};
 
 use super::algebra::{at_least, cautious, decaying, rms, toward};
-use super::options::Options;
-use super::{Optimizer, OptimizerConfig, Param};
+use super::{Kwargs, Optimizer, Param};
 use crate::TrainError;
 
 /// `adafactor`, `cadafactor`.
@@ -36,34 +35,29 @@ pub struct Adafactor {
 impl Adafactor {
     /// # Errors
     /// Options out of range or unknown.
-    pub fn create(config: &OptimizerConfig, caution: bool) -> Result<Box<dyn Optimizer>, TrainError> {
-        let o = Options::new(config);
-        let relative_step = match o.given("lr") {
+    pub fn new(k: &mut Kwargs) -> Result<Self, TrainError> {
+        let relative_step = match k.value("lr") {
             None => false,
             Some(value) if value.is_null() => true,
-            Some(_) => return Err(o.wrong("lr", "None for relative steps; a number goes to --lr")),
+            Some(_) => return Err(k.refuse("lr can be None, for relative steps; a number goes to --lr")),
         };
-        // timm gives the cautious kind betas, and the other none.
-        let beta1 = match (&config.opt_betas, caution) {
-            (None, false) => None,
-            _ => Some(o.betas([0.9, 0.999])?[0]),
-        };
+        let beta1 = if k.has_betas() { Some(k.betas([0.9, 0.999])?[0]) } else { None };
         let adafactor = Adafactor {
-            eps: o.eps(1e-30)?,
-            eps_scale: o.number("eps_scale", 1e-3)?,
-            clip_threshold: o.positive("clip_threshold", 1.0)?,
-            decay_rate: o.number("decay_rate", -0.8)?,
+            eps: k.eps(1e-30)?,
+            eps_scale: k.number("eps_scale", 1e-3)?,
+            clip_threshold: k.positive("clip_threshold", 1.0)?,
+            decay_rate: k.number("decay_rate", -0.8)?,
             beta1,
             relative_step,
-            scale_parameter: o.flag("scale_parameter", true)?,
-            warmup_init: o.flag("warmup_init", false)?,
-            min_dim_size_to_factor: o.count("min_dim_size_to_factor", 16, 0)? as usize,
-            caution: o.flag("caution", caution)?,
+            scale_parameter: k.flag("scale_parameter", true)?,
+            warmup_init: k.flag("warmup_init", false)?,
+            min_dim_size_to_factor: k.count("min_dim_size_to_factor", 16, 0)? as usize,
+            caution: k.flag("caution", false)?,
         };
         if adafactor.warmup_init && !relative_step {
-            return Err(o.wrong("warmup_init", "false unless lr is None"));
+            return Err(k.refuse("warmup_init needs lr=None"));
         }
-        o.finish(adafactor)
+        Ok(adafactor)
     }
 
     /// The two axes whose means are kept: the first two of a convolution's weight, else the last two.
@@ -84,7 +78,7 @@ impl Adafactor {
         let mut shape = b.shape(squares);
         let kept = b.mean(squares, &[axis]);
         shape.remove(axis);
-        let old = p.slot_of(name, &shape, 0.0);
+        let old = p.slot_shaped(name, &shape, Init::Fill(0.0));
         let new = toward(b, old, b.reshape(kept, &shape), p.scalar("square_share"));
         p.set(name, new);
         b.reshape(new, &b.shape(kept))
@@ -105,7 +99,7 @@ impl Optimizer for Adafactor {
     fn update(&self, p: &Param) -> NodeId {
         let b = p.b;
         let size = rms(b, p.value);
-        p.slot_of("RMS", &[], 0.0);
+        p.slot_shaped("RMS", &[], Init::Fill(0.0));
         p.set("RMS", size);
         let rate = match (self.relative_step, self.scale_parameter) {
             (false, _) => p.lr,
@@ -135,7 +129,7 @@ impl Optimizer for Adafactor {
                 update = cautious(b, update, p.gradient);
             }
         }
-        let start = match p.weight_decay {
+        let start = match p.group.weight_decay {
             0.0 => p.value,
             decay => b.mul(p.value, b.add_scalar(b.mul_scalar(rate, -decay), 1.0)),
         };

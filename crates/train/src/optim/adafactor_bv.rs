@@ -1,11 +1,10 @@
 //! Big Vision's Adafactor (Zhai et al., "Scaling Vision Transformers", arXiv:2106.04560).
 
-use timm_graph::NodeId;
 use timm_graph::scalar::Unary;
+use timm_graph::{Init, NodeId};
 
 use super::algebra::{at_least, cautious, decaying, rms, toward};
-use super::options::Options;
-use super::{Optimizer, OptimizerConfig, Param};
+use super::{Decay, Kwargs, Optimizer, Param};
 use crate::TrainError;
 
 /// `adafactorbv`, `adafactorbvc`, `cadafactorbv`, `cadafactorbvc`.
@@ -26,8 +25,8 @@ pub struct AdafactorBigVision {
     /// Weight decay apart from the learning rate.
     pub unscaled_wd: bool,
     pub caution: bool,
-    /// Weight decay falls with lr², or with lr where it is unscaled.
-    pub corrected: bool,
+    /// Corrected decay falls with lr where it is unscaled, else with lr².
+    pub decay: Decay,
 }
 
 impl AdafactorBigVision {
@@ -35,34 +34,34 @@ impl AdafactorBigVision {
     ///
     /// # Errors
     /// Options out of range or unknown; a `momentum_dtype` other than float32.
-    pub fn create(
-        config: &OptimizerConfig,
-        caution: bool,
-        corrected: bool,
-    ) -> Result<Box<dyn Optimizer>, TrainError> {
-        let o = Options::new(config);
-        o.choice("momentum_dtype", (), &[("float32", ())])?;
-        let momentum = o.optional("momentum", Some(config.momentum))?;
-        if momentum.is_some_and(|m| !(0.0..1.0).contains(&m)) {
-            return Err(TrainError::Config(format!("momentum {momentum:?} must be in [0, 1)")));
-        }
-        let clipping_threshold = o.optional("clipping_threshold", None)?;
+    pub fn new(k: &mut Kwargs) -> Result<Self, TrainError> {
+        k.choice("momentum_dtype", "float32", &["float32"])?;
+        let momentum = if k.is_none("momentum") { None } else { Some(k.momentum()?) };
+        let clipping_threshold = k.optional_number("clipping_threshold")?;
         if clipping_threshold.is_some_and(|limit| limit <= 0.0) {
-            return Err(o.wrong("clipping_threshold", "a number above 0"));
+            return Err(k.refuse("clipping_threshold must be above 0"));
         }
         let bigvision = AdafactorBigVision {
-            min_dim_size_to_factor: o.count("min_dim_size_to_factor", 16, 0)? as usize,
-            decay_rate: o.number("decay_rate", 0.8)?,
-            decay_offset: o.count("decay_offset", 0, 0)?,
-            beta2_cap: o.number("beta2_cap", 0.999)?,
+            min_dim_size_to_factor: k.count("min_dim_size_to_factor", 16, 0)? as usize,
+            decay_rate: k.number("decay_rate", 0.8)?,
+            decay_offset: k.count("decay_offset", 0, 0)?,
+            beta2_cap: k.number("beta2_cap", 0.999)?,
             momentum,
-            eps: o.eps(1e-30)?,
+            eps: k.eps(1e-30)?,
             clipping_threshold,
-            unscaled_wd: o.flag("unscaled_wd", false)?,
-            caution: o.flag("caution", caution)?,
-            corrected: o.flag("corrected_weight_decay", corrected)?,
+            unscaled_wd: k.flag("unscaled_wd", false)?,
+            caution: k.flag("caution", false)?,
+            decay: k.decay(None)?,
         };
-        o.finish(bigvision)
+        Ok(bigvision)
+    }
+
+    /// 1, or lr over the highest one.
+    fn unscaled_rate(&self, p: &Param) -> NodeId {
+        match self.decay {
+            Decay::Corrected { max_lr } => p.b.mul_scalar(p.lr, (1.0 / max_lr) as f32),
+            _ => p.b.scalar(1.0),
+        }
     }
 
     /// The second largest and the largest axis; of equal ones the last counts as larger.
@@ -82,10 +81,6 @@ impl Optimizer for AdafactorBigVision {
         vec![("square_share", 1.0 - self.beta2_cap.min(1.0 - counted.powf(-self.decay_rate)))]
     }
 
-    fn corrected_decay(&self) -> bool {
-        self.corrected
-    }
-
     fn update(&self, p: &Param) -> NodeId {
         let b = p.b;
         let share = p.scalar("square_share");
@@ -94,7 +89,7 @@ impl Optimizer for AdafactorBigVision {
             Some([column, row]) => {
                 let slot = |name: &str, axis: usize| {
                     let mean = b.mean(squares, &[axis]);
-                    let new = toward(b, p.slot_of(name, &b.shape(mean), 0.0), mean, share);
+                    let new = toward(b, p.slot_shaped(name, &b.shape(mean), Init::Fill(0.0)), mean, share);
                     p.set(name, new);
                     new
                 };
@@ -120,8 +115,11 @@ impl Optimizer for AdafactorBigVision {
             }
         }
         let start = match self.unscaled_wd {
-            false => p.decayed(),
-            true => p.decayed_by(p.decay_scale()),
+            false => p.decayed(p.value, self.decay),
+            true => {
+                let share = b.mul_scalar(self.unscaled_rate(p), -p.group.weight_decay);
+                b.mul(p.value, b.add_scalar(share, 1.0))
+            }
         };
         b.sub(start, b.mul(update, p.lr))
     }

@@ -6,8 +6,7 @@ use timm_graph::scalar::{Binary, Unary};
 use timm_graph::{Builder, GraphError, NodeId};
 
 use super::algebra::{decaying, total};
-use super::options::Options;
-use super::{Curvature, Optimizer, OptimizerConfig, Param};
+use super::{Curvature, Decay, Kwargs, Optimizer, Param};
 use crate::TrainError;
 
 /// `adahessian`.
@@ -28,21 +27,20 @@ pub struct Adahessian {
 impl Adahessian {
     /// # Errors
     /// Options out of range or unknown.
-    pub fn create(config: &OptimizerConfig) -> Result<Box<dyn Optimizer>, TrainError> {
-        let o = Options::new(config);
-        let hessian_power = o.number("hessian_power", 1.0)?;
+    pub fn new(k: &mut Kwargs) -> Result<Self, TrainError> {
+        let hessian_power = k.number("hessian_power", 1.0)?;
         if !(0.0..=1.0).contains(&hessian_power) {
-            return Err(o.wrong("hessian_power", "a number in [0, 1]"));
+            return Err(k.refuse("hessian_power must be in [0, 1]"));
         }
         let adahessian = Adahessian {
-            betas: o.betas([0.9, 0.999])?,
-            eps: o.eps(1e-8)?,
+            betas: k.betas([0.9, 0.999])?,
+            eps: k.eps(1e-8)?,
             hessian_power,
-            update_each: o.count("update_each", 1, 1)?,
-            n_samples: o.count("n_samples", 1, 1)? as usize,
-            avg_conv_kernel: o.flag("avg_conv_kernel", false)?,
+            update_each: k.count("update_each", 1, 1)?,
+            n_samples: k.count("n_samples", 1, 1)? as usize,
+            avg_conv_kernel: k.flag("avg_conv_kernel", false)?,
         };
-        o.finish(adahessian)
+        Ok(adahessian)
     }
 }
 
@@ -132,6 +130,6 @@ impl Optimizer for Adahessian {
             power => b.binary(Binary::Pow, corrected, b.scalar((power / 2.0) as f32)),
         };
         let update = b.div(mean, b.add_scalar(spread, self.eps as f32));
-        b.sub(p.decayed(), b.mul(update, b.mul(p.lr, p.scalar("correction1"))))
+        b.sub(p.decayed(p.value, Decay::Decoupled), b.mul(update, b.mul(p.lr, p.scalar("correction1"))))
     }
 }

@@ -6,11 +6,10 @@
 //! one number, so a state takes 1.35 bytes for each parameter instead of 4.
 
 use timm_graph::scalar::{Binary, Unary};
-use timm_graph::{Builder, NodeId, ReduceOp};
+use timm_graph::{Builder, Init, NodeId, ReduceOp};
 
 use super::algebra::{at_least, decaying};
-use super::options::Options;
-use super::{Optimizer, OptimizerConfig, Param};
+use super::{Decay, Kwargs, Optimizer, Param};
 use crate::TrainError;
 
 /// Numbers that share a scale.
@@ -132,8 +131,8 @@ impl State<'_> {
             return self.p.slot(&self.slot);
         }
         let (blocks, words) = self.sizes();
-        let mut rest = self.p.slot_of(&self.slot, &[words], 0.0);
-        let scales = self.p.slot_of(&self.scales, &[blocks, 1], 0.0);
+        let mut rest = self.p.slot_shaped(&self.slot, &[words], Init::Fill(0.0));
+        let scales = self.p.slot_shaped(&self.scales, &[blocks, 1], Init::Fill(0.0));
         let mut thirds = Vec::new();
         for _ in 0..PACKED {
             let above = b.unary(Unary::Floor, b.mul_scalar(rest, 1.0 / BLOCK as f32));
@@ -209,38 +208,35 @@ pub struct Blockwise {
 impl Blockwise {
     /// # Errors
     /// Options out of range or unknown.
-    pub fn create(
-        config: &OptimizerConfig,
-        rule: &str,
-        eight_bit: bool,
-    ) -> Result<Box<dyn Optimizer>, TrainError> {
-        let o = Options::new(config);
+    pub fn new(k: &mut Kwargs, rule: &str) -> Result<Self, TrainError> {
         let rule = match rule {
-            "lion" => Rule::Lion { betas: o.betas([0.9, 0.99])? },
-            "momentum" if config.momentum == 0.0 => {
-                return Err(TrainError::Config(format!("{} needs momentum above 0", config.opt)));
-            }
-            "momentum" => Rule::Momentum { momentum: o.momentum()? },
+            "lion" => Rule::Lion { betas: k.betas([0.9, 0.99])? },
+            "momentum" => match k.momentum()? {
+                0.0 => return Err(k.refuse("momentum must be above 0")),
+                momentum => Rule::Momentum { momentum },
+            },
             "ademamix" => {
-                let span = |name| match o.optional(name, None)? {
-                    Some(steps) if steps <= 0.0 => Err(o.wrong(name, "a number of steps, or None")),
+                let mut span = |name| match k.optional_number(name)? {
+                    Some(steps) if steps <= 0.0 => Err(k.refuse(format!("{name} must be above 0, or None"))),
                     steps => Ok(steps),
                 };
+                let (t_alpha, t_beta3) = (span("t_alpha")?, span("t_beta3")?);
                 Rule::Ademamix {
-                    betas: o.betas([0.9, 0.999, 0.9999])?,
-                    alpha: o.number("alpha", 5.0)?,
-                    t_alpha: span("t_alpha")?,
-                    t_beta3: span("t_beta3")?,
+                    betas: k.betas([0.9, 0.999, 0.9999])?,
+                    alpha: k.number("alpha", 5.0)?,
+                    t_alpha,
+                    t_beta3,
                 }
             }
-            _ => Rule::Adam { betas: o.betas([0.9, 0.999])? },
+            _ => Rule::Adam { betas: k.betas([0.9, 0.999])? },
         };
-        let min_8bit_size = if eight_bit { o.count("min_8bit_size", 4096, 0)? as usize } else { 0 };
+        let eight_bit = k.flag("eight_bit", false)?;
+        let min_8bit_size = if eight_bit { k.count("min_8bit_size", 4096, 0)? as usize } else { 0 };
         let eps = match rule {
-            Rule::Adam { .. } | Rule::Ademamix { .. } => o.eps(1e-8)?,
+            Rule::Adam { .. } | Rule::Ademamix { .. } => k.eps(1e-8)?,
             _ => 0.0,
         };
-        o.finish(Blockwise { rule, eps, eight_bit, min_8bit_size })
+        Ok(Blockwise { rule, eps, eight_bit, min_8bit_size })
     }
 
     fn state<'a>(&self, p: &'a Param<'a>, number: &str, map: Map) -> State<'a> {
@@ -259,7 +255,7 @@ impl Blockwise {
         let b = p.b;
         let spread = b.mul(b.unary(Unary::Sqrt, square), p.scalar("correction2_sqrt"));
         let update = b.div(direction, b.add_scalar(spread, self.eps as f32));
-        b.sub(p.decayed(), b.mul(update, p.lr))
+        b.sub(p.decayed(p.value, Decay::Decoupled), b.mul(update, p.lr))
     }
 }
 
@@ -319,11 +315,11 @@ impl Optimizer for Blockwise {
                 let mean = state.read();
                 let update = b.unary(Unary::Sign, decaying(b, mean, p.gradient, b1));
                 state.write(decaying(b, mean, p.gradient, b2));
-                b.sub(p.decayed(), b.mul(update, p.lr))
+                b.sub(p.decayed(p.value, Decay::Decoupled), b.mul(update, p.lr))
             }
             Rule::Momentum { momentum } => {
                 let state = one(Map::Signed);
-                let buffer = b.add(b.mul_scalar(state.read(), momentum as f32), p.penalised_gradient());
+                let buffer = b.add(b.mul_scalar(state.read(), momentum as f32), p.decay(Decay::L2).1);
                 state.write(buffer);
                 b.sub(p.value, b.mul(buffer, p.lr))
             }

@@ -1,13 +1,11 @@
 //! PSGD with Kronecker-factored preconditioners (Li, arXiv:1512.04202; arXiv:2402.04553): each axis of a parameter
 //! has a triangular (or diagonal) matrix Q, learnt so that QᵀQ whitens the momentum.
 
-use serde_json::Value;
 use timm_graph::scalar::{Binary, Unary};
-use timm_graph::{Builder, NodeId, Op, ReduceOp};
+use timm_graph::{Builder, Init, NodeId, Op, ReduceOp};
 
 use super::algebra::{at_most, decaying, norm, peak, rms};
-use super::options::Options;
-use super::{Optimizer, OptimizerConfig, Param};
+use super::{Decay, Kwargs, Optimizer, Param};
 use crate::TrainError;
 
 /// Which axes have diagonal preconditioners to save memory.
@@ -38,14 +36,12 @@ pub struct Kron {
     pub momentum_into_precond_update: bool,
     pub precond_lr: f64,
     pub precond_init_scale: f64,
-    /// Decay the weight itself instead of adding to the update.
-    pub decoupled: bool,
+    /// In the update where it is not decoupled.
+    pub decay: Decay,
     /// Take these axes (first, last; negative from the end) as one.
     pub flatten: Option<[isize; 2]>,
     /// Scale each decay by a random number between 0 and 2.
     pub stochastic_weight_decay: bool,
-    /// Decoupled decay falls with lr².
-    pub corrected: bool,
 }
 
 /// Added to divisors: the smallest normal number.
@@ -66,47 +62,42 @@ fn annealed(step: u64) -> f64 {
 impl Kron {
     /// # Errors
     /// Options out of range or unknown.
-    pub fn create(
-        config: &OptimizerConfig,
-        decoupled: bool,
-        corrected: bool,
-    ) -> Result<Box<dyn Optimizer>, TrainError> {
-        let o = Options::new(config);
-        let update_probability = o.optional("preconditioner_update_probability", None)?;
+    pub fn new(k: &mut Kwargs) -> Result<Self, TrainError> {
+        let update_probability = k.optional_number("preconditioner_update_probability")?;
         if update_probability.is_some_and(|p| !(p > 0.0 && p <= 1.0)) {
-            return Err(o.wrong("preconditioner_update_probability", "a number in (0, 1]"));
+            return Err(k.refuse("preconditioner_update_probability must be in (0, 1]"));
         }
         for name in ["mu_dtype", "precond_dtype"] {
-            o.choice(name, (), &[("None", ()), ("float32", ())])?;
+            k.optional_choice(name, None, &["float32"])?;
         }
-        let modes = [
-            ("None", MemorySave::None),
-            ("one_diag", MemorySave::OneDiag),
-            ("smart_one_diag", MemorySave::SmartOneDiag),
-            ("all_diag", MemorySave::AllDiag),
-        ];
-        let axis = |name, default: i64| match o.given(name).map_or(Some(default), Value::as_i64) {
-            Some(axis) => Ok(axis as isize),
-            None => Err(o.wrong(name, "a whole number")),
+        let modes = ["one_diag", "smart_one_diag", "all_diag"];
+        let memory_save = match k.optional_choice("memory_save_mode", None, &modes)? {
+            Some("one_diag") => MemorySave::OneDiag,
+            Some("smart_one_diag") => MemorySave::SmartOneDiag,
+            Some(_) => MemorySave::AllDiag,
+            None => MemorySave::None,
+        };
+        let mut axis = |name, default: i64| {
+            let given = k.value(name).map_or(Some(default), |value| value.as_i64());
+            given.map(|axis| axis as isize).ok_or_else(|| k.refuse(format!("{name} must be a whole number")))
         };
         let range = [axis("flatten_start_dim", 2)?, axis("flatten_end_dim", -1)?];
         let kron = Kron {
-            momentum: o.momentum()?,
+            momentum: k.momentum()?,
             update_probability,
-            max_size_triangular: o.count("max_size_triangular", 2048, 0)? as usize,
-            min_ndim_triangular: o.count("min_ndim_triangular", 2, 0)? as usize,
-            memory_save: o.choice("memory_save_mode", MemorySave::None, &modes)?,
-            momentum_into_precond_update: o.flag("momentum_into_precond_update", true)?,
-            precond_lr: o.number("precond_lr", 0.1)?,
-            precond_init_scale: o.positive("precond_init_scale", 1.0)?,
-            decoupled: o.flag("decoupled_decay", decoupled)?,
-            flatten: o.flag("flatten", false)?.then_some(range),
-            stochastic_weight_decay: o.flag("stochastic_weight_decay", false)?,
-            corrected: o.flag("corrected_weight_decay", corrected)?,
+            max_size_triangular: k.count("max_size_triangular", 2048, 0)? as usize,
+            min_ndim_triangular: k.count("min_ndim_triangular", 2, 0)? as usize,
+            memory_save,
+            momentum_into_precond_update: k.flag("momentum_into_precond_update", true)?,
+            precond_lr: k.number("precond_lr", 0.1)?,
+            precond_init_scale: k.positive("precond_init_scale", 1.0)?,
+            decay: k.decay(Some("decoupled_decay"))?,
+            flatten: k.flag("flatten", false)?.then_some(range),
+            stochastic_weight_decay: k.flag("stochastic_weight_decay", false)?,
         };
         // Every run here can be repeated; there is nothing to switch.
-        o.flag("deterministic", false)?;
-        o.finish(kron)
+        k.flag("deterministic", false)?;
+        Ok(kron)
     }
 
     /// Whether preconditioners learn at `step`, counted from 1: a counter runs up to 1 / probability.
@@ -168,7 +159,7 @@ impl Kron {
                 slot: "Q.0".into(),
                 axis: 0,
                 triangular: false,
-                q: p.slot_of("Q.0", &[], scale),
+                q: p.slot_shaped("Q.0", &[], Init::Fill(scale)),
             }];
         }
         let kinds = self.triangular(shape);
@@ -176,10 +167,10 @@ impl Kron {
             let (slot, size) = (format!("Q.{axis}"), shape[axis]);
             let q = match triangular {
                 true => {
-                    let kept = p.slot_of(&slot, &[size, size], 0.0);
+                    let kept = p.slot_shaped(&slot, &[size, size], Init::Fill(0.0));
                     if p.variant & FIRST == 0 { kept } else { b.mul_scalar(identity(b, size), scale) }
                 }
-                false => p.slot_of(&slot, &[size], scale),
+                false => p.slot_shaped(&slot, &[size], Init::Fill(scale)),
             };
             Factor { slot, axis, triangular, q }
         };
@@ -374,16 +365,13 @@ impl Optimizer for Kron {
         if step <= 1 { keep | FIRST } else { keep }
     }
 
-    fn corrected_decay(&self) -> bool {
-        self.decoupled && self.corrected
-    }
-
     fn update(&self, p: &Param) -> NodeId {
         let b = p.b;
         let whole = b.shape(p.value);
         let shape = self.flat_shape(&whole);
         let gradient = b.reshape(p.gradient, &shape);
-        let momentum = decaying(b, p.slot_of("momentum_buffer", &shape, 0.0), gradient, self.momentum);
+        let momentum =
+            decaying(b, p.slot_shaped("momentum_buffer", &shape, Init::Fill(0.0)), gradient, self.momentum);
         p.set("momentum_buffer", momentum);
         let momentum = b.mul(momentum, p.scalar("correction"));
         let mut factors = self.factors(p, &shape);
@@ -401,16 +389,16 @@ impl Optimizer for Kron {
         let limit = b.div(b.scalar(1.1), b.add_scalar(rms(b, update), 1e-8));
         let mut update = b.reshape(b.mul(update, at_most(b, limit, 1.0)), &whole);
         let mut start = p.value;
-        if p.weight_decay != 0.0 {
+        if p.group.weight_decay != 0.0 {
             let luck = || b.mul_scalar(p.uniform("decay", &[]), 2.0);
-            if self.decoupled {
-                let mut rate = b.mul_scalar(p.decay_rate(), p.weight_decay);
+            if self.decay != Decay::L2 {
+                let mut rate = b.mul_scalar(p.decay_rate(self.decay), p.group.weight_decay);
                 if self.stochastic_weight_decay {
                     rate = b.mul(rate, luck());
                 }
                 start = b.sub(start, b.mul(start, rate));
             } else {
-                let mut share = b.mul_scalar(p.value, p.weight_decay);
+                let mut share = b.mul_scalar(p.value, p.group.weight_decay);
                 if self.stochastic_weight_decay {
                     share = b.mul(share, luck());
                 }

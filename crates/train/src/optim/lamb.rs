@@ -1,12 +1,11 @@
 //! LAMB (You et al., "Large Batch Optimization for Deep Learning", arXiv:1904.00962) with the global gradient
 //! clipping of NVIDIA's variant.
 
+use timm_graph::NodeId;
 use timm_graph::scalar::Unary;
-use timm_graph::{Builder, NodeId};
 
 use super::algebra::{at_least, at_most, cautious, decaying, norm, trust_ratio};
-use super::options::Options;
-use super::{Optimizer, OptimizerConfig, Param, global_norm};
+use super::{All, Decay, Kwargs, Optimizer, Param, global_norm};
 use crate::TrainError;
 
 /// LAMB: Adam's direction, rescaled for each parameter to the length of its weights.
@@ -24,48 +23,30 @@ pub struct Lamb {
     /// Rescale parameters without weight decay, too.
     pub always_adapt: bool,
     pub caution: bool,
-    /// Decay the weight itself instead of adding to the update.
-    pub decoupled: bool,
-    /// Decoupled decay falls with lr².
-    pub corrected: bool,
+    /// In the update where it is not decoupled.
+    pub decay: Decay,
 }
-
-/// timm's `lamb`.
-pub(super) const LAMB: Lamb = Lamb {
-    betas: [0.9, 0.999],
-    eps: 1e-6,
-    bias_correction: true,
-    grad_averaging: true,
-    max_grad_norm: Some(1.0),
-    trust_clip: false,
-    always_adapt: false,
-    caution: false,
-    decoupled: false,
-    corrected: false,
-};
 
 impl Lamb {
     /// # Errors
     /// Options out of range or unknown.
-    pub fn create(config: &OptimizerConfig, defaults: Lamb) -> Result<Box<dyn Optimizer>, TrainError> {
-        let o = Options::new(config);
-        let max_grad_norm = o.optional("max_grad_norm", defaults.max_grad_norm)?;
+    pub fn new(k: &mut Kwargs) -> Result<Self, TrainError> {
+        let max_grad_norm = k.number_or_none("max_grad_norm", 1.0)?;
         if max_grad_norm.is_some_and(|limit| limit <= 0.0) {
-            return Err(o.wrong("max_grad_norm", "a number above 0, or None"));
+            return Err(k.refuse("max_grad_norm must be above 0, or None"));
         }
         let lamb = Lamb {
-            betas: o.betas(defaults.betas)?,
-            eps: o.eps(defaults.eps)?,
-            bias_correction: o.flag("bias_correction", defaults.bias_correction)?,
-            grad_averaging: o.flag("grad_averaging", defaults.grad_averaging)?,
+            betas: k.betas([0.9, 0.999])?,
+            eps: k.eps(1e-6)?,
+            bias_correction: k.flag("bias_correction", true)?,
+            grad_averaging: k.flag("grad_averaging", true)?,
             max_grad_norm,
-            trust_clip: o.flag("trust_clip", defaults.trust_clip)?,
-            always_adapt: o.flag("always_adapt", defaults.always_adapt)?,
-            caution: o.flag("caution", defaults.caution)?,
-            decoupled: o.flag("decoupled_decay", defaults.decoupled)?,
-            corrected: o.flag("corrected_weight_decay", defaults.corrected)?,
+            trust_clip: k.flag("trust_clip", false)?,
+            always_adapt: k.flag("always_adapt", false)?,
+            caution: k.flag("caution", false)?,
+            decay: k.decay(Some("decoupled_decay"))?,
         };
-        o.finish(lamb)
+        Ok(lamb)
     }
 }
 
@@ -82,21 +63,18 @@ impl Optimizer for Lamb {
         vec![("correction1", correction(b1)), ("correction2_sqrt", correction(b2).sqrt())]
     }
 
-    fn shared(&self, b: &Builder, gradients: &[NodeId]) -> Vec<(&'static str, NodeId)> {
+    fn shared(&self, all: &All) -> Vec<(&'static str, NodeId)> {
+        let b = all.b;
         let Some(limit) = self.max_grad_norm else { return Vec::new() };
-        let all = global_norm(b, gradients.iter().copied());
-        vec![(CLIP, at_least(b, b.mul_scalar(all, (1.0 / limit) as f32), 1.0))]
-    }
-
-    fn corrected_decay(&self) -> bool {
-        self.decoupled && self.corrected
+        let norm = global_norm(b, all.gradients.values().map(|g| g.1));
+        vec![(CLIP, at_least(b, b.mul_scalar(norm, (1.0 / limit) as f32), 1.0))]
     }
 
     fn update(&self, p: &Param) -> NodeId {
         let b = p.b;
         let [b1, b2] = self.betas;
         let gradient = match self.max_grad_norm {
-            Some(_) => b.div(p.gradient, p.shared(CLIP)),
+            Some(_) => b.div(p.gradient, p.scalar(CLIP)),
             None => p.gradient,
         };
         let mean = p.slot("exp_avg");
@@ -112,12 +90,12 @@ impl Optimizer for Lamb {
         if self.caution {
             update = cautious(b, update, gradient);
         }
-        let decay = p.weight_decay != 0.0;
+        let decay = p.group.weight_decay != 0.0;
         let mut start = p.value;
-        if decay && self.decoupled {
-            start = p.decayed();
+        if self.decay != Decay::L2 {
+            start = p.decayed(p.value, self.decay);
         } else if decay {
-            update = b.add(update, b.mul_scalar(p.value, p.weight_decay));
+            update = b.add(update, b.mul_scalar(p.value, p.group.weight_decay));
         }
         if decay || self.always_adapt {
             let (weight_norm, update_norm) = (norm(b, start), norm(b, update));

@@ -4,8 +4,7 @@
 use timm_graph::NodeId;
 
 use super::algebra::{at_most, norm, trust_ratio};
-use super::options::Options;
-use super::{Optimizer, OptimizerConfig, Param};
+use super::{Decay, Kwargs, Optimizer, Param};
 use crate::TrainError;
 
 /// SGD with momentum, each parameter's gradient rescaled to a fixed share of the length of its weights.
@@ -25,25 +24,20 @@ pub struct Lars {
 impl Lars {
     /// # Errors
     /// Options out of range or unknown, and Nesterov momentum that is 0 or dampened.
-    pub fn create(
-        config: &OptimizerConfig,
-        nesterov: bool,
-        trust_clip: bool,
-    ) -> Result<Box<dyn Optimizer>, TrainError> {
-        let o = Options::new(config);
+    pub fn new(k: &mut Kwargs) -> Result<Self, TrainError> {
         let lars = Lars {
-            momentum: o.momentum()?,
-            dampening: o.number("dampening", 0.0)?,
-            nesterov: o.flag("nesterov", nesterov)?,
-            trust_coeff: o.number("trust_coeff", 0.001)?,
-            eps: o.eps(1e-8)?,
-            trust_clip: o.flag("trust_clip", trust_clip)?,
-            always_adapt: o.flag("always_adapt", false)?,
+            momentum: k.momentum()?,
+            dampening: k.number("dampening", 0.0)?,
+            nesterov: k.flag("nesterov", false)?,
+            trust_coeff: k.number("trust_coeff", 0.001)?,
+            eps: k.eps(1e-8)?,
+            trust_clip: k.flag("trust_clip", false)?,
+            always_adapt: k.flag("always_adapt", false)?,
         };
         if lars.nesterov && (lars.momentum == 0.0 || lars.dampening != 0.0) {
-            return Err(TrainError::Config("Nesterov momentum must be above 0 and not dampened".into()));
+            return Err(k.refuse("Nesterov momentum must be above 0 and not dampened"));
         }
-        o.finish(lars)
+        Ok(lars)
     }
 }
 
@@ -58,9 +52,9 @@ impl Optimizer for Lars {
     fn update(&self, p: &Param) -> NodeId {
         let b = p.b;
         let mut gradient = p.gradient;
-        if p.weight_decay != 0.0 || self.always_adapt {
+        if p.group.weight_decay != 0.0 || self.always_adapt {
             let (weight_norm, gradient_norm) = (norm(b, p.value), norm(b, gradient));
-            let decayed = b.add(gradient_norm, b.mul_scalar(weight_norm, p.weight_decay));
+            let decayed = b.add(gradient_norm, b.mul_scalar(weight_norm, p.group.weight_decay));
             let ratio = b.div(
                 b.mul_scalar(weight_norm, self.trust_coeff as f32),
                 b.add_scalar(decayed, self.eps as f32),
@@ -69,7 +63,7 @@ impl Optimizer for Lars {
             if self.trust_clip {
                 ratio = at_most(b, b.div(ratio, p.lr), 1.0);
             }
-            gradient = b.mul(p.penalised_gradient(), ratio);
+            gradient = b.mul(p.decay(Decay::L2).1, ratio);
         }
         if self.momentum != 0.0 {
             let momentum = |x| b.mul_scalar(x, self.momentum as f32);

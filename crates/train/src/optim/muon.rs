@@ -10,8 +10,7 @@ use timm_graph::scalar::{Binary, Unary};
 use timm_graph::{Builder, NodeId, Op};
 
 use super::algebra::{decaying, norm};
-use super::options::Options;
-use super::{Optimizer, OptimizerConfig, Param, matches_pattern};
+use super::{Decay, Kwargs, Optimizer, Param};
 use crate::TrainError;
 
 /// Factors of one Newton–Schulz iteration X ← aX + (bA + cA²)X with A = XXᵀ.
@@ -100,73 +99,75 @@ pub struct Muon {
     pub fallback_lr_scale: f64,
     /// AdamW's; the second is AdaMuon's, too.
     pub betas: [f64; 2],
-    /// Shell patterns of parameters that take AdamW whatever their shape.
-    pub fallback: Vec<String>,
 }
 
 /// A preset's name, one triple, or a list of triples.
-fn coefficients(o: &Options) -> Result<Vec<Coefficients>, TrainError> {
+fn coefficients(k: &mut Kwargs) -> Result<Vec<Coefficients>, TrainError> {
     let presets = [
         ("original", ORIGINAL),
         ("quintic", QUINTIC),
         ("polar_express", POLAR_EXPRESS),
         ("polar_express_safer", POLAR_EXPRESS_SAFER),
     ];
-    let wrong = || {
-        let names = presets.map(|p| p.0).join(", ");
-        o.wrong("ns_coefficients", &format!("one of {names}, three numbers, or a list of threes"))
-    };
     let triple = |value: &Value| -> Option<Coefficients> {
         let numbers: Option<Vec<f64>> = value.as_array()?.iter().map(Value::as_f64).collect();
         numbers?.try_into().ok()
     };
-    let found = match o.given("ns_coefficients") {
+    let found = match k.value("ns_coefficients") {
         None => Some(QUINTIC.to_vec()),
-        Some(Value::String(name)) => presets.iter().find(|p| p.0 == name).map(|p| p.1.to_vec()),
-        Some(value) => match triple(value) {
+        Some(Value::String(name)) => presets.iter().find(|p| p.0 == name.as_str()).map(|p| p.1.to_vec()),
+        Some(value) => match triple(&value) {
             Some(one) => Some(vec![one]),
             None => value.as_array().and_then(|list| list.iter().map(triple).collect()),
         },
     };
-    found.filter(|list| !list.is_empty()).ok_or_else(wrong)
+    found.filter(|list| !list.is_empty()).ok_or_else(|| {
+        let names = presets.map(|p| p.0).join(", ");
+        k.refuse(format!("ns_coefficients must be one of {names}, three numbers, or a list of threes"))
+    })
 }
 
 impl Muon {
     /// # Errors
     /// Options out of range or unknown.
-    pub fn create(
-        config: &OptimizerConfig,
-        adaptive: bool,
-        nesterov: bool,
-    ) -> Result<Box<dyn Optimizer>, TrainError> {
-        let o = Options::new(config);
-        let mut adjustments = vec![
-            ("match_rms_adamw", AdjustLr::MatchRmsAdamw),
-            ("rms_to_rms", AdjustLr::RmsToRms),
-            ("None", AdjustLr::None),
-        ];
-        adjustments.push(match adaptive {
-            true => ("rsqrt_in", AdjustLr::RsqrtIn),
-            false => ("original", AdjustLr::Original),
-        });
-        let modes = [("flatten", ConvMode::Flatten), ("batched", ConvMode::Batched)];
-        let muon = Muon {
-            momentum: o.momentum()?,
-            nesterov: o.flag("nesterov", nesterov)?,
-            adaptive,
-            ns_steps: o.count("ns_steps", 5, 0)? as usize,
-            ns_coefficients: coefficients(&o)?,
-            eps: o.eps(1e-7)?,
-            safety_factor: o.positive("safety_factor", 1.0)?,
-            adjust_lr: o.choice("adjust_lr_fn", AdjustLr::MatchRmsAdamw, &adjustments)?,
-            conv_mode: o.choice("conv_mode", ConvMode::Flatten, &modes)?,
-            normalize_spatial: o.flag("normalize_spatial", true)?,
-            scale_eps: o.flag("scale_eps", false)?,
-            fallback_lr_scale: o.number("fallback_lr_scale", 1.0)?,
-            betas: o.betas([0.9, 0.95])?,
-            fallback: o.names("fallback_list")?,
+    pub fn new(k: &mut Kwargs) -> Result<Self, TrainError> {
+        let adaptive = k.choice("algo", "muon", &["muon", "adamuon"])? == "adamuon";
+        let own = if adaptive { "rsqrt_in" } else { "original" };
+        let words = ["match_rms_adamw", "rms_to_rms", own];
+        let adjust_lr = match k.optional_choice("adjust_lr_fn", Some("match_rms_adamw"), &words)? {
+            None => AdjustLr::None,
+            Some("rms_to_rms") => AdjustLr::RmsToRms,
+            Some("rsqrt_in") => AdjustLr::RsqrtIn,
+            Some("original") => AdjustLr::Original,
+            Some(_) => AdjustLr::MatchRmsAdamw,
         };
-        o.finish(muon)
+        let conv_mode = match k.choice("conv_mode", "flatten", &["flatten", "batched"])? {
+            "batched" => ConvMode::Batched,
+            _ => ConvMode::Flatten,
+        };
+        // The groups read these two.
+        k.flag("fallback_no_weight_decay", false)?;
+        let listed = k.value("fallback_list");
+        let names = |list: &Value| list.as_array().is_some_and(|list| list.iter().all(Value::is_string));
+        if listed.is_some_and(|list| !names(&list)) {
+            return Err(k.refuse("fallback_list must be a list of names"));
+        }
+        let muon = Muon {
+            momentum: k.momentum()?,
+            nesterov: k.flag("nesterov", false)?,
+            adaptive,
+            ns_steps: k.count("ns_steps", 5, 0)? as usize,
+            ns_coefficients: coefficients(k)?,
+            eps: k.eps(1e-7)?,
+            safety_factor: k.positive("safety_factor", 1.0)?,
+            adjust_lr,
+            conv_mode,
+            normalize_spatial: k.flag("normalize_spatial", true)?,
+            scale_eps: k.flag("scale_eps", false)?,
+            fallback_lr_scale: k.number("fallback_lr_scale", 1.0)?,
+            betas: k.betas([0.9, 0.95])?,
+        };
+        Ok(muon)
     }
 
     /// Whether a parameter is a matrix to be made orthogonal: two axes of more than 1, neither of the first two of
@@ -261,7 +262,7 @@ impl Muon {
         let direction = if self.nesterov { decaying(b, mean, p.gradient, b1) } else { mean };
         let spread = b.mul(b.unary(Unary::Sqrt, square), p.scalar("correction2_sqrt"));
         let update = b.div(direction, b.add_scalar(spread, self.eps as f32));
-        let start = match p.weight_decay {
+        let start = match p.group.weight_decay {
             0.0 => p.value,
             decay => b.mul(p.value, b.add_scalar(b.mul_scalar(lr, -decay), 1.0)),
         };
@@ -278,8 +279,7 @@ impl Optimizer for Muon {
 
     fn update(&self, p: &Param) -> NodeId {
         let b = p.b;
-        let listed = self.fallback.iter().any(|pattern| matches_pattern(p.name, pattern));
-        if listed || !Muon::suits(&b.shape(p.value)) {
+        if p.group.fallback || !Muon::suits(&b.shape(p.value)) {
             return self.fallback(p);
         }
         let buffer = decaying(b, p.slot("momentum_buffer"), p.gradient, self.momentum);
@@ -302,6 +302,6 @@ impl Optimizer for Muon {
             }
         }
         let step = b.mul_scalar(p.lr, self.scale(&shape) as f32);
-        b.sub(p.decayed(), b.mul(update, step))
+        b.sub(p.decayed(p.value, Decay::Decoupled), b.mul(update, step))
     }
 }

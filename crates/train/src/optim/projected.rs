@@ -5,8 +5,7 @@ use timm_graph::scalar::{Binary, Unary};
 use timm_graph::{Builder, NodeId, ReduceOp};
 
 use super::algebra::{at_least, cautious, decaying, either, whole};
-use super::options::Options;
-use super::{Optimizer, OptimizerConfig, Param};
+use super::{Kwargs, Optimizer, Param};
 use crate::TrainError;
 
 /// When and how updates are projected.
@@ -44,12 +43,12 @@ impl View {
 }
 
 impl Projection {
-    fn new(o: &Options, wd_ratio: f64, caution: bool) -> Result<Self, TrainError> {
+    fn new(k: &mut Kwargs) -> Result<Self, TrainError> {
         Ok(Projection {
-            delta: o.number("delta", 0.1)?,
-            wd_ratio: o.number("wd_ratio", wd_ratio)?,
-            eps: o.eps(1e-8)?,
-            caution: o.flag("caution", caution)?,
+            delta: k.number("delta", 0.1)?,
+            wd_ratio: k.number("wd_ratio", 0.1)?,
+            eps: k.eps(1e-8)?,
+            caution: k.flag("caution", false)?,
         })
     }
 
@@ -103,10 +102,10 @@ impl Projection {
     /// value · (1 − lr · weight_decay · share · scale).
     fn decayed(p: &Param, share: NodeId, scale: f64) -> NodeId {
         let b = p.b;
-        if p.weight_decay == 0.0 {
+        if p.group.weight_decay == 0.0 {
             return p.value;
         }
-        let rate = b.mul_scalar(b.mul(p.lr, share), (-p.weight_decay as f64 * scale) as f32);
+        let rate = b.mul_scalar(b.mul(p.lr, share), (-p.group.weight_decay as f64 * scale) as f32);
         b.mul(p.value, b.add_scalar(rate, 1.0))
     }
 }
@@ -122,14 +121,13 @@ pub struct AdamP {
 impl AdamP {
     /// # Errors
     /// Options out of range or unknown.
-    pub fn create(config: &OptimizerConfig, caution: bool) -> Result<Box<dyn Optimizer>, TrainError> {
-        let o = Options::new(config);
+    pub fn new(k: &mut Kwargs) -> Result<Self, TrainError> {
         let adamp = AdamP {
-            betas: o.betas([0.9, 0.999])?,
-            nesterov: o.flag("nesterov", true)?,
-            projection: Projection::new(&o, 0.01, caution)?,
+            betas: k.betas([0.9, 0.999])?,
+            nesterov: k.flag("nesterov", false)?,
+            projection: Projection::new(k)?,
         };
-        o.finish(adamp)
+        Ok(adamp)
     }
 }
 
@@ -168,15 +166,14 @@ pub struct Sgdp {
 impl Sgdp {
     /// # Errors
     /// Options out of range or unknown.
-    pub fn create(config: &OptimizerConfig, caution: bool) -> Result<Box<dyn Optimizer>, TrainError> {
-        let o = Options::new(config);
+    pub fn new(k: &mut Kwargs) -> Result<Self, TrainError> {
         let sgdp = Sgdp {
-            momentum: o.momentum()?,
-            dampening: o.number("dampening", 0.0)?,
-            nesterov: o.flag("nesterov", true)?,
-            projection: Projection::new(&o, 0.1, caution)?,
+            momentum: k.momentum()?,
+            dampening: k.number("dampening", 0.0)?,
+            nesterov: k.flag("nesterov", false)?,
+            projection: Projection::new(k)?,
         };
-        o.finish(sgdp)
+        Ok(sgdp)
     }
 }
 
