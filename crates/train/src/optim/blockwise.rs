@@ -339,7 +339,7 @@ mod tests {
         for i in 0..7 {
             let parts = (map.first() as usize) << i;
             let middle = |j: usize| 0.1 + 0.9 * (j as f64 + 0.5) / parts as f64;
-            sizes.extend((0..parts).map(|j| 10f64.powi(i as i32 - 6) * middle(j)));
+            sizes.extend((0..parts).map(|j| 10f64.powi(i - 6) * middle(j)));
         }
         sizes.push(1.0);
         if map == Map::Signed {
