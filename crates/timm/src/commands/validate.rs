@@ -1,5 +1,7 @@
 //! `timm validate`: top-1, top-5 and loss on labelled images.
 
+mod measure;
+
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,9 +10,10 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
-use timm_data::{Loader, LoaderConfig, OpenOptions, Transform, open_dataset};
+use timm_data::{Loader, LoaderConfig, OpenOptions, Transform, check_head, open_dataset};
 use timm_train::evaluate::Evaluator;
 
+use super::data_options::ReaderOptions;
 use super::{
     Loaded, ModelOptions, at_least_one, engine, list_failures, normalization, stop_flag, threads, usage, warn,
 };
@@ -38,9 +41,19 @@ pub struct Options {
     /// Threads that read and decode images [default: one per core]
     #[arg(long, short = 'j', default_value = "0", hide_default_value = true, value_parser = threads)]
     workers: usize,
-    /// A text file with one class name a line, in label order
+    /// Only the first images of the split
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    num_samples: Option<usize>,
+    #[command(flatten)]
+    reader: ReaderOptions,
+    /// Count predictions as right that ImageNet's real labels call so: `imagenet` for the published ones, or their JSON
+    /// file
     #[arg(long, value_name = "FILE")]
-    class_map: Option<PathBuf>,
+    real_labels: Option<PathBuf>,
+    /// Classes of the head that count, in the order of the data's: a file with a class number a line, or imagenet-a,
+    /// imagenet-r, mini-imagenet
+    #[arg(long, value_name = "FILE")]
+    valid_labels: Option<PathBuf>,
     /// Print one JSON object, with timm's field names
     #[arg(long)]
     json: bool,
@@ -52,19 +65,29 @@ pub fn run(options: Options) -> Result<()> {
     if model.num_classes() == 0 {
         return usage("a model without classes cannot be validated: leave --num-classes 0 out");
     }
-    let name = options.data_dir.as_deref().unwrap_or(&options.data);
-    let classes = (!class_names.is_empty() && options.class_map.is_none()).then(|| class_names.clone());
-    let open = OpenOptions { class_map: options.class_map.clone(), classes, ..OpenOptions::default() };
-    let dataset = open_dataset(name, &options.split, &open)?;
+    let valid = options.valid_labels.as_deref();
+    let valid = valid.map(|file| measure::valid_labels(file, model.num_classes())).transpose()?;
+    let real = options.real_labels.as_deref().map(measure::real_labels).transpose()?;
+    let extras = measure::Extras { real, valid };
+    // What the data's labels mean in the head.
+    let head: Vec<String> = match &extras.valid {
+        Some(valid) => valid.iter().filter_map(|&class| class_names.get(class).cloned()).collect(),
+        None => class_names,
+    };
+    let head_classes = extras.valid.as_ref().map_or(model.num_classes(), Vec::len);
+    let reader = options.reader.open_options()?;
+    let classes = (!head.is_empty() && reader.class_map.is_none()).then(|| head.clone());
+    let open =
+        OpenOptions { classes, num_samples: options.num_samples, num_classes: Some(head_classes), ..reader };
+    let name = options.reader.name(options.data_dir.as_deref().unwrap_or(&options.data));
+    let dataset = open_dataset(&name, &options.split, &open)?;
     warn(&*dataset);
-    let found = dataset.class_names().len();
-    if found != model.num_classes() {
+    if dataset.is_multi_label() {
         bail!(
-            "the data has {found} classes, the model {}: the labels would not mean the same (classes of the data: {})",
-            model.num_classes(),
-            dataset.class_names().iter().take(8).cloned().collect::<Vec<_>>().join(", ")
+            "{name} has several labels for an image; validation of those is not supported yet: --target-key names a field with one class"
         );
     }
+    check_head(&*dataset, head_classes, &head)?;
     let config = LoaderConfig {
         batch_size: options.batch_size,
         workers: options.workers,
@@ -81,10 +104,26 @@ pub fn run(options: Options) -> Result<()> {
     bar.set_style(ProgressStyle::with_template("validating {bar:30} {pos}/{len} batches, {eta} left")?);
     let start = Instant::now();
     let mut evaluator = Evaluator::new(Arc::new(model), engine(), normalization(&data));
-    let metrics = evaluator.run(&store, &loader, &stop_flag(), &mut |done| bar.set_position(done as u64))?;
+    let mut progress = |done: usize| bar.set_position(done as u64);
+    let measured = match extras.real.is_some() || extras.valid.is_some() {
+        true => measure::run(&mut evaluator, &store, &loader, &extras, &stop_flag(), &mut progress)?,
+        false => evaluator.run(&store, &loader, &stop_flag(), &mut progress)?.map(|metrics| (metrics, None)),
+    };
     bar.finish_and_clear();
-    let Some(metrics) = metrics else { bail!("stopped before the end: no result") };
+    let Some((mut metrics, real)) = measured else { bail!("stopped before the end: no result") };
     list_failures("validation", &loader);
+    if let Some(real) = &real {
+        if real.count == 0 {
+            bail!(
+                "--real-labels: not one image is one of ImageNet's validation images by its name (ILSVRC2012_val_00000001)"
+            );
+        }
+        if real.unknown > 0 {
+            tell!("warning: {} images have no real labels and are not counted in the accuracy", real.unknown);
+        }
+        // As in timm, real labels take the place of the others.
+        [metrics.top1, metrics.top5] = real.percent();
+    }
     let rate = metrics.count as f64 / start.elapsed().as_secs_f64();
     let [_, height, width] = data.input_size;
     let size = if height == width { height.to_string() } else { format!("{height}x{width}") };
@@ -103,6 +142,7 @@ pub fn run(options: Options) -> Result<()> {
             "interpolation": data.interpolation,
             "images": metrics.count,
             "images_per_sec": round(rate, 2),
+            "real_labels": real.as_ref().map(|real| real.count),
         });
         say!("{result:#}");
     } else {
@@ -111,6 +151,12 @@ pub fn run(options: Options) -> Result<()> {
         say!("top-1   {:.2} %", metrics.top1);
         say!("top-5   {:.2} %", metrics.top5);
         say!("loss    {:.4}", metrics.loss);
+        if let Some(real) = &real {
+            say!(
+                "        top-1 and top-5 by real labels, of {} images that show one of the classes",
+                real.count
+            );
+        }
     }
     if metrics.count == 0 {
         bail!("not one image could be used");
