@@ -70,6 +70,20 @@ pub enum DataError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A tar archive, table or list that is damaged, cut short or not what it should be.
+    #[error("cannot read the images in {}: {reason}", path.display())]
+    Archive {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it and what to do.
+        reason: String,
+    },
+    /// A target that no classifier of the set can have.
+    #[error("the target cannot be used: {reason}")]
+    Target {
+        /// What is wrong with it.
+        reason: String,
+    },
     /// Two splits that name different classes.
     #[error("the classes of {left} and {right} differ: {difference}")]
     ClassMismatch {

@@ -31,21 +31,31 @@ mod decode;
 mod error;
 mod image;
 mod loader;
+mod mixup;
 mod readers;
+mod real_labels;
 mod rng;
 mod transforms;
 
-pub use decode::{Limits, MAX_PIXELS, Part, Request, decode, decode_part};
+pub use decode::{Limits, MAX_PIXELS, Part, Request, decode, decode_part, image_format};
 pub use error::DataError;
 pub use image::Image;
-pub use loader::{Batch, Epoch, Failure, Loader, LoaderConfig, LoaderReport, OnError};
-pub use readers::{
-    Dataset, Digits, FolderDataset, IMAGE_EXTENSIONS, OpenOptions, Source, SyntheticDataset,
-    check_same_classes, load_class_map, open_dataset,
+pub use loader::{
+    Batch, BatchSchedule, Epoch, Failure, Loader, LoaderConfig, LoaderReport, LoaderTimes, OnError, Order,
+    Pace, PatchGrid, Place,
 };
+pub use mixup::{MixLabels, MixMode, Mixup, MixupConfig};
+pub use readers::{
+    ClassMap, Dataset, Digits, FolderDataset, HfDataset, IMAGE_EXTENSIONS, ImageNetInfo, ListDataset,
+    OpenOptions, Shard, Source, Subset, SyntheticDataset, TarDataset, Target, TargetFormat, WdsDataset,
+    check_head, check_same_classes, dataset_name, open_dataset,
+};
+pub use real_labels::{RealAccuracy, RealLabels};
 pub use rng::Rng;
 pub use transforms::{
-    CropMode, DEFAULT_CROP_PCT, EraseMode, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD,
-    IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD, Interpolation, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD,
-    Region, TrainCropMode, Transform, TransformConfig, resize,
+    CropMode, DEFAULT_CROP_PCT, Drawn, EraseMode, Geometry, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD,
+    IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD, Interpolation, KeepRatioVariation, NaflexTransform,
+    OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, Padding, Patches, RatioToSequence, Region, SequenceConfig,
+    SequenceGeometry, TrainCropMode, Transform, TransformConfig, View, image_size_for_seq, naflex_batch_size,
+    patchify, resize,
 };

@@ -18,6 +18,7 @@ pub mod lanes;
 pub mod math;
 pub mod norm;
 pub(crate) mod pack;
+pub mod peak;
 pub mod pool;
 pub mod random;
 pub mod reduce;

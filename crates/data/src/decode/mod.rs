@@ -130,13 +130,7 @@ pub fn decode_part(
 ) -> Result<Part, DataError> {
     let format =
         sniff(bytes).ok_or_else(|| DataError::NotAnImage { path: path.into(), found: describe(bytes) })?;
-    let name = match format {
-        Format::Jpeg => "JPEG",
-        Format::Gif => "GIF",
-        Format::Pnm => "PNM",
-        Format::Tiff => "TIFF",
-        Format::Raster(_, name) => name,
-    };
+    let name = format.name();
     let fail = |reason: String| DataError::Decode { path: path.into(), format: name, reason };
     // The decoders are safe code, but a crafted file may still find an index out of bounds in them.
     let outcome = catch_unwind(AssertUnwindSafe(|| match format {
@@ -178,6 +172,23 @@ fn check_size(width: u64, height: u64, max_pixels: u64) -> Result<(), Refusal> {
         Some(pixels) if pixels <= max_pixels => Ok(()),
         _ => Err(Refusal::TooLarge { width, height }),
     }
+}
+
+impl Format {
+    fn name(self) -> &'static str {
+        match self {
+            Format::Jpeg => "JPEG",
+            Format::Gif => "GIF",
+            Format::Pnm => "PNM",
+            Format::Tiff => "TIFF",
+            Format::Raster(_, name) => name,
+        }
+    }
+}
+
+/// The format that a file's first bytes announce: JPEG, PNG, WebP, GIF, BMP, TIFF or PNM.
+pub fn image_format(bytes: &[u8]) -> Option<&'static str> {
+    sniff(bytes).map(Format::name)
 }
 
 fn sniff(bytes: &[u8]) -> Option<Format> {

@@ -18,7 +18,7 @@ fn luma(pixel: &[u8]) -> u8 {
 
 /// `from + factor * (to - from)`, cut off (not rounded) and clipped, in f32 as Pillow's blend.
 #[inline(always)]
-fn blend(from: u8, to: u8, factor: f32) -> u8 {
+pub(super) fn blend(from: u8, to: u8, factor: f32) -> u8 {
     let (from, to) = (i32::from(from), i32::from(to));
     // Clamped first: a cast from float to byte that stops at 0 and 255 is slow.
     (from as f32 + factor * (to - from) as f32).clamp(0.0, 255.0) as i32 as u8
@@ -144,7 +144,7 @@ impl ColorJitter {
     }
 
     /// The operations (0 brightness, 1 contrast, 2 saturation, 3 hue) in a random order with their factors.
-    fn draw(&self, rng: &mut Rng) -> [(usize, f64); 4] {
+    pub(super) fn draw(&self, rng: &mut Rng) -> [(usize, f64); 4] {
         let mut order = [0, 1, 2, 3];
         rng.shuffle(&mut order);
         order.map(|operation| {
@@ -167,40 +167,6 @@ impl ColorJitter {
                 2 => adjust_saturation(pixels, factor),
                 _ => adjust_hue(pixels, factor),
             }
-        }
-    }
-}
-
-/// torchvision's `gaussian_blur`: a window of `2 * radius + 1` pixels a side, edges mirrored.
-pub(super) fn gaussian_blur(pixels: &mut [u8], width: usize, height: usize, radius: usize, sigma: f64) {
-    let weights: Vec<f64> =
-        (0..=2 * radius).map(|tap| (-0.5 * ((tap as f64 - radius as f64) / sigma).powi(2)).exp()).collect();
-    let total: f64 = weights.iter().sum();
-    let weights: Vec<f32> = weights.iter().map(|weight| (weight / total) as f32).collect();
-    let row = width * 3;
-    let mut between = vec![0f32; pixels.len()];
-    for (tap, &weight) in weights.iter().enumerate() {
-        for x in 0..width {
-            let source = super::geometry::reflect(x as i64 + tap as i64 - radius as i64, width);
-            for y in 0..height {
-                for channel in 0..3 {
-                    between[y * row + x * 3 + channel] +=
-                        weight * f32::from(pixels[y * row + source * 3 + channel]);
-                }
-            }
-        }
-    }
-    let mut sums = vec![0f32; row];
-    for y in 0..height {
-        sums.fill(0.0);
-        for (tap, &weight) in weights.iter().enumerate() {
-            let source = super::geometry::reflect(y as i64 + tap as i64 - radius as i64, height);
-            for (sum, &value) in sums.iter_mut().zip(&between[source * row..(source + 1) * row]) {
-                *sum += weight * value;
-            }
-        }
-        for (out, &sum) in pixels[y * row..(y + 1) * row].iter_mut().zip(&sums) {
-            *out = sum.round_ties_even() as u8;
         }
     }
 }

@@ -50,7 +50,7 @@ const ATTEMPTS: usize = 10;
 
 impl RandomErasing {
     /// A rectangle `(top, left, height, width)` strictly smaller than the image, or `None` after ten tries.
-    fn draw(
+    pub(super) fn draw(
         width: usize,
         height: usize,
         count: usize,
@@ -73,13 +73,22 @@ impl RandomErasing {
         })
     }
 
-    pub(super) fn apply(&self, pixels: &mut [u8], width: usize, height: usize, rng: &mut Rng) {
+    /// The rectangles of one image: none with the complement of the probability, else one or more.
+    pub(super) fn rectangles(
+        &self,
+        width: usize,
+        height: usize,
+        rng: &mut Rng,
+    ) -> Vec<(usize, usize, usize, usize)> {
         if !rng.chance(self.probability) {
-            return;
+            return Vec::new();
         }
         let count = 1 + rng.index(self.max_count.max(1));
-        for _ in 0..count {
-            let Some((top, left, h, w)) = Self::draw(width, height, count, rng) else { continue };
+        (0..count).filter_map(|_| Self::draw(width, height, count, rng)).collect()
+    }
+
+    pub(super) fn apply(&self, pixels: &mut [u8], width: usize, height: usize, rng: &mut Rng) {
+        for (top, left, h, w) in self.rectangles(width, height, rng) {
             let mut color = self.color(rng);
             for y in top..top + h {
                 let start = (y * width + left) * 3;

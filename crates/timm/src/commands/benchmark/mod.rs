@@ -1,6 +1,8 @@
 //! `timm benchmark`: images per second, in inference and training.
 
-use std::collections::BTreeMap;
+mod profile;
+
+use std::sync::OnceLock;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -28,7 +30,7 @@ enum Bench {
 
 /// Random images, and random weights unless --pretrained: medians over --num-bench-iter batches after --num-warm-iter.
 /// GFLOP/s counts the multiplications and additions of convolutions and products, in training three times those of the
-/// forward pass.
+/// forward pass; the peak they are set against, multiply-adds in registers on all threads, is measured in the same run.
 ///
 /// Examples:
 ///   timm benchmark --model resnet50
@@ -69,7 +71,8 @@ pub struct Options {
     /// Print a JSON list, with timm's field names
     #[arg(long)]
     json: bool,
-    /// Show where the time goes: each kind of step, and the slowest steps
+    /// Show where the time goes: each kind of step, and the slowest steps, with their share of the machine's peak and
+    /// of its memory bandwidth
     #[arg(long, conflicts_with = "json")]
     profile: bool,
 }
@@ -163,14 +166,15 @@ pub fn run(options: Options) -> Result<()> {
     let (mut results, mut failed) = (Vec::new(), Vec::new());
     if !options.json {
         say!(
-            "{:<24} {:<10} {:>5} {:>9} {:>10} {:>10} {:>9}",
+            "{:<24} {:<10} {:>5} {:>9} {:>10} {:>10} {:>9} {:>8}",
             "model",
             "what",
             "batch",
             "size",
             "img/s",
             "ms",
-            "GFLOP/s"
+            "GFLOP/s",
+            "of peak"
         );
     }
     for name in &names {
@@ -219,10 +223,13 @@ fn measure(name: &str, options: &Options) -> Result<serde_json::Value> {
     let (macs, activations) = (counts.macs as f64 / batch as f64, counts.activations as f64 / batch as f64);
     let show = |what: &str, seconds: f64, passes: f64| {
         if !options.json {
-            let (rate, flops) = (batch as f64 / seconds, 2.0 * macs * batch as f64 * passes / seconds / 1e9);
+            let (rate, flops) = (batch as f64 / seconds, 2.0 * macs * batch as f64 * passes / seconds);
             let size = format!("{height}x{width}");
-            let ms = seconds * 1e3;
-            say!("{:<24} {what:<10} {batch:>5} {size:>9} {rate:>10.2} {ms:>10.2} {flops:>9.1}", model.name());
+            let (ms, gflops, share) = (seconds * 1e3, flops / 1e9, 100.0 * flops / peak());
+            say!(
+                "{:<24} {what:<10} {batch:>5} {size:>9} {rate:>10.2} {ms:>10.2} {gflops:>9.1} {share:>7.1}%",
+                model.name()
+            );
         }
     };
     if options.bench != Bench::Train {
@@ -237,15 +244,17 @@ fn measure(name: &str, options: &Options) -> Result<serde_json::Value> {
         put("infer_macts", json!(round(activations / 1e6)));
         if options.profile {
             let seconds = case.profile(options.num_bench_iter)?;
-            print_profile(&case.executable, &seconds);
+            profile::print(&case.executable, &seconds, peak());
         }
     }
     if options.bench != Bench::Inference {
         if model.num_classes() == 0 {
             return usage("training needs classes: give --num-classes");
         }
-        let optimizer =
-            create_optimizer(&OptimizerConfig { opt: options.opt.clone(), ..OptimizerConfig::default() })?;
+        let optimizer = create_optimizer(
+            &OptimizerConfig { opt: options.opt.clone(), ..OptimizerConfig::default() },
+            1e-3,
+        )?;
         let step = Step {
             network: &model,
             loss: Loss::CrossEntropy { smoothing: 0.0 },
@@ -266,9 +275,10 @@ fn measure(name: &str, options: &Options) -> Result<serde_json::Value> {
         put("train_img_size", size);
         if options.profile {
             let seconds = case.profile(options.num_bench_iter)?;
-            print_profile(&case.executable, &seconds);
+            profile::print(&case.executable, &seconds, peak());
         }
     }
+    put("peak_gflops", json!(round(peak() / 1e9)));
     put("param_count", json!(round(model.param_count() as f64 / 1e6)));
     if let Some(peak) = peak_memory_mb() {
         put("process_peak_memory_mb", json!(peak));
@@ -279,45 +289,20 @@ fn measure(name: &str, options: &Options) -> Result<serde_json::Value> {
     Ok(result.into())
 }
 
+/// Floating-point operations per second that this machine can do at most: measured once, when first asked for.
+fn peak() -> f64 {
+    static PEAK: OnceLock<f64> = OnceLock::new();
+    *PEAK.get_or_init(timm_kernels::peak::flops)
+}
+
 fn median(mut times: Vec<f64>) -> f64 {
     times.sort_by(f64::total_cmp);
     (times[(times.len() - 1) / 2] + times[times.len() / 2]) / 2.0
 }
 
 /// The most memory this process has held, in MB; None where the system does not say.
-fn peak_memory_mb() -> Option<u64> {
+pub fn peak_memory_mb() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     Some(line.split_whitespace().next()?.parse::<u64>().ok()? / 1024)
-}
-
-/// Time by kind of step, then the slowest steps: the least time of each over all runs.
-fn print_profile(executable: &CpuExecutable, seconds: &[f64]) {
-    let total: f64 = seconds.iter().sum();
-    let mut kinds: BTreeMap<String, (f64, u64, usize)> = BTreeMap::new();
-    let mut rows: Vec<(f64, u64, &str)> = Vec::new();
-    for (step, &seconds) in executable.steps().zip(seconds) {
-        // `conv 3x3 64->64 @56x56` is one of the kind `conv`.
-        let kind = step.name.split(|c: char| c.is_ascii_digit() || c == '(').next().unwrap_or("").trim();
-        let kind = kinds.entry(kind.to_string()).or_default();
-        *kind = (kind.0 + seconds, kind.1 + step.flops, kind.2 + 1);
-        rows.push((seconds, step.flops, &step.name));
-    }
-    let rate = |flops: u64, seconds: f64| match flops {
-        0 => "-".to_string(),
-        flops => format!("{:.1}", flops as f64 / seconds / 1e9),
-    };
-    let mut kinds: Vec<_> = kinds.into_iter().collect();
-    kinds.sort_by(|a, b| b.1.0.total_cmp(&a.1.0));
-    say!("\n  {:<20} {:>6} {:>10} {:>7} {:>9}", "kind", "steps", "ms", "share", "GFLOP/s");
-    for (kind, (seconds, flops, count)) in kinds {
-        let share = 100.0 * seconds / total;
-        say!("  {kind:<20} {count:>6} {:>10.2} {share:>6.1}% {:>9}", seconds * 1e3, rate(flops, seconds));
-    }
-    rows.sort_by(|a, b| b.0.total_cmp(&a.0));
-    say!("\n  {:<50} {:>10} {:>9}", "slowest steps", "ms", "GFLOP/s");
-    for (seconds, flops, name) in rows.into_iter().take(20) {
-        say!("  {name:<50} {:>10.3} {:>9}", seconds * 1e3, rate(flops, seconds));
-    }
-    say!("");
 }

@@ -1,0 +1,91 @@
+//! What this machine can do at most: the yardsticks of benchmarks.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use crate::lanes::Lanes;
+use crate::multiversion;
+use crate::threads::{self, SendPtr, for_each};
+
+/// Independent sums: enough to hide the latency of two multipliers, few enough for 16 registers.
+const SUMS: usize = 12;
+const ROUNDS: usize = 1 << 14;
+/// Numbers of each of the arrays that [`bandwidth`] adds: larger than second-level caches.
+const STREAM: usize = 1 << 22;
+
+multiversion!(fn multiply<S>(factor: f32, out: &mut f32) -> usize = multiply_body);
+
+/// `ROUNDS` fused multiply-adds into each of `SUMS` vectors; returns the lanes of a vector.
+#[inline(always)]
+unsafe fn multiply_body<S: Lanes>(factor: f32, out: &mut f32) -> usize {
+    // SAFETY: the caller promises the instruction set.
+    unsafe {
+        let x = S::splat(factor);
+        let mut sums = [S::splat(1.0); SUMS];
+        for _ in 0..ROUNDS {
+            for sum in &mut sums {
+                *sum = S::fma(*sum, x, x);
+            }
+        }
+        *out = sums.into_iter().map(|sum| S::sum(sum)).sum();
+        S::LANES
+    }
+}
+
+/// The best of several runs of `work` over about `time`, in seconds.
+fn least(time: Duration, mut work: impl FnMut()) -> f64 {
+    let (begin, mut least) = (Instant::now(), f64::INFINITY);
+    while begin.elapsed() < time {
+        let start = Instant::now();
+        work();
+        least = least.min(start.elapsed().as_secs_f64());
+    }
+    least
+}
+
+/// Floating-point operations per second of multiply-adds in registers on all threads, an add and a multiplication
+/// counted as two. Takes about a tenth of a second.
+pub fn flops() -> f64 {
+    let jobs = threads::count();
+    let lanes = std::sync::atomic::AtomicUsize::new(0);
+    let seconds = least(Duration::from_millis(100), || {
+        for_each(jobs, |_| {
+            let mut out = 0.0;
+            for _ in 0..8 {
+                // SAFETY: nothing but the instruction set, which the dispatcher found.
+                let width = unsafe { multiply(black_box(0.5), &mut out) };
+                lanes.store(width, std::sync::atomic::Ordering::Relaxed);
+                black_box(out);
+            }
+        });
+    });
+    (jobs * 8 * 2 * SUMS * ROUNDS * lanes.into_inner()) as f64 / seconds
+}
+
+/// Bytes per second of c = a + b over arrays far larger than the second-level caches, on all threads: two reads and a
+/// write each counted once. Takes about a fifth of a second.
+pub fn bandwidth() -> f64 {
+    let [a, b, mut c] = [1.0f32, 2.0, 0.0].map(|x| vec![x; STREAM]);
+    let jobs = threads::count() * 4;
+    let part = STREAM / jobs;
+    let target = SendPtr(c.as_mut_ptr());
+    let seconds = least(Duration::from_millis(200), || {
+        for_each(jobs, |job| {
+            let at = job * part;
+            // SAFETY: the jobs' parts of the array are disjoint.
+            let out = unsafe { target.slice(at, part) };
+            out.iter_mut().zip(&a[at..]).zip(&b[at..]).for_each(|((c, a), b)| *c = a + b);
+        });
+    });
+    black_box(&c);
+    (jobs * part * 3 * size_of::<f32>()) as f64 / seconds
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn yardsticks_are_plausible() {
+        assert!(super::flops() > 1e8);
+        assert!(super::bandwidth() > 1e7);
+    }
+}
