@@ -32,6 +32,7 @@ mod error;
 mod image;
 mod loader;
 mod mixup;
+mod naflex_mixup;
 mod readers;
 mod rng;
 mod transforms;
@@ -41,6 +42,7 @@ pub use error::DataError;
 pub use image::Image;
 pub use loader::{Batch, Epoch, Failure, Loader, LoaderConfig, LoaderReport, OnError};
 pub use mixup::{MixLabels, MixMode, Mixup, MixupConfig};
+pub use naflex_mixup::NaflexMixup;
 pub use readers::{
     Dataset, Digits, FolderDataset, IMAGE_EXTENSIONS, OpenOptions, Source, SyntheticDataset,
     check_same_classes, load_class_map, open_dataset,
@@ -49,7 +51,7 @@ pub use rng::Rng;
 pub use transforms::{
     CropMode, DEFAULT_CROP_PCT, Drawn, EraseMode, Geometry, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD,
     IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD, Interpolation, KeepRatioVariation, NaflexTransform,
-    OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, Padding, Patches, RatioToSequence, Region, SequenceConfig,
-    SequenceGeometry, TrainCropMode, Transform, TransformConfig, View, image_size_for_seq, naflex_batch_size,
-    patchify, resize,
+    OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, Padding, PatchErasing, PatchErasingConfig, Patches, RatioToSequence,
+    Region, SequenceConfig, SequenceGeometry, SpatialMode, TrainCropMode, Transform, TransformConfig, View,
+    image_size_for_seq, naflex_batch_size, patchify, resize,
 };
