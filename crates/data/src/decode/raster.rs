@@ -58,7 +58,7 @@ fn prepared_png(bytes: &[u8]) -> Result<Cow<'_, [u8]>, Refusal> {
         match &head[4..] {
             b"IEND" => return Ok(Cow::Borrowed(bytes)),
             b"IDAT" => data = true,
-            b"PLTE" if length == 0 || length > 768 || length % 3 != 0 => {
+            b"PLTE" if length == 0 || length > 768 || !length.is_multiple_of(3) => {
                 return Err(Refusal::Broken(format!("its palette has {length} bytes, expected 3 a colour")));
             }
             _ => {}

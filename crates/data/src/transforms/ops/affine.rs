@@ -35,10 +35,11 @@ impl Affine {
         scratch.extend([0; SLACK]);
         let source = Source { pixels: scratch, width, height };
         let fill = self.outside.fill;
+        let mut places = Places::new(width);
         for (y, out) in pixels.chunks_exact_mut(width * 3).enumerate() {
             match self.outside.interpolation {
-                Interpolation::Bicubic => row(source, &self.matrix, y, fill, out, true),
-                Interpolation::Bilinear => row(source, &self.matrix, y, fill, out, false),
+                Interpolation::Bicubic => row(source, &self.matrix, y, fill, out, true, &mut places),
+                Interpolation::Bilinear => row(source, &self.matrix, y, fill, out, false, &mut places),
                 _ => break,
             }
         }
@@ -87,14 +88,23 @@ impl Affine {
 }
 
 /// One row of output, `cubic` or linear.
-fn row(source: Source, matrix: &[f64; 6], y: usize, fill: [u8; 3], out: &mut [u8], cubic: bool) {
+fn row(
+    source: Source,
+    matrix: &[f64; 6],
+    y: usize,
+    fill: [u8; 3],
+    out: &mut [u8],
+    cubic: bool,
+    places: &mut Places,
+) {
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx2") {
         // SAFETY: the processor has AVX2, which is all that this copy of the code asks for.
-        return unsafe { x86::row(source, matrix, y, fill, out, cubic) };
+        return unsafe { x86::row(source, matrix, y, fill, out, cubic, places) };
     }
     let sample = if cubic { bicubic } else { bilinear };
-    trace(source, matrix, y, fill, out, |columns, rows, dx, dy| sample(source, columns, rows, dx, dy));
+    places.locate(source, matrix, y);
+    trace(source, places, fill, out, |columns, rows, dx, dy| sample(source, columns, rows, dx, dy));
 }
 
 /// Looks up each pixel of a row. `sample` is given the byte offsets of four columns and of four rows about
@@ -103,33 +113,72 @@ fn row(source: Source, matrix: &[f64; 6], y: usize, fill: [u8; 3], out: &mut [u8
 #[inline(always)]
 fn trace(
     source: Source,
-    matrix: &[f64; 6],
-    y: usize,
+    places: &Places,
     fill: [u8; 3],
     out: &mut [u8],
     sample: impl Fn([usize; 4], [usize; 4], f64, f64) -> [u8; 3],
 ) {
-    let [a, b, c, d, e, f] = *matrix;
-    let y = y as f64 + 0.5;
-    let (row_x, row_y) = (b * y, e * y);
     let (last_column, last_row) = (source.width as i32 - 1, source.height as i32 - 1);
-    for (index, pixel) in out.as_chunks_mut::<3>().0.iter_mut().enumerate() {
-        let x = index as f64 + 0.5;
-        let Some((left, top, dx, dy)) = locate(&source, a * x + row_x + c, d * x + row_y + f) else {
-            *pixel = fill;
-            continue;
+    let about = |first: i32, last: i32, bytes: usize| -> [usize; 4] {
+        if first >= 1 && first + 2 <= last {
+            let start = (first - 1) as usize * bytes;
+            [start, start + bytes, start + 2 * bytes, start + 3 * bytes]
+        } else {
+            std::array::from_fn(|tap| (first - 1 + tap as i32).clamp(0, last) as usize * bytes)
+        }
+    };
+    let shares = places.dx.iter().zip(&places.dy);
+    let pixels = out.as_chunks_mut::<3>().0.iter_mut().zip(places.left.iter().zip(&places.top));
+    for ((pixel, (&left, &top)), (&dx, &dy)) in pixels.zip(shares) {
+        *pixel = if left == OUTSIDE {
+            fill
+        } else {
+            sample(about(left, last_column, 3), about(top, last_row, source.width * 3), dx, dy)
         };
-        let about = |first: i32, last: i32, bytes: usize| -> [usize; 4] {
-            if first >= 1 && first + 2 <= last {
-                let start = (first - 1) as usize * bytes;
-                [start, start + bytes, start + 2 * bytes, start + 3 * bytes]
-            } else {
-                std::array::from_fn(|tap| (first - 1 + tap as i32).clamp(0, last) as usize * bytes)
+    }
+}
+
+/// In the place of a column: the output pixel shows nothing of the source.
+const OUTSIDE: i32 = -2;
+
+/// Where each pixel of a row of output lies in the source: the pixel up and to the left of it (from -1 on)
+/// and the shares of the next.
+struct Places {
+    left: Vec<i32>,
+    top: Vec<i32>,
+    dx: Vec<f64>,
+    dy: Vec<f64>,
+}
+
+impl Places {
+    fn new(width: usize) -> Places {
+        Places { left: vec![0; width], top: vec![0; width], dx: vec![0.0; width], dy: vec![0.0; width] }
+    }
+
+    /// Inlined, so that it is compiled with its caller's instructions.
+    #[inline(always)]
+    fn locate(&mut self, source: Source, matrix: &[f64; 6], y: usize) {
+        let [a, b, c, d, e, f] = *matrix;
+        let (width, height) = (source.width as f64, source.height as f64);
+        let y = y as f64 + 0.5;
+        let (row_x, row_y) = (b * y, e * y);
+        let count = self.left.len();
+        let (left, top) = (&mut self.left[..count], &mut self.top[..count]);
+        let (dx, dy) = (&mut self.dx[..count], &mut self.dy[..count]);
+        for index in 0..count {
+            let x = f64::from(index as i32) + 0.5;
+            let (x, y) = (a * x + row_x + c, d * x + row_y + f);
+            let inside = (x >= 0.0) & (x < width) & (y >= 0.0) & (y < height);
+            let (x, y) = if inside { (x - 0.5, y - 0.5) } else { (f64::from(OUTSIDE), 0.0) };
+            let (floor_x, floor_y) = (x.floor(), y.floor());
+            // SAFETY: both are whole numbers of -2 to the image's size, which fits an i32.
+            unsafe {
+                left[index] = floor_x.to_int_unchecked();
+                top[index] = floor_y.to_int_unchecked();
             }
-        };
-        let columns = about(left, last_column, 3);
-        let rows = about(top, last_row, source.width * 3);
-        *pixel = sample(columns, rows, dx, dy);
+            dx[index] = x - floor_x;
+            dy[index] = y - floor_y;
+        }
     }
 }
 
@@ -164,24 +213,11 @@ fn bicubic(source: Source, columns: [usize; 4], rows: [usize; 4], dx: f64, dy: f
     })
 }
 
-/// Where an output pixel lies in the source: `None` outside, else the pixel up and to the left of it (from
-/// -1 on) and the shares of the next.
-#[inline(always)]
-fn locate(source: &Source, x: f64, y: f64) -> Option<(i32, i32, f64, f64)> {
-    if !(x >= 0.0 && x < source.width as f64 && y >= 0.0 && y < source.height as f64) {
-        return None;
-    }
-    let (x, y) = (x - 0.5, y - 0.5);
-    let floor = |value: f64| if value < 0.0 { -1 } else { value as i32 };
-    let (left, top) = (floor(x), floor(y));
-    Some((left, top, x - f64::from(left), y - f64::from(top)))
-}
-
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{Source, trace};
+    use super::{Places, Source, trace};
 
     /// A pixel and the byte behind it, in 32 bits each.
     #[inline]
@@ -208,16 +244,14 @@ mod x86 {
         fill: [u8; 3],
         out: &mut [u8],
         cubic: bool,
+        places: &mut Places,
     ) {
+        places.locate(source, matrix, y);
         // Closures take on the instructions of the function they stand in.
         if cubic {
-            trace(source, matrix, y, fill, out, |columns, rows, dx, dy| {
-                bicubic(source, columns, rows, dx, dy)
-            });
+            trace(source, places, fill, out, |columns, rows, dx, dy| bicubic(source, columns, rows, dx, dy));
         } else {
-            trace(source, matrix, y, fill, out, |columns, rows, dx, dy| {
-                bilinear(source, columns, rows, dx, dy)
-            });
+            trace(source, places, fill, out, |columns, rows, dx, dy| bilinear(source, columns, rows, dx, dy));
         }
     }
 
@@ -273,21 +307,25 @@ mod x86 {
             let pairs = _mm_maddubs_epi16(taps, weights);
             _mm256_cvtepi32_pd(_mm_madd_epi16(pairs, _mm_set1_epi16(1)))
         };
-        let across = |row: usize| {
+        // Shears and translations leave one direction as it is. (One loop rather than four calls: a
+        // function called four times is not inlined.)
+        let used = if dy == 0.0 { &rows[1..2] } else { &rows[..] };
+        let mut values = [_mm256_setzero_pd(); 4];
+        for (value, &row) in values.iter_mut().zip(used) {
             if dx == 0.0 {
-                return _mm256_cvtepi32_pd(load(source, row + columns[1]));
+                *value = _mm256_cvtepi32_pd(load(source, row + columns[1]));
+                continue;
             }
             let taps = load_four(source, row, columns);
             let second_byte = _mm_and_si128(_mm_srli_epi32::<8>(taps), _mm_set1_epi32(0xFF));
             let (first, second) = (weigh(taps, [-1, 0, 1, 0]), weigh(taps, [2, -2, 1, -1]));
             let inner = add_scaled(first, add_scaled(second, weigh(taps, [-1, 1, -1, 1]), share_x), share_x);
-            add_scaled(_mm256_cvtepi32_pd(second_byte), inner, share_x)
-        };
-        let b = across(rows[1]);
-        if dy == 0.0 {
-            return to_pixel(b);
+            *value = add_scaled(_mm256_cvtepi32_pd(second_byte), inner, share_x);
         }
-        let (a, c, d) = (across(rows[0]), across(rows[2]), across(rows[3]));
+        let [a, b, c, d] = values;
+        if dy == 0.0 {
+            return to_pixel(a);
+        }
         let first = _mm256_sub_pd(c, a);
         let a_b = _mm256_sub_pd(a, b);
         let second = _mm256_sub_pd(_mm256_add_pd(_mm256_add_pd(a_b, a_b), c), d);
