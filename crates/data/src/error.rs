@@ -15,7 +15,7 @@ pub enum DataError {
         source: std::io::Error,
     },
     /// The bytes are no image of a known format.
-    #[error("{path} is not an image: {found}; readable formats are JPEG, PNG, WebP, GIF, BMP and TIFF")]
+    #[error("{path} is not an image: {found}; readable formats are JPEG, PNG, WebP, GIF, BMP, TIFF and PNM")]
     NotAnImage {
         /// Display name of the image.
         path: String,

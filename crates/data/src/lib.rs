@@ -31,6 +31,8 @@ mod decode;
 mod error;
 mod image;
 mod loader;
+mod mixup;
+mod naflex_mixup;
 mod readers;
 mod real_labels;
 mod rng;
@@ -41,8 +43,10 @@ pub use error::DataError;
 pub use image::Image;
 pub use loader::{
     Batch, BatchSchedule, Epoch, Failure, Loader, LoaderConfig, LoaderReport, LoaderTimes, OnError, Order,
-    Pace, Place, naflex_batch_size,
+    Pace, PatchGrid, Place,
 };
+pub use mixup::{MixLabels, MixMode, Mixup, MixupConfig};
+pub use naflex_mixup::NaflexMixup;
 pub use readers::{
     ClassMap, Dataset, Digits, FolderDataset, HfDataset, IMAGE_EXTENSIONS, ImageNetInfo, ListDataset,
     OpenOptions, Shard, Source, Subset, SyntheticDataset, TarDataset, Target, TargetFormat, WdsDataset,
@@ -51,7 +55,9 @@ pub use readers::{
 pub use real_labels::{RealAccuracy, RealLabels};
 pub use rng::Rng;
 pub use transforms::{
-    CropMode, DEFAULT_CROP_PCT, EraseMode, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD,
-    IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD, Interpolation, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD,
-    Region, TrainCropMode, Transform, TransformConfig, resize,
+    CropMode, DEFAULT_CROP_PCT, Drawn, EraseMode, Geometry, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD,
+    IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD, Interpolation, KeepRatioVariation, NaflexTransform,
+    OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, Padding, PatchErasing, PatchErasingConfig, Patches, RatioToSequence,
+    Region, SequenceConfig, SequenceGeometry, SpatialMode, TrainCropMode, Transform, TransformConfig, View,
+    image_size_for_seq, naflex_batch_size, patchify, resize,
 };

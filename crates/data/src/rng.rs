@@ -77,6 +77,38 @@ impl Rng {
         radius * (std::f64::consts::TAU * self.uniform()).cos()
     }
 
+    /// The logarithm of a gamma variate of scale 1 (Marsaglia and Tsang, 2000). Of small shapes the
+    /// variate itself is often too small for a number, its logarithm is not.
+    fn ln_gamma_variate(&mut self, shape: f64) -> f64 {
+        if shape < 1.0 {
+            return self.ln_gamma_variate(shape + 1.0) + (1.0 - self.uniform()).ln() / shape;
+        }
+        let d = shape - 1.0 / 3.0;
+        let c = 1.0 / (9.0 * d).sqrt();
+        loop {
+            let x = self.normal();
+            let v = (1.0 + c * x).powi(3);
+            if v > 0.0 && (1.0 - self.uniform()).ln() < 0.5 * x * x + d * (1.0 - v + v.ln()) {
+                return d.ln() + v.ln();
+            }
+        }
+    }
+
+    /// Beta distributed, both parameters above 0.
+    pub fn beta(&mut self, a: f64, b: f64) -> f64 {
+        let (a, b) = (self.ln_gamma_variate(a), self.ln_gamma_variate(b));
+        1.0 / (1.0 + (b - a).exp())
+    }
+
+    /// `count` shares that add up to 1, Dirichlet distributed with `alpha` above 0 for all.
+    pub fn dirichlet(&mut self, alpha: f64, count: usize) -> Vec<f64> {
+        let logarithms: Vec<f64> = (0..count).map(|_| self.ln_gamma_variate(alpha)).collect();
+        let largest = logarithms.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let shares: Vec<f64> = logarithms.iter().map(|logarithm| (logarithm - largest).exp()).collect();
+        let total: f64 = shares.iter().sum();
+        shares.into_iter().map(|share| share / total).collect()
+    }
+
     /// A uniformly random order (Fisher and Yates).
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for last in (1..items.len()).rev() {

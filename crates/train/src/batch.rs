@@ -94,16 +94,19 @@ impl Batches for timm_data::Loader {
     }
 
     fn epoch(&self, epoch: usize, start: usize) -> Box<dyn Iterator<Item = Result<Batch, TrainError>> + '_> {
-        Box::new(timm_data::Loader::epoch(self, epoch as u64, start).map(|batch| {
-            let mut batch = batch?;
-            let (images, (height, width)) = (batch.len(), batch.size);
-            let channels = batch.images.len() / (images * height * width).max(1);
-            let targets = match batch.soft.take() {
-                Some(rows) => Targets::Soft(rows),
-                None => Targets::Labels(batch.labels.iter().map(|&label| label as f32).collect()),
-            };
-            let pixels = Pixels::U8(std::mem::take(&mut batch.images));
-            Ok(Batch { pixels, targets, size: [images, height, width, channels] })
-        }))
+        Box::new(timm_data::Loader::epoch(self, epoch as u64, start).map(|batch| Ok(batch?.into())))
+    }
+}
+
+impl From<timm_data::Batch> for Batch {
+    fn from(mut batch: timm_data::Batch) -> Self {
+        let (images, (height, width)) = (batch.len(), batch.size);
+        let channels = batch.images.len() / (images * height * width).max(1);
+        let targets = match batch.soft.take() {
+            Some(rows) => Targets::Soft(rows),
+            None => Targets::Labels(batch.labels.iter().map(|&label| label as f32).collect()),
+        };
+        let pixels = Pixels::U8(std::mem::take(&mut batch.images));
+        Batch { pixels, targets, size: [images, height, width, channels] }
     }
 }

@@ -210,21 +210,16 @@ impl Trainer {
         engine: Arc<dyn Engine>,
         config: TrainConfig,
     ) -> Result<Self, TrainError> {
-        let optimizer = create_optimizer(&config.optimizer)?;
+        let optimizer = create_optimizer(&config.optimizer, config.lr)?;
         if config.grad_accum_steps == 0 || config.val_interval == 0 {
             return Err(TrainError::Config("grad-accum-steps and val-interval must be at least 1".into()));
         }
-        if let Loss::CrossEntropy { smoothing } = config.loss
-            && !(0.0..1.0).contains(&smoothing)
-        {
-            return Err(TrainError::Config(format!("smoothing {smoothing} must be in [0, 1)")));
-        }
+        config.loss.check()?;
         if let Some(ema) = &config.ema {
             ema.check()?;
             ema::start(&mut store);
         }
-        let weight_decay = config.optimizer.weight_decay as f32;
-        let groups = Groups { weight_decay, no_weight_decay: network.no_weight_decay() };
+        let groups = Groups::new(&config.optimizer, &*network)?;
         let evaluator = Evaluator::new(network.clone(), engine.clone(), config.normalization.clone());
         let config_value = serde_json::to_value(&config).unwrap_or_default();
         let state = State { config: config_value, ..State::default() };
@@ -369,7 +364,7 @@ impl Trainer {
     fn compile(&mut self, phase: Phase, images: ImageSpec) -> Result<Plan, TrainError> {
         let step = Step {
             network: &*self.network,
-            loss: self.config.loss,
+            loss: self.config.loss.clone(),
             optimizer: &*self.optimizer,
             groups: &self.groups,
             clip: self.config.clip,

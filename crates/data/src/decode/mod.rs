@@ -3,8 +3,11 @@
 //! The format is told from the content, never from the name. EXIF orientation is not applied, as
 //! neither Pillow's `open` nor timm's data sets apply it.
 
+mod gif;
 mod jpeg;
+mod pnm;
 mod raster;
+mod tiff;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -20,10 +23,13 @@ const MAX_EDGE: u64 = 1 << 20;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Format {
     Jpeg,
+    Gif,
+    Pnm,
+    Tiff,
     Raster(image::ImageFormat, &'static str),
 }
 
-/// Decodes a JPEG, PNG, WebP, GIF (first frame), BMP or TIFF file to RGB.
+/// Decodes a JPEG, PNG, WebP, GIF (first frame), BMP, TIFF or PNM (PBM, PGM, PPM) file to RGB.
 ///
 /// Grey is repeated on three channels, CMYK is converted, alpha is dropped (not blended), palettes are
 /// looked up, 16-bit colour keeps its high byte. 16-bit *grey* is clipped at 255, which is what Pillow
@@ -124,18 +130,17 @@ pub fn decode_part(
 ) -> Result<Part, DataError> {
     let format =
         sniff(bytes).ok_or_else(|| DataError::NotAnImage { path: path.into(), found: describe(bytes) })?;
-    let name = match format {
-        Format::Jpeg => "JPEG",
-        Format::Raster(_, name) => name,
-    };
+    let name = format.name();
     let fail = |reason: String| DataError::Decode { path: path.into(), format: name, reason };
     // The decoders are safe code, but a crafted file may still find an index out of bounds in them.
     let outcome = catch_unwind(AssertUnwindSafe(|| match format {
         Format::Jpeg => jpeg::decode(bytes, limits.max_pixels, plan),
-        Format::Raster(format, _) => raster::decode(bytes, format, limits.max_pixels, |width, height| {
-            plan(width, height);
-        })
-        .map(Part::whole),
+        Format::Gif => gif::decode(bytes, limits.max_pixels, |w, h| _ = plan(w, h)).map(Part::whole),
+        Format::Pnm => pnm::decode(bytes, limits.max_pixels, |w, h| _ = plan(w, h)).map(Part::whole),
+        Format::Tiff => tiff::decode(bytes, limits.max_pixels, |w, h| _ = plan(w, h)).map(Part::whole),
+        Format::Raster(format, _) => {
+            raster::decode(bytes, format, limits.max_pixels, |w, h| _ = plan(w, h)).map(Part::whole)
+        }
     }));
     match outcome {
         Ok(Ok(part)) => Ok(part),
@@ -169,16 +174,25 @@ fn check_size(width: u64, height: u64, max_pixels: u64) -> Result<(), Refusal> {
     }
 }
 
-/// The format that a file's first bytes announce: JPEG, PNG, WebP, GIF, BMP or TIFF.
+impl Format {
+    fn name(self) -> &'static str {
+        match self {
+            Format::Jpeg => "JPEG",
+            Format::Gif => "GIF",
+            Format::Pnm => "PNM",
+            Format::Tiff => "TIFF",
+            Format::Raster(_, name) => name,
+        }
+    }
+}
+
+/// The format that a file's first bytes announce: JPEG, PNG, WebP, GIF, BMP, TIFF or PNM.
 pub fn image_format(bytes: &[u8]) -> Option<&'static str> {
-    sniff(bytes).map(|format| match format {
-        Format::Jpeg => "JPEG",
-        Format::Raster(_, name) => name,
-    })
+    sniff(bytes).map(Format::name)
 }
 
 fn sniff(bytes: &[u8]) -> Option<Format> {
-    use image::ImageFormat::{Bmp, Gif, Png, Tiff, WebP};
+    use image::ImageFormat::{Bmp, Png, WebP};
     let starts = |magic: &[u8]| bytes.starts_with(magic);
     if starts(&[0xFF, 0xD8, 0xFF]) {
         Some(Format::Jpeg)
@@ -187,11 +201,13 @@ fn sniff(bytes: &[u8]) -> Option<Format> {
     } else if starts(b"RIFF") && bytes.get(8..12) == Some(b"WEBP") {
         Some(Format::Raster(WebP, "WebP"))
     } else if starts(b"GIF87a") || starts(b"GIF89a") {
-        Some(Format::Raster(Gif, "GIF"))
+        Some(Format::Gif)
     } else if starts(b"BM") {
         Some(Format::Raster(Bmp, "BMP"))
     } else if starts(b"II*\0") || starts(b"MM\0*") {
-        Some(Format::Raster(Tiff, "TIFF"))
+        Some(Format::Tiff)
+    } else if let [b'P', b'1'..=b'6', b' ' | b'\t'..=b'\r' | b'#', ..] = bytes {
+        Some(Format::Pnm)
     } else {
         None
     }

@@ -8,10 +8,12 @@ use super::report::lock;
 /// with `std::mem::take(&mut batch.images)` to keep it.
 #[derive(Debug)]
 pub struct Batch {
-    /// `[len, H, W, 3]` bytes, not normalised.
+    /// `[len, H, W, 3]` bytes, not normalised; of patches `[len, N, H, W, 3]`.
     pub images: Vec<u8>,
-    /// Height and width of the images.
+    /// Height and width of the images, or of the patches.
     pub size: (usize, usize),
+    /// Where the patches are, if images are cut into patches (NaFlex).
+    pub patches: Option<PatchGrid>,
     /// `[len]` class indices; empty where the data set has targets of several classes.
     pub labels: Vec<u32>,
     /// `[len, K]` values for the classes: of targets of several classes, and of mixed images.
@@ -26,6 +28,17 @@ pub struct Batch {
     /// Samples at the end that only give all ranks as many batches: not to be counted in validation.
     pub padding: usize,
     pub(super) home: Arc<Buffers>,
+}
+
+/// The patches of a batch: `N` for each image, which fewer may fill.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PatchGrid {
+    /// `N`.
+    pub seq_len: usize,
+    /// `[valid, N]` row and column of each patch; 0 and 0 where there is none.
+    pub coordinates: Vec<[u32; 2]>,
+    /// `[valid, N]`; false where there is none.
+    pub present: Vec<bool>,
 }
 
 impl Batch {

@@ -11,12 +11,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use super::Loader;
 use super::batch::Batch;
 use super::order::Order;
 use super::plan::Plan;
 use super::report::{Stage, lock};
-use super::sample::{Filler, Sample};
+use super::sample::{Filler, Sample, Slot};
+use super::{Loader, Maker};
 use crate::DataError;
 use crate::error::panic_message;
 
@@ -168,12 +168,13 @@ impl Work {
 
     fn batch(&self, number: usize, handing_out: MutexGuard<()>) -> Result<Batch, DataError> {
         let (loader, span) = (&self.loader, self.plan.span(number));
-        let transform = &loader.transforms[span.choice];
-        let (bytes, splits) = (transform.output_bytes(), loader.config.aug_splits.max(1));
+        let maker = &loader.makers[span.choice];
+        let (bytes, splits) = (maker.output_bytes(), maker.splits());
         let mut images = loader.buffers.take(span.size * splits * bytes);
         let mut samples: Vec<Result<Option<Sample>, DataError>> = Vec::new();
         samples.resize_with(span.size, || Ok(None));
-        let filler = Filler { loader, transform, epoch: self.epoch, cancelled: &self.line.cancelled };
+        let (batch_size, cancelled) = (span.size, &self.line.cancelled);
+        let filler = Filler { loader, maker, batch_size, epoch: self.epoch, cancelled };
 
         // The places of a sample are a batch apart: first all samples' first images, then their second.
         let mut places: Vec<Vec<&mut [u8]>> = Vec::new();
@@ -182,14 +183,15 @@ impl Work {
             places[slot % span.size].push(out);
         }
         loader.pool.in_place_scope(|scope| {
-            for (slot, (mut out, sample)) in places.into_iter().zip(&mut samples).enumerate() {
-                let (filler, place) = (&filler, self.order.place(span.start + slot));
-                scope.spawn(move |_| *sample = filler.fill(place, &mut out));
+            for (number, (out, sample)) in places.into_iter().zip(&mut samples).enumerate() {
+                let slot = Slot { place: self.order.place(span.start + number), number, out };
+                let filler = &filler;
+                scope.spawn(move |_| *sample = filler.fill(slot));
             }
             drop(handing_out);
         });
         let samples = samples.into_iter().collect::<Result<Vec<_>, _>>()?;
-        self.finish(number, images, samples, transform.size())
+        self.finish(number, images, samples, maker)
     }
 
     /// Closes the gaps that skipped images left, and writes the targets.
@@ -198,10 +200,9 @@ impl Work {
         number: usize,
         mut images: Vec<u8>,
         samples: Vec<Option<Sample>>,
-        size: (usize, usize),
+        maker: &Maker,
     ) -> Result<Batch, DataError> {
-        let (loader, slots) = (&self.loader, samples.len());
-        let splits = loader.config.aug_splits.max(1);
+        let (loader, slots, splits) = (&self.loader, samples.len(), maker.splits());
         let bytes = images.len() / (slots * splits).max(1);
         let filled: Vec<usize> = (0..slots).filter(|&slot| samples[slot].is_some()).collect();
         let valid = filled.len();
@@ -226,7 +227,8 @@ impl Work {
         }
         let mut batch = Batch {
             images,
-            size,
+            size: maker.size(),
+            patches: maker.patch_grid(samples.iter().map(|sample| &sample.patches[..])),
             labels: labels.repeat(splits),
             soft,
             indices: samples.iter().map(|sample| sample.index).collect(),
@@ -235,7 +237,7 @@ impl Work {
             padding: samples.iter().filter(|sample| sample.padding).count(),
             home: Arc::clone(&loader.buffers),
         };
-        loader.mix(&mut batch, self.epoch, number);
+        loader.mix(&mut batch, self.epoch, number)?;
         Ok(batch)
     }
 }

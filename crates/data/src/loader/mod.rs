@@ -10,6 +10,7 @@
 
 mod batch;
 mod epoch;
+mod maker;
 mod order;
 mod plan;
 mod report;
@@ -19,17 +20,21 @@ use std::sync::Arc;
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-pub use batch::Batch;
+pub use batch::{Batch, PatchGrid};
 pub use epoch::Epoch;
 pub use order::{Order, Place};
-pub use plan::{BatchSchedule, Pace, naflex_batch_size};
+pub use plan::{BatchSchedule, Pace};
 pub use report::{Failure, LoaderReport, LoaderTimes};
 
 use batch::Buffers;
+use maker::Maker;
 use plan::Plan;
 use report::Record;
 
-use crate::{DataError, Dataset, Target, Transform};
+use crate::{
+    DataError, Dataset, MixLabels, Mixup, MixupConfig, NaflexTransform, Rng, SequenceConfig, Target,
+    Transform, TransformConfig,
+};
 
 /// What happens to an image that cannot be read, decoded or transformed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,9 +65,6 @@ pub struct LoaderConfig {
     pub selected_round: usize,
     /// Repeated augmentation: an epoch has the images of the set divided by this; 0 is the world size.
     pub selected_ratio: f64,
-    /// Images made of each sample: the first only cropped and flipped, the others augmented (AugMix with a
-    /// Jensen-Shannon loss). 0 and 1 are one image.
-    pub aug_splits: usize,
     /// Which of the ranks this is, below `world_size`. Each gets its share of every epoch.
     pub rank: usize,
     /// How many processes train together.
@@ -82,6 +84,11 @@ pub struct LoaderConfig {
     pub on_error: OnError,
     /// Classes of the network where targets have a value for each; `None` is those of the data set.
     pub num_classes: Option<usize>,
+    /// Mixup and cutmix; the loader fills in its number of classes.
+    pub mixup: Option<MixupConfig>,
+    /// Scale JPEGs down by 2, 4 or 8 while they are decoded, where that leaves no fewer pixels than the
+    /// image becomes: faster, and not quite the same pixels.
+    pub scaled_decode: bool,
 }
 
 impl LoaderConfig {
@@ -95,7 +102,6 @@ impl LoaderConfig {
             aug_repeats: 0.0,
             selected_round: 256,
             selected_ratio: 0.0,
-            aug_splits: 0,
             rank: 0,
             world_size: 1,
             pad: true,
@@ -105,6 +111,8 @@ impl LoaderConfig {
             prefetch: 2,
             on_error: OnError::Replace,
             num_classes: None,
+            mixup: None,
+            scaled_decode: true,
         }
     }
 
@@ -115,6 +123,7 @@ impl LoaderConfig {
             pad: false,
             drop_last: false,
             on_error: OnError::Skip,
+            scaled_decode: false,
             ..LoaderConfig::training()
         }
     }
@@ -125,11 +134,12 @@ impl LoaderConfig {
 pub struct Loader {
     dataset: Arc<dyn Dataset>,
     /// One for each kind of batch in the schedule.
-    transforms: Arc<[Transform]>,
+    makers: Arc<[Maker]>,
     schedule: Option<Arc<BatchSchedule>>,
     config: LoaderConfig,
     classes: usize,
     multi_label: bool,
+    mixup: Option<Arc<Mixup>>,
     pool: Arc<ThreadPool>,
     buffers: Arc<Buffers>,
     record: Arc<Record>,
@@ -153,7 +163,7 @@ impl Loader {
         transform: Transform,
         config: LoaderConfig,
     ) -> Result<Loader, DataError> {
-        Loader::build(dataset, vec![transform], None, config)
+        Loader::build(dataset, vec![Maker::Image(transform)], None, config)
     }
 
     /// A loader of batches of several kinds: one transform for each kind of the schedule, whose batch sizes
@@ -168,13 +178,49 @@ impl Loader {
         config: LoaderConfig,
     ) -> Result<Loader, DataError> {
         schedule.check(transforms.len())?;
+        let makers = transforms.into_iter().map(Maker::Image).collect();
+        Loader::build_scheduled(dataset, makers, schedule, config)
+    }
+
+    /// A loader of images cut into patches (NaFlex): one sequence for each kind of the schedule, such as
+    /// that of [`BatchSchedule::token_budget`]. Batches have [`Batch::patches`].
+    ///
+    /// # Errors
+    /// As [`Loader::scheduled`]; [`DataError::Unsupported`] for options that patches do not go with.
+    pub fn naflex(
+        dataset: Arc<dyn Dataset>,
+        transform: &TransformConfig,
+        sequences: &[SequenceConfig],
+        schedule: BatchSchedule,
+        config: LoaderConfig,
+    ) -> Result<Loader, DataError> {
+        schedule.check(sequences.len())?;
+        for (given, what) in [(config.mixup.is_some(), "mixup"), (transform.reprob > 0.0, "random erasing")] {
+            if given {
+                let what = format!("{what} of patches (NaFlex)");
+                return Err(DataError::Unsupported { what, remedy: "leave it out".into() });
+            }
+        }
+        let maker = |sequence: &SequenceConfig| {
+            Ok(Maker::Patches(NaflexTransform::new(transform.clone(), *sequence)?, *sequence))
+        };
+        let makers = sequences.iter().map(maker).collect::<Result<_, DataError>>()?;
+        Loader::build_scheduled(dataset, makers, schedule, config)
+    }
+
+    fn build_scheduled(
+        dataset: Arc<dyn Dataset>,
+        makers: Vec<Maker>,
+        schedule: BatchSchedule,
+        config: LoaderConfig,
+    ) -> Result<Loader, DataError> {
         let batch_size = schedule.batch_sizes.iter().copied().max().unwrap_or(0);
-        Loader::build(dataset, transforms, Some(schedule), LoaderConfig { batch_size, ..config })
+        Loader::build(dataset, makers, Some(schedule), LoaderConfig { batch_size, ..config })
     }
 
     fn build(
         dataset: Arc<dyn Dataset>,
-        transforms: Vec<Transform>,
+        makers: Vec<Maker>,
         schedule: Option<BatchSchedule>,
         config: LoaderConfig,
     ) -> Result<Loader, DataError> {
@@ -186,13 +232,16 @@ impl Loader {
         if config.batch_size == 0 {
             return Err(invalid("at least 1"));
         }
-        let bytes = transforms.iter().map(Transform::output_bytes).max().unwrap_or(0);
-        let images = config.batch_size.checked_mul(config.aug_splits.max(1));
-        if images.and_then(|images| images.checked_mul(bytes)).is_none_or(|all| all > isize::MAX as usize) {
+        let bytes = makers.iter().map(|maker| maker.output_bytes().saturating_mul(maker.splits())).max();
+        let all = config.batch_size.checked_mul(bytes.unwrap_or(0));
+        if all.is_none_or(|all| all > isize::MAX as usize) {
             return Err(invalid("a batch that fits into memory"));
         }
         order::check(&*dataset, &config)?;
         let classes = config.num_classes.unwrap_or(dataset.class_names().len());
+        let mixup =
+            config.mixup.clone().map(|mixup| Mixup::new(MixupConfig { num_classes: classes, ..mixup }));
+        let mixup = mixup.transpose()?.map(Arc::new);
         let pool = ThreadPoolBuilder::new()
             .num_threads(config.workers)
             .thread_name(|index| format!("data-{index}"))
@@ -203,11 +252,12 @@ impl Loader {
         let multi_label = dataset.is_multi_label();
         let loader = Loader {
             dataset,
-            transforms: transforms.into(),
+            makers: makers.into(),
             schedule: schedule.map(Arc::new),
             config,
             classes,
             multi_label,
+            mixup,
             pool: Arc::new(pool),
             buffers: Arc::new(buffers),
             record: Arc::new(Record::default()),
@@ -222,7 +272,30 @@ impl Loader {
                 ),
             });
         }
+        if loader.mixup.is_some() {
+            loader.check_mixing()?;
+        }
         Ok(loader)
+    }
+
+    /// Images are mixed in pairs: refuses what would make batches of odd numbers.
+    fn check_mixing(&self) -> Result<(), DataError> {
+        let invalid = |option, value: String, expected: &str| {
+            Err(DataError::InvalidOption { option, value, expected: expected.into() })
+        };
+        if self.makers.iter().any(|maker| maker.splits() > 1) {
+            return invalid("aug_splits", "2 or more with mixup".into(), "only one of the two, as in timm");
+        }
+        if self.config.on_error == OnError::Skip {
+            return invalid("on_error", "skip with mixup".into(), "broken images to be replaced");
+        }
+        let plan = self.plan(0);
+        match (0..plan.batches()).rev().map(|batch| plan.span(batch).size).find(|size| size % 2 == 1) {
+            Some(size) => {
+                invalid("batch_size", size.to_string(), "an even number with mixup, of the last batch too")
+            }
+            None => Ok(()),
+        }
     }
 
     /// The data set.
@@ -230,9 +303,9 @@ impl Loader {
         &self.dataset
     }
 
-    /// The transform; of a scheduled loader the first.
-    pub fn transform(&self) -> &Transform {
-        &self.transforms[0]
+    /// Height and width of the images, or of the patches; of a scheduled loader those of the first kind.
+    pub fn size(&self) -> (usize, usize) {
+        self.makers[0].size()
     }
 
     /// The options.
@@ -286,5 +359,23 @@ impl Loader {
     }
 
     /// Mixes the images of a batch with each other.
-    fn mix(&self, _batch: &mut Batch, _epoch: u64, _number: usize) {}
+    fn mix(&self, batch: &mut Batch, epoch: u64, number: usize) -> Result<(), DataError> {
+        let Some(mixup) = self.mixup.as_ref().filter(|_| !batch.is_empty()) else { return Ok(()) };
+        let key = (self.config.rank as u64) << 40 | number as u64;
+        let mut rng = Rng::for_sample(self.config.seed ^ MIX, epoch, key);
+        let labels = match &batch.soft {
+            Some(rows) => MixLabels::Dense(rows),
+            None => MixLabels::Classes(&batch.labels),
+        };
+        let mix = || mixup.apply(&mut batch.images, batch.size, labels, epoch, &mut rng);
+        let soft = self.record.time(report::Stage::Mix, mix)?;
+        batch.valid = mixup.outputs(batch.valid);
+        batch.labels.truncate(batch.valid);
+        batch.indices.truncate(batch.valid);
+        batch.soft = Some(soft);
+        Ok(())
+    }
 }
+
+/// Sets the numbers of mixing apart from those of augmentation.
+const MIX: u64 = 0x6D69_7869_6E67;

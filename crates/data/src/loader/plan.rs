@@ -1,6 +1,6 @@
 //! Which samples make which batch: batches of one size, or of several kinds by a schedule.
 
-use crate::{DataError, LoaderConfig, Rng};
+use crate::{DataError, LoaderConfig, Rng, naflex_batch_size};
 
 /// Some positions of an epoch's order that make a batch, and the kind of the batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,18 +88,11 @@ pub enum Pace {
     },
 }
 
-/// Images of `seq_len` patches that fit into a budget of tokens, rounded down to a multiple of `divisor`,
-/// at least one (timm's `calculate_naflex_batch_size`).
-pub fn naflex_batch_size(tokens_per_batch: usize, seq_len: usize, divisor: usize) -> usize {
-    let fits = tokens_per_batch / seq_len.max(1);
-    (fits / divisor.max(1) * divisor.max(1)).max(1)
-}
-
 impl BatchSchedule {
     /// Kinds of images of `seq_lens` patches, each drawn as often, in batches of about `tokens_per_batch`
     /// tokens (timm's NaFlex loader).
     pub fn token_budget(seq_lens: &[usize], tokens_per_batch: usize, divisor: usize) -> BatchSchedule {
-        let size = |&seq_len: &usize| naflex_batch_size(tokens_per_batch, seq_len, divisor);
+        let size = |&seq_len: &usize| naflex_batch_size(tokens_per_batch, seq_len, None, divisor);
         BatchSchedule {
             batch_sizes: seq_lens.iter().map(size).collect(),
             weights: vec![1.0; seq_lens.len()],
@@ -321,9 +314,6 @@ mod tests {
 
     #[test]
     fn token_budgets_fill_up() {
-        assert_eq!(naflex_batch_size(16384, 576, 8), 24);
-        assert_eq!(naflex_batch_size(16384, 1024, 8), 16);
-        assert_eq!(naflex_batch_size(100, 1024, 8), 1);
         let schedule = BatchSchedule::token_budget(&[128, 256, 1024], 4096, 8);
         assert_eq!(schedule.batch_sizes, [32, 16, 1]);
         let spans = spans(&schedule.plan(777, 3, &LoaderConfig::training()));

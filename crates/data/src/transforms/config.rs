@@ -2,6 +2,7 @@
 
 use std::str::FromStr;
 
+use super::augment::{self, AutoAugment, Surroundings};
 use super::{EraseMode, Interpolation};
 use crate::DataError;
 
@@ -113,14 +114,25 @@ pub struct TransformConfig {
     pub grayscale_prob: f64,
     /// Probability of Gaussian blur.
     pub gaussian_blur_prob: f64,
-    /// Automatic augmentation policy (`--aa`). Not supported yet.
+    /// Colour jitter in spite of automatic augmentation, which otherwise replaces it (but `3a`).
+    pub force_color_jitter: bool,
+    /// Automatic augmentation policy (`--aa`): `original`, `originalr`, `v0`, `v0r`, `3a`, each with
+    /// `-mstdX`; `rand` with `-mX`, `-nX`, `-pX`, `-mstdX`, `-mmaxX`, `-incX`, `-t3a`, `-t3aw` or
+    /// `-tweights`; `augmix` with `-mX`, `-wX`, `-dX`, `-aX`, `-bX`, `-mstdX`.
     pub auto_augment: Option<String>,
+    /// Number of outputs made of an image, the first of them clean (`--aug-splits`); 0 and 1 are no splits.
+    pub aug_splits: usize,
     /// Probability of random erasing.
     pub reprob: f64,
     /// What erased rectangles are filled with.
     pub remode: EraseMode,
     /// Largest number of erased rectangles.
     pub recount: usize,
+    /// Nothing is erased in the first split, or without splits in the first half of a batch: see
+    /// [`super::Transform::skips_erasing`].
+    pub resplit: bool,
+    /// TensorFlow's preprocessing, which is refused.
+    pub tf_preprocessing: bool,
 }
 
 impl TransformConfig {
@@ -146,10 +158,14 @@ impl TransformConfig {
             color_jitter_prob: None,
             grayscale_prob: 0.0,
             gaussian_blur_prob: 0.0,
+            force_color_jitter: false,
             auto_augment: None,
+            aug_splits: 0,
             reprob: 0.0,
             remode: EraseMode::Const,
             recount: 1,
+            resplit: false,
+            tf_preprocessing: false,
         }
     }
 
@@ -165,6 +181,55 @@ impl TransformConfig {
             (true, true, _) if self.interpolation == Interpolation::Random => Interpolation::Bilinear,
             _ => self.interpolation,
         }
+    }
+
+    /// The mean of the normalisation, as a colour.
+    pub(super) fn mean_color(&self) -> [u8; 3] {
+        self.mean.map(|mean| (255.0 * mean).round_ties_even().clamp(0.0, 255.0) as u8)
+    }
+
+    /// Area and aspect ratio of the random resized crop.
+    pub(super) fn crop_scale(&self) -> (f64, f64) {
+        self.scale.unwrap_or((0.08, 1.0))
+    }
+
+    pub(super) fn crop_ratio(&self) -> (f64, f64) {
+        self.ratio.unwrap_or((3.0 / 4.0, 4.0 / 3.0))
+    }
+
+    fn policy(&self) -> Option<&str> {
+        self.auto_augment.as_deref().filter(|policy| !policy.is_empty())
+    }
+
+    /// Whether colour jitter is on: timm turns it off where a policy is on, 3-Augment excepted.
+    pub(super) fn jitters(&self) -> bool {
+        self.force_color_jitter || self.policy().is_none_or(|policy| policy.contains("3a"))
+    }
+
+    /// The policy of `auto_augment`.
+    pub(super) fn augmentation(&self) -> Result<Option<AutoAugment>, DataError> {
+        let Some(policy) = self.policy() else { return Ok(None) };
+        let scheme = augment::parse(policy)?;
+        let [_, height, width] = self.input_size;
+        let interpolation = self.chosen_interpolation();
+        let fits = matches!(
+            interpolation,
+            Interpolation::Nearest | Interpolation::Bilinear | Interpolation::Bicubic | Interpolation::Random
+        );
+        if !fits && scheme.moves_pixels() {
+            return Err(invalid(
+                "train_interpolation",
+                interpolation,
+                "nearest, bilinear, bicubic or random where auto_augment rotates, shears or translates",
+            ));
+        }
+        let surroundings = Surroundings {
+            translate_const: (height.min(width) as f64 * 0.45).floor(),
+            translate_pct: if scheme.is_mix() { 0.3 } else { 0.45 },
+            fill: self.mean_color(),
+            interpolation,
+        };
+        Ok(Some(AutoAugment { scheme, surroundings }))
     }
 
     /// Strengths of brightness, contrast, saturation and hue.
@@ -248,13 +313,24 @@ impl TransformConfig {
         if statistics.into_iter().any(|value| !value.is_finite()) {
             return Err(invalid("mean, std", format!("{:?}, {:?}", self.mean, self.std), "finite numbers"));
         }
-        match self.auto_augment.as_deref() {
-            None | Some("") => Ok(()),
-            Some(policy) => Err(DataError::Unsupported {
-                what: format!("the augmentation policy '{policy}' (auto_augment)"),
-                remedy: "leave it out; flips, colour jitter and random erasing work".into(),
-            }),
+        if self.tf_preprocessing {
+            return Err(DataError::Unsupported {
+                what: "TensorFlow's preprocessing (tf_preprocessing)".into(),
+                remedy:
+                    "leave it out; it needs TensorFlow, and differs from these transforms by its resizing"
+                        .into(),
+            });
         }
+        if self.aug_splits > 0 && (!self.is_training || self.no_aug) {
+            return Err(invalid("aug_splits", self.aug_splits, "0 in validation and with no_aug"));
+        }
+        if self.aug_splits == 1 || self.aug_splits > 64 {
+            return Err(invalid("aug_splits", self.aug_splits, "2 to 64, or 0 for none"));
+        }
+        if let Some(policy) = self.policy().filter(|_| !self.is_training || self.no_aug) {
+            return augment::parse(policy).map(|_| ());
+        }
+        self.augmentation().map(|_| ())
     }
 }
 

@@ -5,7 +5,7 @@
 /// elsewhere. The result is the same, as only the compiler's choice of instructions differs.
 macro_rules! dispatched {
     ($name:ident, $wide:ident, $body:ident, ($($argument:ident: $type:ty),*) $(-> $result:ty)?) => {
-        pub(super) fn $name($($argument: $type),*) $(-> $result)? {
+        pub(crate) fn $name($($argument: $type),*) $(-> $result)? {
             #[cfg(target_arch = "x86_64")]
             if std::arch::is_x86_feature_detected!("avx2") {
                 // SAFETY: the processor has AVX2, which is all that this copy of safe code asks for.

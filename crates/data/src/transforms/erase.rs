@@ -32,6 +32,16 @@ impl FromStr for EraseMode {
     }
 }
 
+impl EraseMode {
+    /// The colour of a rectangle, or of a pixel.
+    pub(super) fn color(self, mean: [f64; 3], std: [f64; 3], rng: &mut Rng) -> [u8; 3] {
+        std::array::from_fn(|channel| {
+            let noise = if self == EraseMode::Const { 0.0 } else { rng.normal() };
+            (255.0 * (mean[channel] + std[channel] * noise)).round().clamp(0.0, 255.0) as u8
+        })
+    }
+}
+
 /// timm erases after normalisation, where the noise is standard normal. Batches here are bytes that are
 /// normalised later, so noise `n` becomes `round(255 * (mean + std * n))`, clipped to 0..=255: with
 /// ImageNet's statistics about 4% of the noise lies outside and is clipped, which timm does not do.
@@ -50,7 +60,7 @@ const ATTEMPTS: usize = 10;
 
 impl RandomErasing {
     /// A rectangle `(top, left, height, width)` strictly smaller than the image, or `None` after ten tries.
-    fn draw(
+    pub(super) fn draw(
         width: usize,
         height: usize,
         count: usize,
@@ -66,27 +76,29 @@ impl RandomErasing {
         })
     }
 
-    fn color(&self, rng: &mut Rng) -> [u8; 3] {
-        std::array::from_fn(|channel| {
-            let noise = if self.mode == EraseMode::Const { 0.0 } else { rng.normal() };
-            (255.0 * (self.mean[channel] + self.std[channel] * noise)).round().clamp(0.0, 255.0) as u8
-        })
+    /// The rectangles of one image: none with the complement of the probability, else one or more.
+    pub(super) fn rectangles(
+        &self,
+        width: usize,
+        height: usize,
+        rng: &mut Rng,
+    ) -> Vec<(usize, usize, usize, usize)> {
+        if !rng.chance(self.probability) {
+            return Vec::new();
+        }
+        let count = 1 + rng.index(self.max_count.max(1));
+        (0..count).filter_map(|_| Self::draw(width, height, count, rng)).collect()
     }
 
     pub(super) fn apply(&self, pixels: &mut [u8], width: usize, height: usize, rng: &mut Rng) {
-        if !rng.chance(self.probability) {
-            return;
-        }
-        let count = 1 + rng.index(self.max_count.max(1));
-        for _ in 0..count {
-            let Some((top, left, h, w)) = Self::draw(width, height, count, rng) else { continue };
-            let mut color = self.color(rng);
+        for (top, left, h, w) in self.rectangles(width, height, rng) {
+            let mut color = self.mode.color(self.mean, self.std, rng);
             for y in top..top + h {
                 let start = (y * width + left) * 3;
                 for pixel in pixels[start..start + w * 3].chunks_exact_mut(3) {
                     pixel.copy_from_slice(&color);
                     if self.mode == EraseMode::Pixel {
-                        color = self.color(rng);
+                        color = self.mode.color(self.mean, self.std, rng);
                     }
                 }
             }

@@ -1,8 +1,52 @@
 //! Which part of an image becomes the network's input, and how large: the size arithmetic of
 //! torchvision and timm. Sizes are `(height, width)`, as in timm's options.
 
-use super::resample::{Interpolation, Region, resize};
+use super::resample::{Axis, Interpolation, Region, resample};
 use crate::{DataError, Image, Rng};
+
+/// A decoded image, or the part of one that was decoded.
+#[derive(Debug, Clone, Copy)]
+pub struct View<'a> {
+    /// The pixels; each stands for `reduction` x `reduction` of the full image's.
+    pub image: &'a Image,
+    /// Column of the full image where the first pixel lies.
+    pub x: usize,
+    /// Row of the full image where the first pixel lies.
+    pub y: usize,
+    /// How far the image was scaled down in decoding: 1 is not at all.
+    pub reduction: usize,
+    /// Width and height of the full image.
+    pub full: (usize, usize),
+}
+
+impl<'a> View<'a> {
+    /// All of an image.
+    pub fn whole(image: &'a Image) -> View<'a> {
+        View { image, x: 0, y: 0, reduction: 1, full: (image.width, image.height) }
+    }
+}
+
+/// One direction of resizing pixels `first..first + count` of a full image of `full` pixels, of which
+/// those from `seen` on were decoded.
+fn axis(
+    (first, count): (usize, usize),
+    (seen, full): (usize, usize),
+    reduction: usize,
+    output: usize,
+    window: std::ops::Range<usize>,
+) -> Axis {
+    let origin = first as i64 - seen as i64;
+    if reduction <= 1 {
+        return Axis::new(origin, count, output, window);
+    }
+    let start = origin as f64 / reduction as f64;
+    let length = count as f64 / reduction as f64;
+    let end =
+        ((start + length).ceil() as i64).min(full.div_ceil(reduction) as i64 - (seen / reduction) as i64);
+    let origin = start.floor() as i64;
+    let count = usize::try_from(end - origin).unwrap_or(0);
+    Axis { origin, count, start: start - start.floor(), length, output, window }
+}
 
 /// How an image is resized, and which window of the result (perhaps reaching over its edges) is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,12 +59,138 @@ pub(super) struct Placement {
     pub(super) offset: (i64, i64),
 }
 
-/// What lies outside an image.
+/// What lies outside an image; timm's `padding_mode`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Padding {
+pub enum Padding {
+    /// `constant`: one colour.
     Color([u8; 3]),
-    /// The image mirrored at its outermost pixels.
+    /// `edge`: the outermost pixel.
+    Edge,
+    /// `reflect`: the image mirrored at its outermost pixels, which are not repeated.
     Reflect,
+    /// `symmetric`: the image mirrored, its outermost pixels repeated.
+    Symmetric,
+}
+
+impl Padding {
+    /// The index inside `0..len` whose pixel a position shows; `None` for the colour.
+    fn source(self, position: i64, len: usize) -> Option<usize> {
+        match self {
+            Padding::Color(_) => usize::try_from(position).ok().filter(|&position| position < len),
+            Padding::Edge => Some(position.clamp(0, len.max(1) as i64 - 1) as usize),
+            Padding::Reflect => Some(reflect(position, len)),
+            Padding::Symmetric => {
+                let position = position.rem_euclid(2 * len.max(1) as i64);
+                Some(position.min(2 * len.max(1) as i64 - 1 - position) as usize)
+            }
+        }
+    }
+}
+
+/// A random size and shape on top of [`Geometry::KeepRatio`], and where the crop is taken.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct KeepRatioVariation {
+    /// Probability of a random size.
+    pub scale_prob: f64,
+    /// Range of the factor.
+    pub scale_range: (f64, f64),
+    /// The factor is the share of the area shown (below 1 zooms in), not that of the edges (below 1
+    /// zooms out).
+    pub scale_area: bool,
+    /// Probability of a random aspect ratio.
+    pub aspect_prob: f64,
+    /// Range of its factor, log-uniform.
+    pub aspect_range: (f64, f64),
+    /// A random crop (`RandomCropOrPad`) instead of the middle (`CenterCropOrPad`).
+    pub random_crop: bool,
+}
+
+/// The first step of a transform: any image to one of the input's size. Sizes are `(height, width)`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Geometry {
+    /// To this size regardless of the aspect ratio, then a centre crop.
+    Squash {
+        /// Size before the crop.
+        to: (usize, usize),
+    },
+    /// The shorter edge to this length, then a centre crop.
+    ShortestEdge {
+        /// Length before the crop.
+        to: usize,
+    },
+    /// timm's `ResizeKeepRatio`, then a crop or padding.
+    KeepRatio {
+        /// The size to fit into or to cover.
+        to: (usize, usize),
+        /// 1 fits into the size, 0 covers it, and what lies between is blended.
+        longest: f64,
+        /// What the output shows outside the resized image.
+        padding: Padding,
+        /// `None`: always the same, from the middle.
+        variation: Option<KeepRatioVariation>,
+    },
+    /// A part of a random area and aspect ratio (width by height).
+    RandomResizedCrop {
+        /// Share of the area.
+        scale: (f64, f64),
+        /// Aspect ratio, width by height.
+        ratio: (f64, f64),
+    },
+}
+
+impl Geometry {
+    /// Where the output of `size` comes from in `region` of an image.
+    pub(super) fn place(&self, region: Region, size: (usize, usize), rng: &mut Rng) -> (Placement, Padding) {
+        let image = (region.height, region.width);
+        let centered = |resized: (usize, usize)| Placement {
+            region,
+            resized,
+            offset: (center_offset(resized.0, size.0), center_offset(resized.1, size.1)),
+        };
+        let black = Padding::Color([0; 3]);
+        match *self {
+            Geometry::Squash { to } => (centered(to), black),
+            Geometry::ShortestEdge { to } => (centered(shortest_edge(image, to)), black),
+            Geometry::RandomResizedCrop { scale, ratio } => {
+                let part = random_region(image, scale, ratio, rng);
+                let region = Region { x: region.x + part.x, y: region.y + part.y, ..part };
+                (Placement { region, resized: size, offset: (0, 0) }, black)
+            }
+            Geometry::KeepRatio { to, longest, padding, variation } => {
+                let factors = variation.map_or((1.0, 1.0), |variation| variation.draw(rng));
+                let mut placement = centered(keep_ratio(image, to, longest, factors));
+                if variation.is_some_and(|variation| variation.random_crop) {
+                    let mut draw = |resized, size| random_offset(resized, size, rng);
+                    placement.offset = (draw(placement.resized.0, size.0), draw(placement.resized.1, size.1));
+                }
+                (placement, padding)
+            }
+        }
+    }
+}
+
+impl KeepRatioVariation {
+    /// Factors of height and width.
+    pub(super) fn draw(&self, rng: &mut Rng) -> (f64, f64) {
+        let mut zoom = 1.0;
+        if rng.chance(self.scale_prob) {
+            zoom = rng.uniform_in(self.scale_range.0, self.scale_range.1);
+            if self.scale_area {
+                zoom = 1.0 / zoom.sqrt();
+            }
+        }
+        let mut stretch = 1.0;
+        if rng.chance(self.aspect_prob) {
+            stretch = rng.uniform_in(self.aspect_range.0.ln(), self.aspect_range.1.ln()).exp().sqrt();
+        }
+        (zoom / stretch, zoom * stretch)
+    }
+}
+
+/// First row or column of `RandomCropOrPad`: anywhere inside; negative where padding comes first.
+pub(super) fn random_offset(edge: usize, crop: usize, rng: &mut Rng) -> i64 {
+    let delta = edge as i64 - crop as i64;
+    delta.signum() * rng.below(delta.unsigned_abs() + 1) as i64
 }
 
 /// The index inside `0..len` that a position outside is a mirror image of.
@@ -98,9 +268,38 @@ pub(super) fn random_region(
     Region { x: (width - w) / 2, y: (height - h) / 2, width: w, height: h }
 }
 
+impl Placement {
+    /// The part of the source that an output of `size` depends on.
+    pub(super) fn source(
+        &self,
+        size: (usize, usize),
+        padding: Padding,
+        interpolation: Interpolation,
+    ) -> Region {
+        let span = |first: usize, count: usize, offset: i64, size: usize, resized: usize| {
+            let (start, shown) = window(offset, size, resized, padding).unwrap_or((0, 1));
+            let span = Axis::new(first as i64, count, resized, start..start + shown).span(interpolation);
+            (span.start as usize, (span.end - span.start) as usize)
+        };
+        let Placement { region, resized, offset } = *self;
+        let (x, width) = span(region.x, region.width, offset.1, size.1, resized.1);
+        let (y, height) = span(region.y, region.height, offset.0, size.0, resized.0);
+        Region { x, y, width, height }
+    }
+
+    /// How many source pixels go into one, in the direction where they are fewest.
+    pub(super) fn shrinking(&self) -> f64 {
+        let Placement { region, resized, .. } = self;
+        (region.width as f64 / resized.1 as f64).min(region.height as f64 / resized.0 as f64)
+    }
+}
+
 /// Resizes and crops or pads into `out`, `[height, width, 3]`.
+///
+/// # Errors
+/// [`DataError::Transform`] when the view does not hold all pixels that are needed.
 pub(super) fn place(
-    image: &Image,
+    view: &View,
     placement: &Placement,
     interpolation: Interpolation,
     padding: Padding,
@@ -116,31 +315,41 @@ pub(super) fn place(
         }
         return Ok(());
     };
-    let window = Region { x: left, y: top, width, height };
-    let part = resize(image, region, (resized.1, resized.0), window, interpolation)?;
+    let reduction = view.reduction;
+    let columns =
+        axis((region.x, region.width), (view.x, view.full.0), reduction, resized.1, left..left + width);
+    let rows =
+        axis((region.y, region.height), (view.y, view.full.1), reduction, resized.0, top..top + height);
     let reaches_over =
         |offset: i64, size: usize, resized: usize| offset < 0 || offset + size as i64 > resized as i64;
     if !reaches_over(offset.0, size.0, resized.0) && !reaches_over(offset.1, size.1, resized.1) {
-        out.copy_from_slice(&part.data);
-        return Ok(());
+        return resample(view.image, &columns, &rows, interpolation, out);
     }
+    let mut part = Image::filled(width, height, [0; 3]);
+    resample(view.image, &columns, &rows, interpolation, &mut part.data)?;
     let source = |position: i64, edge: usize, first: usize, count: usize| -> Option<usize> {
-        let position = match padding {
-            Padding::Reflect => reflect(position, edge),
-            Padding::Color(_) => usize::try_from(position).ok().filter(|&position| position < edge)?,
-        };
-        position.checked_sub(first).filter(|&index| index < count)
+        padding.source(position, edge)?.checked_sub(first).filter(|&index| index < count)
     };
+    let outer = if let Padding::Color(color) = padding { color } else { [0; 3] };
+    let columns: Vec<Option<usize>> =
+        (0..size.1).map(|x| source(offset.1 + x as i64, resized.1, left, width)).collect();
+    // Most columns show neighbours, which are copied at once.
+    let inner = (-offset.1).clamp(0, size.1 as i64) as usize;
+    let count = columns[inner..]
+        .iter()
+        .zip(columns[inner].unwrap_or(0)..)
+        .take_while(|(from, to)| **from == Some(*to));
+    let (count, from) = (count.count(), columns[inner].unwrap_or(0));
     for (y, row) in out.chunks_exact_mut(size.1 * 3).enumerate() {
-        let from_row = source(offset.0 + y as i64, resized.0, top, height);
-        for (x, pixel) in row.chunks_exact_mut(3).enumerate() {
-            let from_column = source(offset.1 + x as i64, resized.1, left, width);
-            let color = match (from_column, from_row, padding) {
-                (Some(x), Some(y), _) => part.pixel(x, y).unwrap_or_default(),
-                (_, _, Padding::Color(color)) => color,
-                _ => [0; 3],
-            };
-            pixel.copy_from_slice(&color);
+        let Some(from_row) = source(offset.0 + y as i64, resized.0, top, height) else {
+            row.as_chunks_mut::<3>().0.fill(outer);
+            continue;
+        };
+        let shown = &part.data[from_row * width * 3..(from_row + 1) * width * 3];
+        row[inner * 3..(inner + count) * 3].copy_from_slice(&shown[from * 3..(from + count) * 3]);
+        let (pixels, _) = row.as_chunks_mut::<3>();
+        for x in (0..inner).chain(inner + count..size.1) {
+            pixels[x] = columns[x].map_or(outer, |x| [shown[x * 3], shown[x * 3 + 1], shown[x * 3 + 2]]);
         }
     }
     Ok(())
@@ -150,7 +359,7 @@ pub(super) fn place(
 /// none. A mirror may show any of them.
 fn window(offset: i64, size: usize, resized: usize, padding: Padding) -> Option<(usize, usize)> {
     let end = offset + size as i64;
-    if padding == Padding::Reflect && (offset < 0 || end > resized as i64) {
+    if !matches!(padding, Padding::Color(_)) && (offset < 0 || end > resized as i64) {
         return Some((0, resized));
     }
     let (start, end) = (offset.max(0), end.min(resized as i64));

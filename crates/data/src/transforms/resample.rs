@@ -7,9 +7,11 @@
 
 use std::f64::consts::PI;
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 
-use crate::{DataError, Image};
+use super::kernels::{self, PackedTaps};
+use crate::{DataError, Image, Rng};
 
 /// How pixels are interpolated; timm's names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +64,15 @@ impl fmt::Display for Interpolation {
 }
 
 impl Interpolation {
+    /// A fixed mode: random becomes bilinear or bicubic.
+    pub(super) fn drawn(self, rng: &mut Rng) -> Interpolation {
+        match self {
+            Interpolation::Random if rng.chance(0.5) => Interpolation::Bilinear,
+            Interpolation::Random => Interpolation::Bicubic,
+            fixed => fixed,
+        }
+    }
+
     /// Half the filter's width, in source pixels, when enlarging; and its value at a distance.
     fn filter(self) -> (f64, fn(f64) -> f64) {
         match self {
@@ -128,8 +139,45 @@ impl Region {
     }
 }
 
-const PRECISION: u32 = 22;
-const HALF: i32 = 1 << (PRECISION - 1);
+/// One direction of a resize: `length` source pixels from `origin + start` on become `output`, of which
+/// `window` is computed.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Axis {
+    /// The first source pixel that may be looked at.
+    pub(super) origin: i64,
+    /// Pixels from there that may be looked at.
+    pub(super) count: usize,
+    /// Where the resized part begins behind `origin`, in pixels.
+    pub(super) start: f64,
+    pub(super) length: f64,
+    pub(super) output: usize,
+    pub(super) window: Range<usize>,
+}
+
+impl Axis {
+    /// Whole pixels.
+    pub(super) fn new(origin: i64, count: usize, output: usize, window: Range<usize>) -> Axis {
+        Axis { origin, count, start: 0.0, length: count as f64, output, window }
+    }
+
+    fn changes(&self) -> bool {
+        self.start != 0.0 || self.length != self.output as f64
+    }
+
+    /// The source pixels that the window depends on.
+    pub(super) fn span(&self, interpolation: Interpolation) -> Range<i64> {
+        let scale = self.length / self.output as f64;
+        let (first, last) = (self.window.start as f64 + 0.5, self.window.end as f64 - 0.5);
+        let reach = match interpolation {
+            Interpolation::Nearest => 1.0,
+            _ if !self.changes() => 0.5,
+            other => other.filter().0 * scale.max(1.0) + 0.5,
+        };
+        let low = (self.start + first * scale - reach).floor().max(0.0) as i64;
+        let high = ((self.start + last * scale + reach).ceil() as i64).min(self.count as i64);
+        self.origin + low..self.origin + high.max(low + 1)
+    }
+}
 
 /// Resizes the part `region` of an image (as if it had been cropped before) to `width` x `height`, and
 /// returns the part `window` of the result: pixels nobody looks at are never computed.
@@ -143,69 +191,79 @@ pub fn resize(
     window: Region,
     interpolation: Interpolation,
 ) -> Result<Image, DataError> {
-    let inside = |part: &Region, width: usize, height: usize| {
-        part.width > 0 && part.height > 0 && part.x + part.width <= width && part.y + part.height <= height
-    };
-    if !inside(&region, image.width, image.height) || !inside(&window, width, height) {
+    let columns = Axis::new(region.x as i64, region.width, width, window.x..window.x + window.width);
+    let rows = Axis::new(region.y as i64, region.height, height, window.y..window.y + window.height);
+    let inside =
+        |axis: &Axis| axis.count > 0 && axis.window.start < axis.window.end && axis.window.end <= axis.output;
+    let whole = Region::whole(image);
+    let fits = region.x + region.width <= whole.width && region.y + region.height <= whole.height;
+    if !inside(&columns) || !inside(&rows) || !fits {
         let reason = format!("{region:?}, resized to {width} x {height}, has no part {window:?}");
         return Err(DataError::Transform { width: image.width, height: image.height, reason });
     }
-    if interpolation == Interpolation::Nearest {
-        return Ok(nearest(image, region, (width, height), window));
+    let mut data = vec![0; window.width * window.height * 3];
+    resample(image, &columns, &rows, interpolation, &mut data)?;
+    Ok(Image { width: window.width, height: window.height, data })
+}
+
+/// Resizes into `out`, the windows' `[H, W, 3]`.
+///
+/// # Errors
+/// [`DataError::Transform`] when the image does not hold all pixels that are needed.
+pub(super) fn resample(
+    image: &Image,
+    columns: &Axis,
+    rows: &Axis,
+    interpolation: Interpolation,
+    out: &mut [u8],
+) -> Result<(), DataError> {
+    let fail = |reason: String| DataError::Transform { width: image.width, height: image.height, reason };
+    let row_bytes = columns.window.len() * 3;
+    if row_bytes == 0 || rows.window.is_empty() || out.len() != row_bytes * rows.window.len() {
+        return Err(fail(format!(
+            "{:?} x {:?} do not make {} bytes",
+            columns.window,
+            rows.window,
+            out.len()
+        )));
     }
-    let columns = (width != region.width)
-        .then(|| Taps::new(region.width, width, window.x..window.x + window.width, interpolation));
-    let rows = (height != region.height)
-        .then(|| Taps::new(region.height, height, window.y..window.y + window.height, interpolation));
-    // The source rows that the vertical pass will read.
-    let (first, last) = match &rows {
-        Some(taps) => taps.span(),
-        None => (window.y, window.y + window.height),
-    };
-    let source = |row: usize| {
-        let start = ((region.y + row) * image.width + region.x) * 3;
-        &image.data[start..start + region.width * 3]
-    };
-    let row_bytes = window.width * 3;
-    let out = Image { width: window.width, height: window.height, data: vec![0; row_bytes * window.height] };
-    match (columns, rows) {
-        (None, None) => Ok(crop_rows(out, first, |row| &source(row)[window.x * 3..][..row_bytes])),
-        (None, Some(rows)) => Ok(vertical(out, &rows, |row| &source(row)[window.x * 3..][..row_bytes])),
-        (Some(columns), rows) => {
-            // One byte of slack lets the kernel read and write pixels four bytes at a time.
-            let mut between = vec![0; (last - first) * row_bytes + 1];
-            let mut padded = vec![0; region.width * 3 + 1];
-            for row in first..last {
-                padded[..region.width * 3].copy_from_slice(source(row));
-                let start = (row - first) * row_bytes;
-                kernels::horizontal(&padded, &columns, &mut between[start..=start + row_bytes]);
-            }
-            between.pop();
-            let row_between = |row: usize| &between[(row - first) * row_bytes..][..row_bytes];
-            match rows {
-                None => Ok(Image { data: between, ..out }),
-                Some(rows) => Ok(vertical(out, &rows, row_between)),
-            }
+    let horizontal = Taps::new(columns, interpolation, image.width).map_err(fail)?;
+    let vertical = Taps::new(rows, interpolation, image.height).map_err(fail)?;
+    let image_bytes = image.width * 3;
+    let row = |row: usize| &image.data[row * image_bytes..(row + 1) * image_bytes];
+    if !horizontal.weighted && !vertical.weighted {
+        for (out, &from) in out.chunks_exact_mut(row_bytes).zip(&vertical.starts) {
+            horizontal.pick(row(from), out);
         }
+        return Ok(());
     }
+    // An interpolation other than the nearest leaves a direction out only where nothing changes.
+    if !vertical.weighted {
+        kernels::across(&image.data, image_bytes, vertical.starts[0], &horizontal.packed(), out);
+        return Ok(());
+    }
+    if !horizontal.weighted {
+        let left = horizontal.starts[0] * 3;
+        down(&vertical, |from| &row(from)[left..left + row_bytes], out);
+        return Ok(());
+    }
+    let first = vertical.starts.iter().copied().min().unwrap_or(0);
+    let ends = vertical.starts.iter().zip(&vertical.counts).map(|(start, count)| start + count);
+    let mut between = vec![0; (ends.max().unwrap_or(0) - first) * row_bytes];
+    kernels::across(&image.data, image_bytes, first, &horizontal.packed(), &mut between);
+    down(&vertical, |from| &between[(from - first) * row_bytes..][..row_bytes], out);
+    Ok(())
 }
 
-fn crop_rows<'a>(mut out: Image, first: usize, source: impl Fn(usize) -> &'a [u8]) -> Image {
-    for (row, out) in out.data.chunks_exact_mut(out.width * 3).enumerate() {
-        out.copy_from_slice(source(first + row));
-    }
-    out
-}
-
-fn vertical<'a>(mut out: Image, taps: &Taps, source: impl Fn(usize) -> &'a [u8]) -> Image {
-    let mut rows = Vec::new();
-    for (index, out) in out.data.chunks_exact_mut(out.width * 3).enumerate() {
+fn down<'a>(taps: &Taps, source: impl Fn(usize) -> &'a [u8], out: &mut [u8]) {
+    let row_bytes = out.len() / taps.starts.len();
+    let mut rows = Vec::with_capacity(taps.stride);
+    for (index, out) in out.chunks_exact_mut(row_bytes).enumerate() {
         let (start, weights) = taps.get(index);
         rows.clear();
         rows.extend((start..start + weights.len()).map(&source));
-        kernels::vertical(&rows, weights, out);
+        kernels::down(&rows, weights, out);
     }
-    out
 }
 
 /// The source pixels of each output pixel and their weights.
@@ -215,146 +273,90 @@ struct Taps {
     /// `stride` for each output pixel, in fixed point.
     weights: Vec<i32>,
     stride: usize,
+    /// Otherwise pixels are taken as they are, one for one.
+    weighted: bool,
 }
 
 impl Taps {
-    fn new(
-        input: usize,
-        output: usize,
-        window: std::ops::Range<usize>,
-        interpolation: Interpolation,
-    ) -> Taps {
-        let (support, filter) = interpolation.filter();
-        let scale = input as f64 / output as f64;
-        let widening = scale.max(1.0);
-        let support = support * widening;
-        let inverse = 1.0 / widening;
-        let stride = support.ceil() as usize * 2 + 1;
+    /// # Errors
+    /// A reason when pixels outside `0..edge` are needed.
+    fn new(axis: &Axis, interpolation: Interpolation, edge: usize) -> Result<Taps, String> {
+        if axis.count == 0 || axis.window.is_empty() || axis.window.end > axis.output {
+            return Err(format!("{axis:?} is empty"));
+        }
+        let weighted = axis.changes() && interpolation != Interpolation::Nearest;
+        let window = axis.window.clone();
         let mut taps = Taps {
             starts: Vec::with_capacity(window.len()),
             counts: Vec::with_capacity(window.len()),
-            weights: vec![0; stride * window.len()],
-            stride,
+            weights: Vec::new(),
+            stride: 1,
+            weighted,
         };
-        let mut exact = Vec::with_capacity(stride);
-        for (fixed, position) in taps.weights.chunks_exact_mut(stride).zip(window) {
-            let center = (position as f64 + 0.5) * scale;
+        let scale = axis.length / axis.output as f64;
+        if weighted {
+            taps.weigh(axis, scale, interpolation);
+        } else {
+            // The coordinate is a running sum, as in Pillow: its rounding decides between pixels.
+            let mut coordinate = axis.start + scale * 0.5;
+            for position in 0..window.end {
+                if position >= window.start {
+                    taps.starts.push((coordinate as usize).min(axis.count - 1));
+                    taps.counts.push(1);
+                }
+                coordinate += scale;
+            }
+        }
+        for (start, count) in taps.starts.iter_mut().zip(&taps.counts) {
+            let first = axis.origin + *start as i64;
+            if first < 0 || first + *count as i64 > edge as i64 {
+                return Err(format!("pixel {first} of {edge} is needed and not there"));
+            }
+            *start = first as usize;
+        }
+        Ok(taps)
+    }
+
+    fn weigh(&mut self, axis: &Axis, scale: f64, interpolation: Interpolation) {
+        let (support, filter) = interpolation.filter();
+        let widening = scale.max(1.0);
+        let support = support * widening;
+        let inverse = 1.0 / widening;
+        self.stride = support.ceil() as usize * 2 + 1;
+        self.weights = vec![0; self.stride * axis.window.len()];
+        let mut exact = Vec::with_capacity(self.stride);
+        for (fixed, position) in self.weights.chunks_exact_mut(self.stride).zip(axis.window.clone()) {
+            let center = axis.start + (position as f64 + 0.5) * scale;
             // Casts from float to usize stop at 0.
-            let start = (center - support + 0.5) as usize;
-            let end = ((center + support + 0.5) as usize).min(input);
+            let start = ((center - support + 0.5) as usize).min(axis.count - 1);
+            let end = ((center + support + 0.5) as usize).clamp(start + 1, axis.count);
             exact.clear();
             exact.extend((start..end).map(|source| filter((source as f64 - center + 0.5) * inverse)));
             let total: f64 = exact.iter().sum();
             for (fixed, weight) in fixed.iter_mut().zip(&exact) {
                 let weight = if total != 0.0 { weight / total } else { *weight };
-                let scaled = weight * f64::from(1 << PRECISION);
+                let scaled = weight * f64::from(1 << kernels::PRECISION);
                 *fixed = if weight < 0.0 { (scaled - 0.5) as i32 } else { (scaled + 0.5) as i32 };
             }
-            taps.starts.push(start);
-            taps.counts.push(exact.len());
+            self.starts.push(start);
+            self.counts.push(exact.len().min(self.stride));
         }
-        taps
     }
 
     fn get(&self, index: usize) -> (usize, &[i32]) {
         (self.starts[index], &self.weights[index * self.stride..][..self.counts[index]])
     }
 
-    /// From the first source pixel used to behind the last.
-    fn span(&self) -> (usize, usize) {
-        let ends = self.starts.iter().zip(&self.counts).map(|(start, count)| start + count);
-        (self.starts.iter().copied().min().unwrap_or(0), ends.max().unwrap_or(0))
-    }
-}
-
-#[inline(always)]
-fn clip(sum: i32) -> u8 {
-    (sum >> PRECISION).clamp(0, 255) as u8
-}
-
-/// The inner loops. They are written for the compiler to vectorise; sums wrap where Pillow's would.
-mod kernels {
-    use super::super::dispatch::dispatched;
-    use super::{HALF, Taps, clip};
-
-    dispatched!(horizontal, horizontal_avx2, horizontal_body, (row: &[u8], taps: &Taps, out: &mut [u8]));
-    dispatched!(vertical, vertical_avx2, vertical_body, (rows: &[&[u8]], weights: &[i32], out: &mut [u8]));
-
-    /// `row` and `out` have one byte more than their pixels.
-    #[inline(always)]
-    fn horizontal_body(row: &[u8], taps: &Taps, out: &mut [u8]) {
-        for index in 0..out.len() / 3 {
-            let (start, weights) = taps.get(index);
-            // Four lanes, the last of which is the next pixel's red: it is written over by the next pixel.
-            // Using it all the same makes a whole vector of a pixel.
-            let mut sums = [HALF; 4];
-            let mut source = &row[start * 3..];
-            for &weight in weights {
-                let Some(values) = source.first_chunk::<4>() else { break };
-                for lane in 0..4 {
-                    sums[lane] = sums[lane].wrapping_add(weight.wrapping_mul(i32::from(values[lane])));
-                }
-                source = &source[3..];
-            }
-            let pixel = &mut out[index * 3..index * 3 + 4];
-            for lane in 0..4 {
-                pixel[lane] = clip(sums[lane]);
-            }
-        }
+    fn packed(&self) -> PackedTaps {
+        PackedTaps::new(&self.starts, &self.counts, &self.weights, self.stride)
     }
 
-    #[inline(always)]
-    fn vertical_body(rows: &[&[u8]], weights: &[i32], out: &mut [u8]) {
-        const LANES: usize = 32;
-        let (blocks, rest) = out.as_chunks_mut::<LANES>();
-        let whole = blocks.len() * LANES;
-        for (block, out) in blocks.iter_mut().enumerate() {
-            let mut sums = [HALF; LANES];
-            for (row, &weight) in rows.iter().zip(weights) {
-                let Some(source) = row[block * LANES..].first_chunk::<LANES>() else { break };
-                for lane in 0..LANES {
-                    sums[lane] = sums[lane].wrapping_add(weight.wrapping_mul(i32::from(source[lane])));
-                }
-            }
-            for lane in 0..LANES {
-                out[lane] = clip(sums[lane]);
-            }
-        }
-        for (offset, out) in rest.iter_mut().enumerate() {
-            let products = rows.iter().zip(weights);
-            let sum = products.fold(HALF, |sum, (row, &weight)| {
-                sum.wrapping_add(weight.wrapping_mul(i32::from(row[whole + offset])))
-            });
-            *out = clip(sum);
+    /// Pixels of a row, one for one.
+    fn pick(&self, row: &[u8], out: &mut [u8]) {
+        for (pixel, &start) in out.as_chunks_mut::<3>().0.iter_mut().zip(&self.starts) {
+            pixel.copy_from_slice(&row[start * 3..start * 3 + 3]);
         }
     }
-}
-
-fn nearest(image: &Image, region: Region, (width, height): (usize, usize), window: Region) -> Image {
-    // The coordinate is a running sum, as in Pillow: its rounding decides between pixels.
-    let positions = |input: usize, output: usize, start: usize, count: usize| -> Vec<usize> {
-        let step = input as f64 / output as f64;
-        let mut coordinate = step * 0.5;
-        let mut list = Vec::with_capacity(count);
-        for position in 0..start + count {
-            if position >= start {
-                list.push((coordinate as usize).min(input - 1));
-            }
-            coordinate += step;
-        }
-        list
-    };
-    let columns = positions(region.width, width, window.x, window.width);
-    let rows = positions(region.height, height, window.y, window.height);
-    let mut data = Vec::with_capacity(window.width * window.height * 3);
-    for row in rows {
-        let start = ((region.y + row) * image.width + region.x) * 3;
-        let source = &image.data[start..start + region.width * 3];
-        for &column in &columns {
-            data.extend_from_slice(&source[column * 3..column * 3 + 3]);
-        }
-    }
-    Image { width: window.width, height: window.height, data }
 }
 
 #[cfg(test)]

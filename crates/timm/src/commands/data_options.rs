@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use serde::Serialize;
 use timm::DataConfig;
-use timm_data::{LoaderConfig, OpenOptions, TransformConfig};
+use timm_data::{LoaderConfig, MixupConfig, OpenOptions, TransformConfig, dataset_name};
 
 use super::usage;
 
@@ -68,7 +68,7 @@ impl ReaderOptions {
 
     /// The name for [`timm_data::open_dataset`] of a data set's path.
     pub fn name(&self, data: &str) -> String {
-        timm_data::dataset_name(self.dataset.as_deref(), Some(data))
+        dataset_name(self.dataset.as_deref(), Some(data))
     }
 }
 
@@ -154,6 +154,11 @@ pub struct AugmentOptions {
 }
 
 impl AugmentOptions {
+    /// Whether an augmentation is asked for by name, which training on the digits does without otherwise.
+    pub fn is_given(&self) -> bool {
+        self.aa.is_some() || self.aug_splits > 0 || self.reprob > 0.0
+    }
+
     /// Whether images are mixed, so that targets are values for the classes.
     pub fn mixes(&self) -> bool {
         self.mixup > 0.0 || self.cutmix > 0.0 || self.cutmix_minmax.is_some()
@@ -178,13 +183,30 @@ impl AugmentOptions {
             reprob: self.reprob,
             remode: self.remode.parse()?,
             recount: self.recount,
+            aug_splits: self.aug_splits,
+            resplit: self.resplit,
             ..data.evaluation()?
         })
     }
 
     /// What of these options the loader does itself. `smoothing` is that of the labels of mixed images.
-    pub fn loader(&self, config: LoaderConfig, _smoothing: f32) -> Result<LoaderConfig> {
-        Ok(LoaderConfig { aug_repeats: self.aug_repeats, aug_splits: self.aug_splits, ..config })
+    pub fn loader(&self, config: LoaderConfig, smoothing: f32) -> Result<LoaderConfig> {
+        if self.aug_splits == 1 {
+            return usage("--aug-splits 1: an image alone has no splits; use at least 2, or 0");
+        }
+        let mixup = MixupConfig {
+            mixup: self.mixup,
+            cutmix: self.cutmix,
+            cutmix_minmax: pair("cutmix-minmax", &self.cutmix_minmax)?,
+            mixup_prob: self.mixup_prob,
+            mixup_switch_prob: self.mixup_switch_prob,
+            mixup_mode: self.mixup_mode.parse()?,
+            mixup_off_epoch: self.mixup_off_epoch,
+            smoothing: f64::from(smoothing),
+            ..MixupConfig::default()
+        };
+        let mixup = self.mixes().then_some(mixup);
+        Ok(LoaderConfig { aug_repeats: self.aug_repeats, mixup, ..config })
     }
 }
 

@@ -22,7 +22,7 @@ use timm_train::{
     Trainer, scaled_lr,
 };
 
-use super::model_kwargs::{ModelKwargs, sized};
+use super::model_kwargs::{ModelKwargs, key_values, sized};
 use super::pretrained::load_pretrained;
 use super::{
     check_no_state, list_failures, mean_and_std, normalization, shell_word, sizes, stop_flag, usage, warn,
@@ -250,6 +250,10 @@ fn train_config(options: &Settings, data: &DataConfig) -> Result<TrainConfig> {
             momentum: options.momentum,
             opt_eps: options.opt_eps,
             opt_betas: options.opt_betas.clone(),
+            opt_kwargs: key_values("--opt-kwargs", &options.opt_kwargs)?,
+            layer_decay: options.layer_decay,
+            layer_decay_min_scale: options.layer_decay_min_scale,
+            layer_decay_no_opt_scale: options.layer_decay_no_opt_scale,
         },
         lr,
         schedule: ScheduleConfig {

@@ -10,7 +10,7 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
-use timm_data::{Loader, LoaderConfig, OpenOptions, Transform, check_head, open_dataset};
+use timm_data::{Loader, LoaderConfig, OpenOptions, Transform, TransformConfig, check_head, open_dataset};
 use timm_train::evaluate::Evaluator;
 
 use super::data_options::ReaderOptions;
@@ -46,6 +46,9 @@ pub struct Options {
     num_samples: Option<usize>,
     #[command(flatten)]
     reader: ReaderOptions,
+    /// Pixels to trim from each edge of an image first
+    #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
+    crop_border_pixels: usize,
     /// Count predictions as right that ImageNet's real labels call so: `imagenet` for the published ones, or their JSON
     /// file
     #[arg(long, value_name = "FILE")]
@@ -94,7 +97,8 @@ pub fn run(options: Options) -> Result<()> {
         ..LoaderConfig::evaluation()
     };
     let count = dataset.len();
-    let loader = Loader::new(dataset, Transform::new(data.evaluation()?)?, config)?;
+    let transform = TransformConfig { crop_border_pixels: options.crop_border_pixels, ..data.evaluation()? };
+    let loader = Loader::new(dataset, Transform::new(transform)?, config)?;
     let params = model.param_count();
     let (architecture, store) = (model.name().to_string(), model.store().clone());
     let bar = ProgressBar::new(loader.batches() as u64);

@@ -50,7 +50,7 @@ pub(super) struct Component {
 
 /// How the components make a colour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ColorModel {
+pub(in crate::decode) enum ColorModel {
     Gray,
     YCbCr,
     Rgb,

@@ -18,6 +18,7 @@ mod segments;
 mod x86;
 
 use color::Plane;
+pub(super) use header::ColorModel;
 use header::{Component, Frame, Parser};
 use scan::{Coefficients, Target, Window, decode_single};
 
@@ -34,6 +35,17 @@ pub(super) fn decode(
     max_pixels: u64,
     plan: impl FnOnce(usize, usize) -> Request,
 ) -> Result<Part, Refusal> {
+    decode_as(bytes, max_pixels, None, plan).map(|(part, _)| part)
+}
+
+/// As [`decode`], with components of a known meaning (a file inside another may not say it); also their
+/// number.
+pub(super) fn decode_as(
+    bytes: &[u8],
+    max_pixels: u64,
+    model: Option<ColorModel>,
+    plan: impl FnOnce(usize, usize) -> Request,
+) -> Result<(Part, usize), Refusal> {
     let mut parser = Parser::new(bytes, max_pixels);
     let mut scan = parser.next_scan()?.ok_or_else(|| broken("it has no image data".into()))?;
     let frame = parser.frame().ok_or_else(|| broken("no start of frame was found".into()))?;
@@ -76,14 +88,19 @@ pub(super) fn decode(
         .map(|(target, component)| layout.plane(&frame, component, target))
         .collect();
     let (width, height) = (layout.width, layout.height);
-    let data = color::pixels(&planes, parser.color_model(), layout.offset, (width, height));
-    Ok(Part {
+    let model = match planes.len() {
+        3 => model.unwrap_or_else(|| parser.color_model()),
+        _ => parser.color_model(),
+    };
+    let data = color::pixels(&planes, model, layout.offset, (width, height));
+    let part = Part {
         image: Image { width, height, data },
         x: layout.x * request.reduction,
         y: layout.y * request.reduction,
         reduction: request.reduction,
         full: (frame.width, frame.height),
-    })
+    };
+    Ok((part, planes.len()))
 }
 
 /// What is decoded for a request. Pixels are those of the reduced image.

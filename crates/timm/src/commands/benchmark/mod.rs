@@ -251,8 +251,10 @@ fn measure(name: &str, options: &Options) -> Result<serde_json::Value> {
         if model.num_classes() == 0 {
             return usage("training needs classes: give --num-classes");
         }
-        let optimizer =
-            create_optimizer(&OptimizerConfig { opt: options.opt.clone(), ..OptimizerConfig::default() })?;
+        let optimizer = create_optimizer(
+            &OptimizerConfig { opt: options.opt.clone(), ..OptimizerConfig::default() },
+            1e-3,
+        )?;
         let step = Step {
             network: &model,
             loss: Loss::CrossEntropy { smoothing: 0.0 },

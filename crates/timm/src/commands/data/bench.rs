@@ -54,7 +54,7 @@ pub struct Options {
     #[arg(long, default_value = "1", value_parser = at_least_one, value_name = "N")]
     epochs: usize,
     /// Batches before the measurement
-    #[arg(long, default_value_t = 1, value_name = "N")]
+    #[arg(long, default_value_t = 2, value_name = "N")]
     num_warm_iter: usize,
     /// Batches measured, at most [default: all]
     #[arg(long, value_parser = at_least_one, value_name = "N")]
@@ -85,34 +85,24 @@ pub fn run(options: Options) -> Result<()> {
         false => (options.augment.transform(&data)?, options.augment.loader(config, 0.1)?),
     };
     let loader = Loader::new(dataset, Transform::new(transform)?, config)?;
-    let batches = options.epochs * loader.batches();
-    let measured =
-        options.num_bench_iter.unwrap_or(batches).min(batches - options.num_warm_iter.min(batches - 1));
-    let bar = progress(options.num_warm_iter + measured, "{bar:30} {pos}/{len} batches, {eta} left")?;
+    let epochs = options.epochs as u64;
+    let measured = options.num_bench_iter.unwrap_or(usize::MAX).min(options.epochs * loader.batches());
+    let bar = progress(measured, "{bar:30} {pos}/{len} batches, {msg}, {eta} left")?;
     let stop = stop_flag();
+    // A pass of its own, so that what is made ahead in it is not counted.
+    for batch in loader.epoch(epochs, 0).take(options.num_warm_iter) {
+        batch?;
+    }
 
+    let (start, before) = (Instant::now(), loader.report());
     let mut images = 0;
-    let mut start = Instant::now();
-    let mut before = loader.report();
-    let mut done = 0;
-    'epochs: for epoch in 0..options.epochs as u64 {
-        for batch in loader.epoch(epoch, 0) {
-            let batch = batch?;
-            if stop.load(Ordering::Relaxed) {
-                bail!("stopped before the end: no result");
-            }
-            done += 1;
-            bar.set_position(done as u64);
-            if done <= options.num_warm_iter.min(batches - 1) {
-                // From here on: what is made ahead already is given away, and what is made ahead at the end taken.
-                (start, before) = (Instant::now(), loader.report());
-                continue;
-            }
-            images += batch.len();
-            if done >= options.num_warm_iter + measured {
-                break 'epochs;
-            }
+    for batch in (0..epochs).flat_map(|epoch| loader.epoch(epoch, 0)).take(measured) {
+        images += batch?.len();
+        if stop.load(Ordering::Relaxed) {
+            bail!("stopped before the end: no result");
         }
+        bar.inc(1);
+        bar.set_message(format!("{:.0} img/s", images as f64 / start.elapsed().as_secs_f64().max(1e-9)));
     }
     let seconds = start.elapsed().as_secs_f64();
     let after = loader.report();
@@ -147,7 +137,7 @@ fn print(
         ("mix", share(old.mix, new.mix)),
     ];
     let idle = (1.0 - stages.iter().map(|(_, share)| share).sum::<f64>()).max(0.0);
-    let [_, height, width] = loader.transform().config().input_size;
+    let (height, width) = loader.size();
     let megabytes = (after.bytes_read - before.bytes_read) as f64 / 1e6 / seconds;
     let failures = after.failures.len();
     if options.json {

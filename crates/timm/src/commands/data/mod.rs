@@ -26,7 +26,7 @@ pub struct Options {
 #[derive(clap::Subcommand, Debug)]
 enum Command {
     /// Reads and decodes every image: counts, sizes, broken files, empty classes, duplicates
-    Check(check::Options),
+    Check(Box<check::Options>),
     /// Draws what the network sees: a grid of augmented images with their labels, as a PNG file
     Preview(Box<preview::Options>),
     /// Measures the loader alone: images per second, memory, and where the time goes
@@ -36,7 +36,7 @@ enum Command {
 /// Runs the command.
 pub fn run(options: Options) -> Result<()> {
     match options.command {
-        Command::Check(options) => check::run(options),
+        Command::Check(options) => check::run(*options),
         Command::Preview(options) => preview::run(*options),
         Command::Bench(options) => bench::run(*options),
     }

@@ -46,7 +46,7 @@ pub struct Options {
     /// Label smoothing, as the labels of mixed images have it
     #[arg(long, default_value_t = 0.0, value_name = "SHARE", help_heading = "Mixing")]
     smoothing: f32,
-    /// Images, a row each
+    /// Images, a row each; mixing needs an even number
     #[arg(long, default_value = "5", value_parser = at_least_one, value_name = "N")]
     rows: usize,
     /// Draws of each image [default: 6, with --eval 1]
@@ -109,6 +109,10 @@ pub fn run(options: Options) -> Result<()> {
         mean: PAPER.map(|value| f64::from(value) / 255.0),
         ..data.evaluation()?
     })?;
+    let draws = options.draws.unwrap_or(if options.eval { 1 } else { 6 });
+    // Before anything is made that would not fit.
+    let shown = draws.saturating_mul(options.augment.aug_splits.max(1)).saturating_add(1);
+    Layout::new(original.size(), options.rows, shown, options.augment.mixes())?;
     let (chosen, originals) = choose(dataset, &options, &original)?;
     let base = LoaderConfig {
         batch_size: chosen.len(),
@@ -124,7 +128,6 @@ pub fn run(options: Options) -> Result<()> {
         return usage("--aug-repeats only changes the order of images: leave it out");
     }
     let loader = Loader::new(chosen.clone(), Transform::new(transform)?, config)?;
-    let draws = options.draws.unwrap_or(if options.eval { 1 } else { 6 });
     let mut columns: Vec<Batch> = Vec::new();
     for epoch in 0..draws as u64 {
         columns.extend(loader.epoch(epoch, 0).next().transpose()?);
@@ -142,11 +145,13 @@ fn choose(
     options: &Options,
     original: &Transform,
 ) -> Result<(Arc<Chosen>, Vec<Vec<u8>>)> {
+    // Images are mixed in pairs.
+    let rows = if options.augment.mixes() { options.rows.next_multiple_of(2) } else { options.rows };
     let mut candidates: Vec<usize> = (0..dataset.len()).collect();
     Rng::new(options.seed).shuffle(&mut candidates);
     let (mut indices, mut originals, mut broken) = (Vec::new(), Vec::new(), 0);
     for index in candidates {
-        if indices.len() == options.rows {
+        if indices.len() == rows {
             break;
         }
         let pixels = dataset.get(index).and_then(|(image, _)| original.apply(&image, &mut Rng::new(0)));
@@ -164,30 +169,50 @@ fn choose(
             }
         }
     }
+    if options.augment.mixes() && indices.len() % 2 == 1 {
+        indices.pop();
+        originals.pop();
+    }
     if indices.is_empty() {
         bail!("not one image could be used");
     }
     Ok((Arc::new(Chosen { dataset, indices }), originals))
 }
 
+/// Where things are, in pixels.
+struct Layout {
+    scale: usize,
+    cell_width: usize,
+    cell_height: usize,
+    row_height: usize,
+    full_width: usize,
+    full_height: usize,
+}
+
+impl Layout {
+    fn new((height, width): (usize, usize), rows: usize, columns: usize, mixed: bool) -> Result<Layout> {
+        let scale = (LEGIBLE / width.max(height)).max(1);
+        let (cell_width, cell_height) = (width * scale, height * scale);
+        // A caption above each row; with mixed labels two lines below each image, too.
+        let row_height = LINE + 4 + cell_height + if mixed { 2 * LINE + 2 } else { 0 } + 2 * GAP;
+        let full_width = (cell_width + GAP).saturating_mul(columns).saturating_add(2 * MARGIN - GAP);
+        let full_height = row_height.saturating_mul(rows).saturating_add(2 * MARGIN + 2 * LINE + GAP);
+        if full_width.saturating_mul(full_height) > MAX_PIXELS {
+            return usage(format!(
+                "a picture of {full_width} x {full_height} pixels is too large: take a smaller --img-size, fewer --rows or --draws"
+            ));
+        }
+        Ok(Layout { scale, cell_width, cell_height, row_height, full_width, full_height })
+    }
+}
+
 fn draw(options: &Options, chosen: &Chosen, originals: &[Vec<u8>], columns: &[Batch]) -> Result<Canvas> {
     let Some(first) = columns.first() else { bail!("not one image could be used") };
     let ((height, width), splits) = (first.size, first.splits);
-    let scale = (LEGIBLE / width.max(height)).max(1);
-    let (cell_width, cell_height) = (width * scale, height * scale);
     let mixed = !chosen.is_multi_label() && columns.iter().any(|batch| batch.soft.is_some());
-    // A caption above each row; with mixed labels one below each image, too.
-    let row_height = LINE + 4 + cell_height + if mixed { LINE + 4 } else { 0 } + 2 * GAP;
+    let layout = Layout::new((height, width), chosen.len(), 1 + columns.len() * splits, mixed)?;
+    let Layout { scale, cell_width, cell_height, row_height, full_width, full_height } = layout;
     let shown = 1 + columns.len() * splits;
-    let (full_width, full_height) = (
-        2 * MARGIN + shown * (cell_width + GAP) - GAP,
-        2 * MARGIN + 2 * LINE + GAP + chosen.len() * row_height,
-    );
-    if full_width.saturating_mul(full_height) > MAX_PIXELS {
-        return usage(format!(
-            "a picture of {full_width} x {full_height} pixels is too large: take a smaller --img-size, fewer --rows or --draws"
-        ));
-    }
     let mut canvas = Canvas::new(full_width, full_height, PAPER);
     let column_x = |column: usize| MARGIN + column * (cell_width + GAP);
     canvas.text(&fit(&title(options), full_width - 2 * MARGIN), (MARGIN, MARGIN - 6), INK);
@@ -224,8 +249,10 @@ fn draw(options: &Options, chosen: &Chosen, originals: &[Vec<u8>], columns: &[Ba
                 canvas.draw(pixels, width, scale, (x, y));
                 if let Some(soft) = batch.soft.as_ref().filter(|_| mixed) {
                     let classes = soft.len() / batch.len();
-                    let text = shares(&soft[image * classes..(image + 1) * classes], chosen.class_names());
-                    canvas.text(&fit(&text, cell_width), (x, y + cell_height + 2), INK);
+                    let shares = shares(&soft[image * classes..(image + 1) * classes], chosen.class_names());
+                    for (line, text) in shares.iter().enumerate() {
+                        canvas.text(&fit(text, cell_width), (x, y + cell_height + 2 + line * LINE), INK);
+                    }
                 }
             }
         }
@@ -259,10 +286,10 @@ fn classes_of(chosen: &Chosen, row: usize) -> String {
     }
 }
 
-/// The likeliest classes of a target, the likeliest first: `0.71 cat 0.29 dog`.
-fn shares(row: &[f32], names: &[String]) -> String {
+/// The two likeliest classes of a target, the likeliest first: `0.71 cat`, `0.29 dog`.
+fn shares(row: &[f32], names: &[String]) -> Vec<String> {
     let even = 1.5 * row.iter().fold(f32::INFINITY, |a, &b| a.min(b));
     let shown = timm::top_k(row, 2).into_iter().filter(|&(_, value)| value > even && value > 0.005);
     let name = |class: usize| names.get(class).cloned().unwrap_or_else(|| class.to_string());
-    shown.map(|(class, value)| format!("{value:.2} {}", name(class))).collect::<Vec<_>>().join("  ")
+    shown.map(|(class, value)| format!("{value:.2} {}", name(class))).collect()
 }

@@ -136,7 +136,8 @@ pub struct Options {
     /// Epochs [default: 300; digits: 8]
     #[arg(long, value_parser = at_least_one, help_heading = "Optimizer")]
     epochs: Option<usize>,
-    /// Optimizer: sgd, momentum, sgdw, adam, adamw [default: sgd, with Nesterov momentum; digits: adamw]
+    /// Optimizer, a name of `timm list-optimizers`, `lookahead_` before it if wanted [default: sgd, with Nesterov momentum;
+    /// digits: adamw]
     #[arg(long, value_name = "NAME", help_heading = "Optimizer")]
     opt: Option<String>,
     /// Momentum of SGD
@@ -151,10 +152,22 @@ pub struct Options {
     /// Betas [default: the optimizer's]
     #[arg(long, action = clap::ArgAction::Set, num_args = 1..=3, value_name = "BETA", help_heading = "Optimizer")]
     pub opt_betas: Option<Vec<f64>>,
+    /// Further arguments of the optimizer, as in timm: `amsgrad=true clip_exp=0.25`
+    #[arg(long, action = clap::ArgAction::Set, num_args = 1.., value_name = "KEY=VALUE", help_heading = "Optimizer")]
+    pub opt_kwargs: Vec<String>,
+    /// Each layer's learning rate is that of the next one times this [default: all learn alike]
+    #[arg(long, value_name = "FACTOR", help_heading = "Optimizer")]
+    pub layer_decay: Option<f64>,
+    /// No layer learns with less than this share of the rate
+    #[arg(long, default_value_t = 0.0, value_name = "SHARE", help_heading = "Optimizer")]
+    pub layer_decay_min_scale: f64,
+    /// Layers with less than this share of the rate are not trained [default: all are]
+    #[arg(long, value_name = "SHARE", help_heading = "Optimizer")]
+    pub layer_decay_no_opt_scale: Option<f64>,
     /// Limit of the gradient, see --clip-mode [default: none]
     #[arg(long, value_name = "LIMIT", help_heading = "Optimizer")]
     pub clip_grad: Option<f32>,
-    /// What is limited: norm (of all gradients together) or value
+    /// What is limited: norm (of all gradients together), value, or agc (each unit's norm relative to its weight's)
     #[arg(long, default_value = "norm", value_name = "MODE", help_heading = "Optimizer")]
     pub clip_mode: String,
     /// Batches whose gradients make one update
@@ -316,7 +329,7 @@ impl Options {
             batch_size: self.batch_size.unwrap_or(if digits { 64 } else { 128 }),
             img_size: self.img_size.clone().or(digits.then(|| vec![64])),
             crop_pct: self.crop_pct.or(digits.then_some(1.0)),
-            no_aug: self.augment.no_aug || digits,
+            no_aug: self.augment.no_aug || (digits && !self.augment.is_given()),
             epochs: self.epochs.unwrap_or(if digits { 8 } else { 300 }),
             opt: self.opt.clone().unwrap_or_else(|| if digits { "adamw" } else { "sgd" }.into()),
             weight_decay: self.weight_decay.unwrap_or(pick(2e-5, 0.02)),
