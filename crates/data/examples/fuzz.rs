@@ -1,4 +1,4 @@
-//! Feeds damaged files to the decoders:
+//! Feeds damaged files to the decoders and readers:
 //! `cargo run --release -p timm-data --example fuzz -- TARGET --minutes N [--seed S] [--out DIR]`.
 //!
 //! Seeds are the small files of this crate's tests and all that was found before (`tests/findings`). Each
@@ -17,6 +17,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use timm_data::{DataError, Limits, Region, Request, Rng, decode_part};
+
+#[path = "fuzz/readers.rs"]
+mod readers;
 
 /// A reader under test: a line each.
 struct Target {
@@ -37,6 +40,15 @@ const TARGETS: &[Target] = &[
     Target { name: "bmp", extensions: &["bmp"], repair: |_| {}, run: image },
     Target { name: "tiff", extensions: &["tif"], repair: |_| {}, run: image },
     Target { name: "pnm", extensions: &["ppm", "pgm", "pbm", "pnm"], repair: |_| {}, run: image },
+    Target { name: "tar", extensions: &["tar"], repair: readers::repair_tar, run: readers::tar },
+    Target { name: "parquet", extensions: &["parquet"], repair: |_| {}, run: readers::parquet },
+    Target { name: "csv", extensions: &["csv", "tsv"], repair: |_| {}, run: readers::csv },
+    Target {
+        name: "classmap",
+        extensions: &["txt", "json", "tsv", "csv"],
+        repair: |_| {},
+        run: readers::class_map,
+    },
 ];
 
 /// Longest run. Decoding four megapixels takes well under a second; the rest is for a busy machine.

@@ -564,7 +564,9 @@ fn json_target(json: &Value, keys: &Keys) -> Result<Option<Target>, String> {
     let key = &keys.fields[0];
     let label = |value: &Value| {
         let number = value.as_i64().or(value.as_str().and_then(|text| text.trim().parse().ok()));
-        let number = number.or(value.as_f64().map(|value| value as i64)).or(value.as_bool().map(i64::from));
+        let number = number
+            .or(value.as_f64().filter(|value| value.fract() == 0.0).map(|value| value as i64))
+            .or(value.as_bool().map(i64::from));
         number.ok_or_else(|| format!("the field '{key}' holds no class number"))
     };
     let checked = |number: i64| {
