@@ -214,11 +214,7 @@ impl Trainer {
         if config.grad_accum_steps == 0 || config.val_interval == 0 {
             return Err(TrainError::Config("grad-accum-steps and val-interval must be at least 1".into()));
         }
-        if let Loss::CrossEntropy { smoothing } = config.loss
-            && !(0.0..1.0).contains(&smoothing)
-        {
-            return Err(TrainError::Config(format!("smoothing {smoothing} must be in [0, 1)")));
-        }
+        config.loss.check()?;
         if let Some(ema) = &config.ema {
             ema.check()?;
             ema::start(&mut store);
@@ -368,7 +364,7 @@ impl Trainer {
     fn compile(&mut self, phase: Phase, images: ImageSpec) -> Result<Plan, TrainError> {
         let step = Step {
             network: &*self.network,
-            loss: self.config.loss,
+            loss: self.config.loss.clone(),
             optimizer: &*self.optimizer,
             groups: &self.groups,
             clip: self.config.clip,

@@ -47,7 +47,8 @@ impl Groups {
         };
         let Some(decay) = config.layer_decay else { return Ok(groups) };
         let (least, frozen) = (config.layer_decay_min_scale, config.layer_decay_no_opt_scale.unwrap_or(0.0));
-        if !(decay > 0.0 && decay <= 1.0) || !(0.0..=1.0).contains(&least) || !(0.0..=1.0).contains(&frozen) {
+        let share = 0.0..=1.0;
+        if decay <= 0.0 || ![decay, least, frozen].iter().all(|value| share.contains(value)) {
             return Err(TrainError::Config(format!(
                 "layer-decay {decay} must be in (0, 1], layer-decay-min-scale {least} and layer-decay-no-opt-scale \
                  {frozen} in [0, 1]"
