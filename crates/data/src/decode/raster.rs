@@ -18,6 +18,9 @@ pub(super) fn decode(
 ) -> Result<Image, Refusal> {
     let broken = |error: image::ImageError| Refusal::Broken(error.to_string());
     let whole = if format == ImageFormat::Png { prepared_png(bytes)? } else { Cow::Borrowed(bytes) };
+    if format == ImageFormat::WebP {
+        check_webp(bytes.get(12..).unwrap_or_default(), max_pixels)?;
+    }
     let mut reader = ImageReader::with_format(Cursor::new(&*whole), format);
     reader.limits(limits(max_pixels));
     let decoder = reader.into_decoder().map_err(broken)?;
@@ -69,6 +72,37 @@ fn prepared_png(bytes: &[u8]) -> Result<Cow<'_, [u8]>, Refusal> {
         return Ok(Cow::Borrowed(bytes));
     }
     Ok(Cow::Owned([bytes, b"\0\0\0\0IEND\xAE\x42\x60\x82"].concat()))
+}
+
+/// The image data inside a WebP file states a size of its own, by which the decoder takes memory before
+/// it compares it with that of the file or frame.
+fn check_webp(chunks: &[u8], max_pixels: u64) -> Result<(), Refusal> {
+    let mut rest = chunks;
+    while let Some((head, behind)) = rest.split_first_chunk::<8>() {
+        let length = u32::from_le_bytes([head[4], head[5], head[6], head[7]]) as usize;
+        let content = &behind[..length.min(behind.len())];
+        let word =
+            |at: usize| content.get(at..at + 2).map(|pair| u64::from(u16::from_le_bytes([pair[0], pair[1]])));
+        let size = match &head[..4] {
+            // The upper two bits are a factor for showing it.
+            b"VP8 " => word(6).zip(word(8)).map(|(width, height)| (width & 0x3FFF, height & 0x3FFF)),
+            b"VP8L" => word(1).zip(word(3)).map(|(low, high)| {
+                let bits = high << 16 | low;
+                ((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
+            }),
+            b"ANMF" => {
+                // The chunks of a frame stand behind its own header.
+                rest = behind.get(16..).unwrap_or_default();
+                continue;
+            }
+            _ => None,
+        };
+        if let Some((width, height)) = size {
+            check_size(width, height, max_pixels)?;
+        }
+        rest = behind.get(length.saturating_add(length % 2)..).unwrap_or_default();
+    }
+    Ok(())
 }
 
 /// In BMP files of 16 bits the decoder rounds 5 and 6 bits to 8 otherwise than Pillow.
