@@ -14,12 +14,15 @@ from pathlib import Path
 
 import torch
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
+from timm.models import model_parameters
 from timm.utils import ModelEmaV3, dispatch_clip_grad
 
 OUT = Path(__file__).resolve().parent.parent / "crates/train/tests/data"
 STEPS = 20
+# Optimizers with matrices, factored or projected state, trust ratios or second derivatives.
+MATRIX = ("adafactor*", "cadafactor*", "adahessian", "*adamp", "*sgdp", "*lamb*", "*lar[sc]", "*muon", "kron*")
 SHAPES = {"conv.weight": [3, 2, 2, 2], "norm.weight": [3], "norm.bias": [3], "head.weight": [4, 3], "head.bias": [4],
           "cls_token": [1, 1, 5]}
 
@@ -81,15 +84,45 @@ def optimizers():
         dict(opt="adamw", weight_decay=0.1, betas=[0.95, 0.98], eps=1e-6),
         dict(opt="adamw", weight_decay=0.05, clip=["norm", 1.0]),
         dict(opt="sgd", momentum=0.9, weight_decay=0.05, clip=["value", 0.05]),
+        dict(opt="sgd", momentum=0.9, weight_decay=0.05, clip=["agc", 0.02]),
+        dict(opt="adamw", weight_decay=0.05, clip=["agc", 0.5]),
         dict(opt="adamw", weight_decay=0.05, ema=[0.9, False]),
         dict(opt="sgd", momentum=0.9, weight_decay=0.05, ema=[0.9, True]),
+        dict(opt="lookahead_adamw", weight_decay=0.05),
+        dict(opt="lookahead_sgd", weight_decay=0.05),
+        # Arguments that no name sets.
+        dict(opt="adam", weight_decay=0.05, kwargs=dict(amsgrad=True)),
+        dict(opt="adamwlegacy", weight_decay=0.05, kwargs=dict(amsgrad=True, clipping_threshold=0.9)),
+        dict(opt="nadamw", weight_decay=0.05, kwargs=dict(clipping_threshold=0.9)),
+        dict(opt="nadam", weight_decay=0.05, kwargs=dict(decoupled_weight_decay=True, momentum_decay=0.02)),
+        dict(opt="adabelief", weight_decay=0.05, kwargs=dict(amsgrad=True, decoupled_decay=False)),
+        dict(opt="adabelief", weight_decay=0.05, kwargs=dict(fixed_decay=True)),
+        dict(opt="radabelief", weight_decay=0.05, kwargs=dict(degenerated_to_sgd=False)),
+        dict(opt="radam", weight_decay=0.05, betas=[0.8, 0.9]),
+        dict(opt="radabelief", weight_decay=0.05, betas=[0.8, 0.9]),
+        dict(opt="adadelta", weight_decay=0.05, kwargs=dict(rho=0.8)),
+        dict(opt="adagrad", weight_decay=0.05, kwargs=dict(lr_decay=0.1, initial_accumulator_value=0.5)),
+        dict(opt="rmsprop", weight_decay=0.05, momentum=0.0, kwargs=dict(centered=True)),
+        dict(opt="rmsproptf", weight_decay=0.05, kwargs=dict(centered=True, lr_in_momentum=False)),
+        dict(opt="rmsproptf", weight_decay=0.05, momentum=0.0),
+        dict(opt="adopt", weight_decay=0.05, kwargs=dict(clip_exp=None)),
+        dict(opt="madgrad", weight_decay=0.05, momentum=0.0),
+        dict(opt="mars", weight_decay=0.05, kwargs=dict(mars_type="lion")),
+        dict(opt="mars", weight_decay=0.05, kwargs=dict(optimize_1d=True, gamma=0.1)),
+        dict(opt="mars", weight_decay=0.05, kwargs=dict(lr_1d_factor=0.5, betas_1d=[0.8, 0.95])),
+        dict(opt="novograd", weight_decay=0.05, kwargs=dict(grad_averaging=True, amsgrad=True)),
+        dict(opt="sgdw", weight_decay=0.05, kwargs=dict(nesterov=False, dampening=0.3)),
     ]
+    # Every name with its defaults, but those of CUDA libraries and those with a fixture of their own.
+    elsewhere = ("fused*", "bnb*", *MATRIX)
+    cases += [dict(opt=name, weight_decay=0.05) for name in list_optimizers(exclude_filters=list(elsewhere))]
     recorded = []
     for case in cases:
         generator = torch.Generator().manual_seed(7)
         net = Net(generator)
         steps = gradients(generator)
         kwargs = {k: v for k, v in case.items() if k in ("opt", "momentum", "weight_decay", "betas", "eps")}
+        kwargs.update(case.get("kwargs", {}))
         lrs = [0.02 * (1 + step % 3) for step in range(STEPS)]
         optimizer = create_optimizer_v2(net, lr=lrs[0], **kwargs)
         ema = ModelEmaV3(net, decay=case["ema"][0], use_warmup=case["ema"][1]) if "ema" in case else None
@@ -99,7 +132,8 @@ def optimizers():
             for name, parameter in net.named_parameters():
                 parameter.grad = grads[name].clone()
             if "clip" in case:
-                dispatch_clip_grad(net.parameters(), case["clip"][1], mode=case["clip"][0])
+                limit, mode = case["clip"][1], case["clip"][0]
+                dispatch_clip_grad(model_parameters(net, exclude_head=mode == "agc"), limit, mode=mode)
             optimizer.step()
             if ema is not None:
                 ema.update(net, step=step + 1)
@@ -109,14 +143,14 @@ def optimizers():
         state = {}
         for name, parameter in net.named_parameters():
             for slot, value in optimizer.state[parameter].items():
-                if torch.is_tensor(value) and value.shape == parameter.shape:
+                if torch.is_tensor(value) and slot not in ("step", "mu_product", "exp_avg_lr_2"):
                     state[f"{name}.{slot}"] = floats(value)
         result["state"] = state
         recorded.append(result)
     generator = torch.Generator().manual_seed(7)
     net = Net(generator)
     return dict(
-        shapes=SHAPES,
+        shapes=[[n, list(p.shape)] for n, p in net.named_parameters()],
         start={n: floats(p) for n, p in net.named_parameters()},
         gradients=[{n: floats(g) for n, g in grads.items()} for grads in gradients(generator)],
         cases=recorded,

@@ -1,7 +1,7 @@
 //! Convolutions and matrix products as kernel calls, with packed weights and fused epilogues.
 
 use timm_graph::{Conv2d, EngineError, NodeId, Op};
-use timm_kernels::conv::{self, ConvShape};
+use timm_kernels::conv::{self, ConvShape, winograd};
 use timm_kernels::copy;
 use timm_kernels::depthwise::{self, DepthwiseShape};
 use timm_kernels::gemm::{self, Epilogue};
@@ -129,6 +129,14 @@ impl Planner<'_> {
                 depthwise::depthwise(&shape, args.read(0), args.read(1), tail.bias, tail.act, args.write(0));
             };
             (self.packed_depthwise(w), Box::new(kernel))
+        } else if self.fixed[w.index()] && winograd::fits(&shape) {
+            // In training the weights change with each step, and transforming them costs what it saves.
+            let pack = move |w: &[f32], packed: &mut [f32]| winograd::pack_weights(&shape, w, packed);
+            let packed = self.packed(w, "winograd", winograd::packed_len(&shape), pack);
+            let kernel = move |args: &Args| {
+                winograd::forward(&shape, args.read(0), args.read(1), args.write(0), &tail.bind(args));
+            };
+            (packed, Box::new(kernel))
         } else {
             let pack = move |w: &[f32], packed: &mut [f32]| conv::pack_weights(&shape, w, packed);
             let packed = self.packed(w, &format!("conv {shape:?}"), conv::packed_len(&shape), pack);

@@ -15,7 +15,7 @@ pub enum DataError {
         source: std::io::Error,
     },
     /// The bytes are no image of a known format.
-    #[error("{path} is not an image: {found}; readable formats are JPEG, PNG, WebP, GIF, BMP and TIFF")]
+    #[error("{path} is not an image: {found}; readable formats are JPEG, PNG, WebP, GIF, BMP, TIFF and PNM")]
     NotAnImage {
         /// Display name of the image.
         path: String,
@@ -67,6 +67,20 @@ pub enum DataError {
     ClassMap {
         /// The file.
         path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A tar archive, table or list that is damaged, cut short or not what it should be.
+    #[error("cannot read the images in {}: {reason}", path.display())]
+    Archive {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it and what to do.
+        reason: String,
+    },
+    /// A target that no classifier of the set can have.
+    #[error("the target cannot be used: {reason}")]
+    Target {
         /// What is wrong with it.
         reason: String,
     },

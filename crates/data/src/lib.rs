@@ -34,19 +34,25 @@ mod loader;
 mod mixup;
 mod naflex_mixup;
 mod readers;
+mod real_labels;
 mod rng;
 mod transforms;
 
-pub use decode::{MAX_PIXELS, decode};
+pub use decode::{Limits, MAX_PIXELS, Part, Request, decode, decode_part, image_format};
 pub use error::DataError;
 pub use image::Image;
-pub use loader::{Batch, Epoch, Failure, Loader, LoaderConfig, LoaderReport, OnError};
+pub use loader::{
+    Batch, BatchSchedule, Epoch, Failure, Loader, LoaderConfig, LoaderReport, LoaderTimes, OnError, Order,
+    Pace, PatchGrid, Place,
+};
 pub use mixup::{MixLabels, MixMode, Mixup, MixupConfig};
 pub use naflex_mixup::NaflexMixup;
 pub use readers::{
-    Dataset, Digits, FolderDataset, IMAGE_EXTENSIONS, OpenOptions, Source, SyntheticDataset,
-    check_same_classes, load_class_map, open_dataset,
+    ClassMap, Dataset, Digits, FolderDataset, HfDataset, IMAGE_EXTENSIONS, ImageNetInfo, ListDataset,
+    OpenOptions, Shard, Source, Subset, SyntheticDataset, TarDataset, Target, TargetFormat, WdsDataset,
+    check_head, check_same_classes, dataset_name, open_dataset,
 };
+pub use real_labels::{RealAccuracy, RealLabels};
 pub use rng::Rng;
 pub use transforms::{
     CropMode, DEFAULT_CROP_PCT, Drawn, EraseMode, Geometry, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD,

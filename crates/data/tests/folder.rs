@@ -6,7 +6,7 @@ use std::path::Path;
 
 use common::{TempDir, fixture};
 use timm_data::{
-    DataError, Dataset, FolderDataset, OpenOptions, check_same_classes, load_class_map, open_dataset,
+    ClassMap, DataError, Dataset, FolderDataset, OpenOptions, Target, check_same_classes, open_dataset,
 };
 
 fn tree(names: &[&str]) -> TempDir {
@@ -21,8 +21,8 @@ fn relative(dataset: &FolderDataset) -> Vec<String> {
     (0..dataset.len()).map(shown).collect()
 }
 
-fn labels(dataset: &dyn Dataset) -> Vec<usize> {
-    (0..dataset.len()).map(|index| dataset.load(index).unwrap().1).collect()
+fn labels(dataset: &dyn Dataset) -> Vec<u32> {
+    (0..dataset.len()).map(|index| dataset.load(index).unwrap().1.class().unwrap()).collect()
 }
 
 fn open(path: &Path, options: &OpenOptions) -> Result<FolderDataset, DataError> {
@@ -46,8 +46,8 @@ fn classes_and_images_come_in_natural_order() {
     assert_eq!(labels(&dataset), [1, 0, 2, 2, 2]);
     assert!(dataset.warnings().is_empty());
     assert!(dataset.name(1).ends_with("x.png"));
-    let (image, label) = dataset.get(1).unwrap();
-    assert_eq!((image.width, image.height, label), (8, 8, 0));
+    let (image, target) = dataset.get(1).unwrap();
+    assert_eq!((image.width, image.height, target), (8, 8, Target::Class(0)));
     assert!(matches!(dataset.get(5), Err(DataError::OutOfRange { .. })));
 }
 
@@ -86,7 +86,7 @@ fn empty_class_folders_are_named_and_labels_can_be_kept() {
         .unwrap_err();
     assert!(error.to_string().contains("only train has 'b'; only validation has 'd'"), "{error}");
 
-    let options = OpenOptions { classes: Some(train.class_names().to_vec()), class_map: None };
+    let options = OpenOptions { classes: Some(train.class_names().to_vec()), ..OpenOptions::default() };
     let validation = open(&folder.path().join("val"), &options).unwrap();
     assert_eq!(labels(&validation), [0, 2]);
     assert!(validation.warnings()[1].contains("1 images left out, of unknown classes 'd'"));
@@ -96,7 +96,7 @@ fn empty_class_folders_are_named_and_labels_can_be_kept() {
 fn class_maps_fix_the_labels() {
     let folder = tree(&["a/1.png", "b/1.png", "c/1.png"]);
     folder.write("map.txt", b"c\n b \nx\n");
-    let options = OpenOptions { class_map: Some("map.txt".into()), classes: None };
+    let options = OpenOptions { class_map: Some("map.txt".into()), ..OpenOptions::default() };
     let dataset = open(folder.path(), &options).unwrap();
     assert_eq!(dataset.class_names(), ["c", "b", "x"]);
     assert_eq!(relative(&dataset), ["b/1.png", "c/1.png"]);
@@ -105,12 +105,12 @@ fn class_maps_fix_the_labels() {
     folder.write("twice.txt", b"a\nb\na\n");
     folder.write("binary.txt", &[0xFF, 0xFE, 0x00]);
     folder.write("empty.txt", b"");
-    let error = |name: &str| load_class_map(Path::new(name), folder.path()).unwrap_err().to_string();
+    let error = |name: &str| ClassMap::load(Path::new(name), folder.path()).unwrap_err().to_string();
     assert!(error("twice.txt").contains("line 3 names the class 'a' a second time"));
     assert!(error("binary.txt").contains("not UTF-8"));
     assert!(error("empty.txt").contains("is empty"));
     assert!(error("missing.txt").contains("no such file"));
-    assert!(error("map.pkl").contains("not supported yet; write it as .txt"));
+    assert!(error("map.pkl").contains("not supported yet; a pickle can run code; write it as .json"));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 mod common;
 
 use common::fixture;
-use timm_data::{Rng, decode};
+use timm_data::{Limits, Request, Rng, decode, decode_part};
 
 const FILES: [&str; 12] = [
     "420.jpg",
@@ -76,4 +76,24 @@ fn the_content_decides_and_not_the_name() {
         let message = decode(bytes, "photo.jpg").unwrap_err().to_string();
         assert!(message.contains("photo.jpg"), "{message}");
     }
+}
+
+#[test]
+fn files_that_were_found_by_fuzzing() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/findings");
+    let mut read = 0;
+    for name in ["jpeg", "png", "webp", "gif", "bmp", "tiff", "pnm"] {
+        // Most formats never gave anything.
+        let Ok(files) = std::fs::read_dir(folder.join(name)) else { continue };
+        for file in files {
+            let path = file.unwrap().path();
+            let bytes = std::fs::read(&path).unwrap();
+            let limits = Limits { max_pixels: 1 << 22 };
+            if let Err(error) = decode_part(&bytes, name, &limits, Request::whole) {
+                assert!(!error.to_string().contains("decoder failed"), "{}: {error}", path.display());
+            }
+            read += 1;
+        }
+    }
+    assert!(read > 0);
 }

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use common::{TempDir, fixture};
 use timm_data::{
-    Batch, DataError, Dataset, Digits, Image, Loader, LoaderConfig, OnError, OpenOptions, Rng, Source,
-    SyntheticDataset, Transform, TransformConfig, open_dataset,
+    Batch, BatchSchedule, DataError, Dataset, Digits, Image, Loader, LoaderConfig, OnError, OpenOptions,
+    Pace, Rng, Source, SyntheticDataset, Target, Transform, TransformConfig, open_dataset,
 };
 
 fn everything_on() -> Transform {
@@ -74,7 +74,7 @@ fn every_image_once_in_order_or_shuffled() {
         for batch in &batches {
             for (slot, (&index, &label)) in batch.indices.iter().zip(&batch.labels).enumerate() {
                 let (image, expected) = dataset.get(index).unwrap();
-                assert_eq!(label as usize, expected);
+                assert_eq!(Target::Class(label), expected);
                 let pixels = plain().apply(&image, &mut Rng::new(0)).unwrap();
                 assert_eq!(batch.images[slot * 768..(slot + 1) * 768], pixels);
             }
@@ -169,10 +169,10 @@ impl Dataset for Counting {
         &self.classes
     }
 
-    fn load(&self, index: usize) -> Result<(Source, usize), DataError> {
+    fn load(&self, index: usize) -> Result<(Source, Target), DataError> {
         assert_ne!(index, self.panics_at, "a bug");
         self.reads.fetch_add(1, Ordering::Relaxed);
-        Ok((Source::Decoded(Image::filled(4, 4, [index as u8; 3])), 0))
+        Ok((Source::Decoded(Image::filled(4, 4, [index as u8; 3])), Target::Class(0)))
     }
 
     fn name(&self, index: usize) -> String {
@@ -233,7 +233,7 @@ fn buffers_are_used_again() {
 #[test]
 fn options_that_cannot_work() {
     let digits = || Arc::new(Digits::new(false));
-    let error = |config| Loader::new(digits(), plain(), config).err().expect("must fail").to_string();
+    let error = |config| Loader::new(digits(), plain(), config).expect_err("must fail").to_string();
     assert!(error(LoaderConfig { batch_size: 0, ..LoaderConfig::training() }).contains("batch_size = 0"));
     assert!(
         error(LoaderConfig { batch_size: usize::MAX, ..LoaderConfig::training() })
@@ -247,11 +247,130 @@ fn options_that_cannot_work() {
         change(&mut config);
         Transform::new(config).unwrap_err().to_string()
     };
-    assert!(transform(|config| config.auto_augment = Some("rand-q9".into())).contains("'rand-q9'"));
+    assert!(transform(|config| config.auto_augment = Some("rond-m9".into())).contains("rond"));
     assert!(transform(|config| config.crop_pct = 0.0).contains("crop_pct"));
     assert!(transform(|config| config.hflip = 1.5).contains("hflip"));
     assert!(transform(|config| config.scale = Some((0.5, 0.1))).contains("scale"));
     assert!(transform(|config| config.color_jitter = vec![0.1, 0.2]).contains("color_jitter"));
     assert!(transform(|config| config.input_size = [1, 8, 8]).contains("1 channels"));
     assert!(transform(|config| config.input_size = [3, 0, 8]).contains("input_size"));
+}
+
+#[test]
+fn samplers_resume_and_do_not_depend_on_threads() {
+    let base = LoaderConfig { batch_size: 50, seed: 3, ..LoaderConfig::training() };
+    let configs = [
+        LoaderConfig { epoch_repeats: 1.5, ..base.clone() },
+        LoaderConfig { aug_repeats: 3.0, rank: 1, world_size: 2, ..base.clone() },
+        LoaderConfig { rank: 2, world_size: 3, drop_last: false, ..base.clone() },
+    ];
+    for config in configs {
+        let with = |workers, prefetch| {
+            let config = LoaderConfig { workers, prefetch, ..config.clone() };
+            Loader::new(Arc::new(Digits::new(true)), everything_on(), config).unwrap()
+        };
+        let (one, three) = (with(1, 1), with(3, 4));
+        let batches = collect(&one, 2, 0);
+        assert_eq!(batches.len(), one.batches());
+        assert!(same(&batches, &collect(&three, 2, 0)));
+        assert!(same(&batches[5..], &collect(&three, 2, 5)));
+        let order = one.order(2);
+        let indices: Vec<usize> = batches.iter().flat_map(|batch| batch.indices.clone()).collect();
+        assert!(indices.iter().enumerate().all(|(position, &index)| order.place(position).index == index));
+    }
+}
+
+#[test]
+fn scheduled_batches_have_their_sizes() {
+    let transform = |edge| {
+        Transform::new(TransformConfig { input_size: [3, edge, edge], ..TransformConfig::training() })
+            .unwrap()
+    };
+    let with = |workers| {
+        let schedule = BatchSchedule {
+            batch_sizes: vec![64, 32],
+            weights: vec![1.0, 1.0],
+            pace: Pace::Constant,
+            batches: None,
+        };
+        let config = LoaderConfig { workers, ..LoaderConfig::training() };
+        Loader::scheduled(Arc::new(Digits::new(true)), vec![transform(16), transform(24)], schedule, config)
+            .unwrap()
+    };
+    let (one, four) = (with(1), with(4));
+    let batches = collect(&one, 1, 0);
+    assert_eq!(batches.len(), one.batches());
+    assert!(same(&batches[7..], &collect(&four, 1, 7)));
+    for batch in &batches {
+        let (edge, size) = if batch.valid == 64 { (16, 64) } else { (24, 32) };
+        assert_eq!((batch.size, batch.valid), ((edge, edge), size));
+        assert_eq!(batch.images.len(), size * edge * edge * 3);
+    }
+    assert!(batches.iter().any(|batch| batch.valid == 64) && batches.iter().any(|batch| batch.valid == 32));
+    let seen: usize = batches.iter().map(|batch| batch.valid).sum();
+    assert!((1437 - 31..=1437).contains(&seen));
+}
+
+/// Its first image takes its time; each image has two of three classes, or a value for each.
+struct Slow {
+    classes: Vec<String>,
+    reads: AtomicUsize,
+}
+
+impl Dataset for Slow {
+    fn len(&self) -> usize {
+        40
+    }
+
+    fn class_names(&self) -> &[String] {
+        &self.classes
+    }
+
+    fn is_multi_label(&self) -> bool {
+        true
+    }
+
+    fn load(&self, index: usize) -> Result<(Source, Target), DataError> {
+        if index == 0 {
+            std::thread::sleep(Duration::from_millis(800));
+        }
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        let target = match index {
+            5 => Target::Indices(vec![7]),
+            _ if index.is_multiple_of(2) => Target::Indices(vec![0, 2]),
+            _ => Target::MultiHot(vec![0.25, 0.0, 1.0]),
+        };
+        Ok((Source::Decoded(Image::filled(4, 4, [index as u8; 3])), target))
+    }
+
+    fn name(&self, index: usize) -> String {
+        index.to_string()
+    }
+}
+
+#[test]
+fn a_slow_image_does_not_stop_the_others() {
+    let classes = ["a", "b", "c"].map(String::from).to_vec();
+    let dataset = Arc::new(Slow { classes, reads: AtomicUsize::new(0) });
+    let config = LoaderConfig { batch_size: 4, workers: 2, prefetch: 2, ..LoaderConfig::evaluation() };
+    let loader = Loader::new(dataset.clone(), plain(), config).unwrap();
+    let mut epoch = loader.epoch(0, 0);
+    // While the first batch waits for its first image, the others of the window are made.
+    for _ in 0..70 {
+        std::thread::sleep(Duration::from_millis(10));
+        if dataset.reads.load(Ordering::Relaxed) == 11 {
+            break;
+        }
+    }
+    assert_eq!(dataset.reads.load(Ordering::Relaxed), 11);
+    let first = epoch.next().unwrap().unwrap();
+    assert_eq!(first.indices, [0, 1, 2, 3]);
+    let rows = [1.0, 0.0, 1.0, 0.25, 0.0, 1.0];
+    assert_eq!((first.labels.len(), first.soft.as_deref()), (0, Some(&[rows, rows].concat()[..])));
+    // The target that the classes do not have makes its image one that cannot be used.
+    assert_eq!(epoch.next().unwrap().unwrap().indices, [4, 6, 7]);
+    drop(epoch);
+    let report = loader.report();
+    assert!(report.failures[0].reason.contains("index 7"), "{:?}", report.failures);
+    assert!(report.times.read >= Duration::from_millis(700) && report.images >= 7, "{report:?}");
 }

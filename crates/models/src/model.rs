@@ -370,4 +370,8 @@ impl Network for Model {
     fn no_weight_decay(&self) -> Vec<String> {
         self.blueprint.no_weight_decay()
     }
+
+    fn layers(&self) -> Vec<(String, usize)> {
+        self.blueprint.layers()
+    }
 }

@@ -13,6 +13,12 @@ pub trait Network: Send + Sync {
     fn no_weight_decay(&self) -> Vec<String> {
         Vec::new()
     }
+
+    /// The layer of each parameter, counted from the input, for learning rates that decay towards it; empty where the
+    /// network does not say.
+    fn layers(&self) -> Vec<(String, usize)> {
+        Vec::new()
+    }
 }
 
 /// Any function of a builder and images is a network.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use commands::{benchmark, forward, infer, info, list_models, train, validate};
+use commands::{benchmark, data, forward, infer, info, list_models, list_optimizers, train, validate};
 
 /// PyTorch Image Models, in Rust: train, validate and run image classifiers without Python.
 ///
@@ -26,15 +26,19 @@ enum Command {
     /// Train a model; without DATA, on the embedded handwritten digits
     Train(Box<train::Options>),
     /// Top-1, top-5 and loss of a model on labelled images
-    Validate(validate::Options),
+    Validate(Box<validate::Options>),
     /// What images show: the likeliest classes of each
     Infer(infer::Options),
     /// The models there are
     ListModels(list_models::Options),
+    /// The optimizers there are
+    ListOptimizers(list_optimizers::Options),
     /// A model's size, cost, feature levels, preprocessing and published weights
     Info(info::Options),
     /// Images per second, in inference and training
     Benchmark(benchmark::Options),
+    /// Check data sets, look at augmented images, measure the loader
+    Data(data::Options),
     /// Tensors in, tensors out: to compare with other frameworks
     Forward(forward::Options),
 }
@@ -61,9 +65,9 @@ fn usage_error(error: clap::Error) -> ExitCode {
     use clap::error::{ContextKind, ContextValue, ErrorKind};
     if let (ErrorKind::UnknownArgument, Some(ContextValue::String(found))) =
         (error.kind(), error.get(ContextKind::InvalidArg))
-        && commands::TIMM_OPTIONS.contains(&found.trim_start_matches('-').replace('_', "-").as_str())
+        && let Some(refusal) = commands::refusal(found)
     {
-        eprintln!("error: timm's option {found} is not available yet; leave it out");
+        eprintln!("error: {refusal}");
         return ExitCode::from(2);
     }
     // Help and version are no errors: clap prints them to standard output.
@@ -82,11 +86,13 @@ fn main() -> ExitCode {
     }
     let result = match cli.command {
         Command::Train(options) => train::run(*options),
-        Command::Validate(options) => validate::run(options),
+        Command::Validate(options) => validate::run(*options),
         Command::Infer(options) => infer::run(options),
         Command::ListModels(options) => list_models::run(options),
+        Command::ListOptimizers(options) => list_optimizers::run(options),
         Command::Info(options) => info::run(options),
         Command::Benchmark(options) => benchmark::run(options),
+        Command::Data(options) => data::run(options),
         Command::Forward(options) => forward::run(options),
     };
     match result.and_then(|()| commands::check_output()) {

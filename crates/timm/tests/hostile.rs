@@ -145,7 +145,7 @@ fn data_that_is_not_there() {
         &["10 training images", "--batch-size"],
     );
     has(&scratch.error("validate photos --checkpoint good.safetensors", 1), &["blue"]);
-    has(&scratch.error("validate --model test_resnet", 1), &["10 classes, the model 1000"]);
+    has(&scratch.error("validate --model test_resnet", 1), &["the data has 10 classes", "the head 1000"]);
     has(&scratch.error("validate --checkpoint good.safetensors --num-classes 7", 1), &["10 classes, not 7"]);
     has(&scratch.error(&format!("{SHORT} --num-classes 7"), 2), &["--num-classes 7", "10 classes"]);
     let infer = |what: &str| scratch.run(&format!("infer {what} --checkpoint good.safetensors"));
@@ -175,7 +175,10 @@ fn command_lines() {
     has(&scratch.error("train --batch-size 0", 2), &["--batch-size", "at least 1"]);
     has(&scratch.error("infer x.png --topk 0", 2), &["--topk", "at least 1"]);
     has(&scratch.error("train --epochs zero", 2), &["--epochs", "'zero'"]);
-    has(&scratch.error("train --mixup 0.2", 2), &["timm's option --mixup is not available yet"]);
+    has(
+        &scratch.error("train --kd-model-name x", 2),
+        &["timm's option --kd-model-name is not available yet"],
+    );
     has(&scratch.error("train --amp", 2), &["--amp is not available yet"]);
     has(&scratch.error("train --batch-sise 4", 2), &["--batch-sise"]);
     has(&scratch.error("infer", 2), &["<IMAGE>"]);

@@ -86,22 +86,27 @@ impl Batches for Vec<Batch> {
     }
 }
 
-/// The loader's batches, with its class numbers as labels.
+/// The loader's batches: class numbers as labels, or values for the classes where it mixes images or the data
+/// set has targets of several classes.
 impl Batches for timm_data::Loader {
     fn batches(&self) -> usize {
         timm_data::Loader::batches(self)
     }
 
     fn epoch(&self, epoch: usize, start: usize) -> Box<dyn Iterator<Item = Result<Batch, TrainError>> + '_> {
-        let [_, height, width] = self.transform().config().input_size;
-        Box::new(timm_data::Loader::epoch(self, epoch as u64, start).map(move |batch| {
-            let mut batch = batch?;
-            let images = batch.valid;
-            let channels = batch.images.len() / (images * height * width).max(1);
-            let labels = batch.labels.iter().map(|&label| label as f32).collect();
-            let size = [images, height, width, channels];
-            let pixels = Pixels::U8(std::mem::take(&mut batch.images));
-            Ok(Batch { pixels, targets: Targets::Labels(labels), size })
-        }))
+        Box::new(timm_data::Loader::epoch(self, epoch as u64, start).map(|batch| Ok(batch?.into())))
+    }
+}
+
+impl From<timm_data::Batch> for Batch {
+    fn from(mut batch: timm_data::Batch) -> Self {
+        let (images, (height, width)) = (batch.len(), batch.size);
+        let channels = batch.images.len() / (images * height * width).max(1);
+        let targets = match batch.soft.take() {
+            Some(rows) => Targets::Soft(rows),
+            None => Targets::Labels(batch.labels.iter().map(|&label| label as f32).collect()),
+        };
+        let pixels = Pixels::U8(std::mem::take(&mut batch.images));
+        Batch { pixels, targets, size: [images, height, width, channels] }
     }
 }

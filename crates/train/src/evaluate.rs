@@ -107,6 +107,21 @@ impl Evaluator {
         stop: &AtomicBool,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Option<EvalMetrics>, TrainError> {
+        self.run_with(store, batches, stop, progress, &mut |_| {})
+    }
+
+    /// As [`Evaluator::run`]; `seen` is shown the logits `[B, K]` of each batch.
+    ///
+    /// # Errors
+    /// As [`Evaluator::run`].
+    pub fn run_with(
+        &mut self,
+        store: &Store,
+        batches: &dyn Batches,
+        stop: &AtomicBool,
+        progress: &mut dyn FnMut(usize),
+        seen: &mut dyn FnMut(&Tensor),
+    ) -> Result<Option<EvalMetrics>, TrainError> {
         let mut metrics = EvalMetrics::default();
         for (i, batch) in batches.epoch(0, 0).enumerate() {
             if stop.load(Ordering::Relaxed) {
@@ -118,6 +133,7 @@ impl Evaluator {
                 return Err(error(message));
             }
             let logits = self.logits(store, &batch)?;
+            seen(&logits);
             match &batch.targets {
                 Targets::Labels(labels) => {
                     check_labels(labels, logits.shape[1]).map_err(error)?;

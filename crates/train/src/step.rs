@@ -111,7 +111,8 @@ impl Step<'_> {
         b.output("loss", loss);
         let graph = b.finish()?;
 
-        let parameters = parameters(&graph);
+        let mut parameters = parameters(&graph);
+        parameters.retain(|name, _| self.groups.trains(name));
         let model: Vec<(String, StateSpec)> =
             graph.states.iter().map(|(name, spec)| (name.clone(), spec.clone())).collect();
         let written = graph.updates.clone();
@@ -172,7 +173,7 @@ impl Step<'_> {
     }
 }
 
-/// All nodes that read each trained parameter.
+/// All nodes that read each trained parameter, in the order of the state_dict.
 fn parameters(graph: &Graph) -> IndexMap<String, Vec<NodeId>> {
     let mut found: IndexMap<String, Vec<NodeId>> = IndexMap::new();
     for (i, node) in graph.nodes.iter().enumerate() {
@@ -182,5 +183,6 @@ fn parameters(graph: &Graph) -> IndexMap<String, Vec<NodeId>> {
             found.entry(name.clone()).or_default().push(NodeId(i as u32));
         }
     }
+    found.sort_by_cached_key(|name, _| graph.states.get_index_of(name));
     found
 }

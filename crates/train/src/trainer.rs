@@ -210,7 +210,7 @@ impl Trainer {
         engine: Arc<dyn Engine>,
         config: TrainConfig,
     ) -> Result<Self, TrainError> {
-        let optimizer = create_optimizer(&config.optimizer)?;
+        let optimizer = create_optimizer(&config.optimizer, config.lr)?;
         if config.grad_accum_steps == 0 || config.val_interval == 0 {
             return Err(TrainError::Config("grad-accum-steps and val-interval must be at least 1".into()));
         }
@@ -223,8 +223,7 @@ impl Trainer {
             ema.check()?;
             ema::start(&mut store);
         }
-        let weight_decay = config.optimizer.weight_decay as f32;
-        let groups = Groups { weight_decay, no_weight_decay: network.no_weight_decay() };
+        let groups = Groups::new(&config.optimizer, &*network)?;
         let evaluator = Evaluator::new(network.clone(), engine.clone(), config.normalization.clone());
         let config_value = serde_json::to_value(&config).unwrap_or_default();
         let state = State { config: config_value, ..State::default() };

@@ -87,12 +87,12 @@ impl Bench {
             opt_eps: options.eps,
             ..OptimizerConfig::default()
         };
-        let optimizer = create_optimizer(&config).expect("an optimizer");
+        let optimizer = create_optimizer(&config, 0.1).expect("an optimizer");
         let step = Step {
             network: &self.network,
             loss: Loss::CrossEntropy { smoothing: options.smoothing as f32 },
             optimizer: &*optimizer,
-            groups: &Groups { weight_decay: options.weight_decay as f32, no_weight_decay: Vec::new() },
+            groups: &Groups { weight_decay: options.weight_decay as f32, ..Groups::default() },
             // A limit that no gradient reaches still reports the norm.
             clip: Some(Clip::Norm(options.clip_grad.unwrap_or(1e9) as f32)),
             ema: options.ema_decay.is_some(),

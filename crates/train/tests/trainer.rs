@@ -12,7 +12,7 @@ use timm_graph::reference::ReferenceEngine;
 use timm_graph::{Builder, Engine, Init, NodeId};
 use timm_train::{
     Batch, Clip, EmaConfig, EpochReport, EvalMetric, Loss, Observer, OptimizerConfig, Outcome, Pixels,
-    RunFolder, ScheduleConfig, StepReport, Targets, TrainConfig, TrainError,
+    RunFolder, ScheduleConfig, StepReport, Targets, TrainConfig, TrainError, list_optimizers,
 };
 
 fn config(opt: &str, epochs: usize) -> TrainConfig {
@@ -146,6 +146,33 @@ fn stopped_anywhere_it_ends_bit_identical() {
                 assert_eq!(bytes(&folder), bytes(&whole), "{name}, stopped after {stop_after}");
             }
         }
+    }
+}
+
+#[test]
+fn every_optimizer_goes_on_from_a_checkpoint_bit_identical() {
+    let train = batches(8, 4);
+    let never = AtomicBool::new(false);
+    let names = list_optimizers().into_iter().chain(["lookahead_adamw", "lookahead_sgd"]);
+    for opt in names {
+        let config = || TrainConfig { lr: 0.01, ..config(opt, 1) };
+        let trainer = || trainer_on(Arc::new(CpuEngine), Arc::new(network), config());
+        let scratch = Scratch::new();
+        let whole = run_folder(&scratch, "whole");
+        let mut straight = trainer();
+        straight.fit(&train, None, Some(&whole), &mut (), &never).unwrap_or_else(|e| panic!("{opt}: {e}"));
+        let folder = run_folder(&scratch, "stopped");
+        let mut watch = Watch::new(3);
+        let stop = watch.stop.clone();
+        trainer().fit(&train, None, Some(&folder), &mut watch, &stop).expect("stops");
+        let mut second = trainer();
+        let folder = RunFolder::open(folder.path(), BTreeMap::new()).expect("a run");
+        second.resume(&folder).unwrap_or_else(|e| panic!("{opt}: {e}"));
+        second.fit(&train, None, Some(&folder), &mut (), &never).expect("runs");
+        assert!(
+            bits(&straight).iter().all(|(_, values)| values.iter().all(|v| f32::from_bits(*v).is_finite()))
+        );
+        assert_eq!(bits(&second), bits(&straight), "{opt}");
     }
 }
 

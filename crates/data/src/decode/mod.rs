@@ -1,15 +1,18 @@
 //! From bytes to RGB pixels, as Pillow's `Image.open(...).convert('RGB')` gives them.
 //!
 //! The format is told from the content, never from the name. EXIF orientation is not applied, as
-//! neither Pillow nor timm applies it.
+//! neither Pillow's `open` nor timm's data sets apply it.
 
+mod gif;
 mod jpeg;
+mod pnm;
 mod raster;
+mod tiff;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::error::panic_message;
-use crate::{DataError, Image};
+use crate::{DataError, Image, Region};
 
 /// Largest `width * height` that is decoded: where Pillow raises its decompression bomb error.
 pub const MAX_PIXELS: u64 = 178_956_970;
@@ -20,10 +23,13 @@ const MAX_EDGE: u64 = 1 << 20;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Format {
     Jpeg,
+    Gif,
+    Pnm,
+    Tiff,
     Raster(image::ImageFormat, &'static str),
 }
 
-/// Decodes a JPEG, PNG, WebP, GIF (first frame), BMP or TIFF file to RGB.
+/// Decodes a JPEG, PNG, WebP, GIF (first frame), BMP, TIFF or PNM (PBM, PGM, PPM) file to RGB.
 ///
 /// Grey is repeated on three channels, CMYK is converted, alpha is dropped (not blended), palettes are
 /// looked up, 16-bit colour keeps its high byte. 16-bit *grey* is clipped at 255, which is what Pillow
@@ -35,23 +41,112 @@ enum Format {
 /// [`DataError::NotAnImage`], [`DataError::Decode`] for broken or truncated content and
 /// [`DataError::TooLarge`] above [`MAX_PIXELS`], found in the header before anything is decoded.
 pub fn decode(bytes: &[u8], path: &str) -> Result<Image, DataError> {
+    decode_part(bytes, path, &Limits::default(), Request::whole).map(|part| part.image)
+}
+
+/// What a decoder may be asked to hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Largest `width * height` of the full image, [`MAX_PIXELS`] by default.
+    pub max_pixels: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { max_pixels: MAX_PIXELS }
+    }
+}
+
+/// What a caller needs of an image whose size it has just learnt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Request {
+    /// The part that is needed, in pixels of the full image.
+    pub crop: Region,
+    /// How far the image may be scaled down while it is decoded: 1 (not at all), 2, 4 or 8. Only JPEG is.
+    pub reduction: usize,
+}
+
+impl Request {
+    /// All of an image, at its full size.
+    pub fn whole(width: usize, height: usize) -> Request {
+        Request { crop: Region { x: 0, y: 0, width, height }, reduction: 1 }
+    }
+
+    /// A request for `crop`, which will then be resized to `width` x `height`: reduced as far as leaves
+    /// no fewer pixels than that.
+    pub fn resized(crop: Region, (width, height): (usize, usize)) -> Request {
+        let fits = |reduction: &usize| crop.width >= width * reduction && crop.height >= height * reduction;
+        Request { crop, reduction: [8, 4, 2].into_iter().find(fits).unwrap_or(1) }
+    }
+
+    /// The crop inside the image and not empty, the reduction one that exists.
+    fn checked(self, width: usize, height: usize) -> Request {
+        let inside = |start: usize, len: usize, edge: usize| {
+            let start = start.min(edge - 1);
+            (start, len.clamp(1, edge - start))
+        };
+        let (x, width) = inside(self.crop.x, self.crop.width, width);
+        let (y, height) = inside(self.crop.y, self.crop.height, height);
+        let reduction = [8, 4, 2].into_iter().find(|&reduction| reduction <= self.reduction).unwrap_or(1);
+        Request { crop: Region { x, y, width, height }, reduction }
+    }
+}
+
+/// A decoded part of an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// Pixels; each stands for `reduction` x `reduction` of the full image's.
+    pub image: Image,
+    /// Where its first pixel lies in the full image: at most the requested crop's left edge.
+    pub x: usize,
+    /// The same for the upper edge.
+    pub y: usize,
+    /// 1, 2, 4 or 8.
+    pub reduction: usize,
+    /// Width and height of the full image.
+    pub full: (usize, usize),
+}
+
+impl Part {
+    fn whole(image: Image) -> Part {
+        Part { full: (image.width, image.height), image, x: 0, y: 0, reduction: 1 }
+    }
+}
+
+/// Decodes the part of an image that `plan` asks for when told its width and height.
+///
+/// With a reduction of 1 the pixels of the part are those of [`decode`], to the bit; it costs less, as
+/// a JPEG is only parsed where it is not needed, and not even that below the part. Other formats are
+/// decoded whole, and what comes back may be more than was asked for: its place stands beside it.
+///
+/// # Errors
+/// Those of [`decode`], with `limits` for [`MAX_PIXELS`]. Below the part, a broken JPEG may go unnoticed,
+/// but never a truncated one.
+pub fn decode_part(
+    bytes: &[u8],
+    path: &str,
+    limits: &Limits,
+    plan: impl FnOnce(usize, usize) -> Request,
+) -> Result<Part, DataError> {
     let format =
         sniff(bytes).ok_or_else(|| DataError::NotAnImage { path: path.into(), found: describe(bytes) })?;
-    let name = match format {
-        Format::Jpeg => "JPEG",
-        Format::Raster(_, name) => name,
-    };
+    let name = format.name();
     let fail = |reason: String| DataError::Decode { path: path.into(), format: name, reason };
     // The decoders are safe code, but a crafted file may still find an index out of bounds in them.
     let outcome = catch_unwind(AssertUnwindSafe(|| match format {
-        Format::Jpeg => jpeg::decode(bytes),
-        Format::Raster(format, _) => raster::decode(bytes, format),
+        Format::Jpeg => jpeg::decode(bytes, limits.max_pixels, plan),
+        Format::Gif => gif::decode(bytes, limits.max_pixels, |w, h| _ = plan(w, h)).map(Part::whole),
+        Format::Pnm => pnm::decode(bytes, limits.max_pixels, |w, h| _ = plan(w, h)).map(Part::whole),
+        Format::Tiff => tiff::decode(bytes, limits.max_pixels, |w, h| _ = plan(w, h)).map(Part::whole),
+        Format::Raster(format, _) => {
+            raster::decode(bytes, format, limits.max_pixels, |w, h| _ = plan(w, h)).map(Part::whole)
+        }
     }));
     match outcome {
-        Ok(Ok(image)) => Ok(image),
+        Ok(Ok(part)) => Ok(part),
         Ok(Err(Refusal::Broken(reason))) => Err(fail(reason)),
         Ok(Err(Refusal::TooLarge { width, height })) => {
-            Err(DataError::TooLarge { path: path.into(), width, height, limit: MAX_PIXELS })
+            Err(DataError::TooLarge { path: path.into(), width, height, limit: limits.max_pixels })
         }
         Err(payload) => Err(fail(format!("the decoder failed ({})", panic_message(&*payload)))),
     }
@@ -64,7 +159,7 @@ enum Refusal {
 }
 
 /// Refuses empty images and decompression bombs.
-fn check_size(width: u64, height: u64) -> Result<(), Refusal> {
+fn check_size(width: u64, height: u64, max_pixels: u64) -> Result<(), Refusal> {
     if width == 0 || height == 0 {
         return Err(Refusal::Broken(format!("its size is {width} x {height}")));
     }
@@ -74,13 +169,30 @@ fn check_size(width: u64, height: u64) -> Result<(), Refusal> {
         )));
     }
     match width.checked_mul(height) {
-        Some(pixels) if pixels <= MAX_PIXELS => Ok(()),
+        Some(pixels) if pixels <= max_pixels => Ok(()),
         _ => Err(Refusal::TooLarge { width, height }),
     }
 }
 
+impl Format {
+    fn name(self) -> &'static str {
+        match self {
+            Format::Jpeg => "JPEG",
+            Format::Gif => "GIF",
+            Format::Pnm => "PNM",
+            Format::Tiff => "TIFF",
+            Format::Raster(_, name) => name,
+        }
+    }
+}
+
+/// The format that a file's first bytes announce: JPEG, PNG, WebP, GIF, BMP, TIFF or PNM.
+pub fn image_format(bytes: &[u8]) -> Option<&'static str> {
+    sniff(bytes).map(Format::name)
+}
+
 fn sniff(bytes: &[u8]) -> Option<Format> {
-    use image::ImageFormat::{Bmp, Gif, Png, Tiff, WebP};
+    use image::ImageFormat::{Bmp, Png, WebP};
     let starts = |magic: &[u8]| bytes.starts_with(magic);
     if starts(&[0xFF, 0xD8, 0xFF]) {
         Some(Format::Jpeg)
@@ -89,11 +201,13 @@ fn sniff(bytes: &[u8]) -> Option<Format> {
     } else if starts(b"RIFF") && bytes.get(8..12) == Some(b"WEBP") {
         Some(Format::Raster(WebP, "WebP"))
     } else if starts(b"GIF87a") || starts(b"GIF89a") {
-        Some(Format::Raster(Gif, "GIF"))
+        Some(Format::Gif)
     } else if starts(b"BM") {
         Some(Format::Raster(Bmp, "BMP"))
     } else if starts(b"II*\0") || starts(b"MM\0*") {
-        Some(Format::Raster(Tiff, "TIFF"))
+        Some(Format::Tiff)
+    } else if let [b'P', b'1'..=b'6', b' ' | b'\t'..=b'\r' | b'#', ..] = bytes {
+        Some(Format::Pnm)
     } else {
         None
     }

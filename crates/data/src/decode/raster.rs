@@ -1,5 +1,6 @@
-//! PNG, WebP, GIF, BMP and TIFF through the `image` crate.
+//! PNG, WebP and BMP through the `image` crate.
 
+use std::borrow::Cow;
 use std::io::Cursor;
 
 use image::{ColorType, ImageDecoder, ImageFormat, ImageReader, ImageResult, Limits};
@@ -8,15 +9,32 @@ use super::{Refusal, check_size};
 use crate::Image;
 
 /// Decodes the first frame of a file of a known format to RGB.
-pub(super) fn decode(bytes: &[u8], format: ImageFormat) -> Result<Image, Refusal> {
+/// `planned` is told width and height once they are known.
+pub(super) fn decode(
+    bytes: &[u8],
+    format: ImageFormat,
+    max_pixels: u64,
+    planned: impl FnOnce(usize, usize),
+) -> Result<Image, Refusal> {
     let broken = |error: image::ImageError| Refusal::Broken(error.to_string());
-    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
-    reader.limits(limits());
+    let whole = if format == ImageFormat::Png { with_png_end(bytes) } else { Cow::Borrowed(bytes) };
+    let mut reader = ImageReader::with_format(Cursor::new(&*whole), format);
+    reader.limits(limits(max_pixels));
     let decoder = reader.into_decoder().map_err(broken)?;
     let (width, height) = decoder.dimensions();
-    check_size(width.into(), height.into())?;
+    check_size(width.into(), height.into(), max_pixels)?;
+    planned(width as usize, height as usize);
     let color = decoder.color_type();
-    let pixels = read(decoder).map_err(broken)?;
+    let mut pixels = read(decoder).map_err(broken)?;
+    if format == ImageFormat::Bmp {
+        restore_bmp_16(bytes, &mut pixels, color);
+    }
+    // Grey PNG of 16 bits, to which a transparent value in the header has added an alpha channel.
+    let gray = format == ImageFormat::Png && bytes.get(24..26) == Some(&[16, 0]);
+    if gray && color == ColorType::La16 {
+        pixels = pixels.chunks_exact(4).flat_map(|pixel| [pixel[0], pixel[1]]).collect();
+    }
+    let color = if gray { ColorType::L16 } else { color };
     let data = to_rgb(pixels, color).ok_or_else(|| {
         Refusal::Broken(format!("its pixels are {color:?}, which no image format here should be"))
     })?;
@@ -30,10 +48,46 @@ pub(super) fn decode(bytes: &[u8], format: ImageFormat) -> Result<Image, Refusal
     Ok(Image { width, height, data })
 }
 
+/// Pillow needs no IEND chunk behind the image data, the decoder does.
+fn with_png_end(bytes: &[u8]) -> Cow<'_, [u8]> {
+    let mut position = 8;
+    let mut data = false;
+    while let Some(head) = bytes.get(position..).and_then(|rest| rest.first_chunk::<8>()) {
+        if head[4..] == *b"IEND" {
+            return Cow::Borrowed(bytes);
+        }
+        data |= head[4..] == *b"IDAT";
+        let length = u32::from_be_bytes([head[0], head[1], head[2], head[3]]) as usize;
+        position = position.saturating_add(length).saturating_add(12);
+    }
+    if !data || position != bytes.len() {
+        return Cow::Borrowed(bytes);
+    }
+    Cow::Owned([bytes, b"\0\0\0\0IEND\xAE\x42\x60\x82"].concat())
+}
+
+/// In BMP files of 16 bits the decoder rounds 5 and 6 bits to 8 otherwise than Pillow.
+fn restore_bmp_16(bytes: &[u8], pixels: &mut [u8], color: ColorType) {
+    let field = |at: usize| bytes.get(at..at + 4).and_then(|field| field.first_chunk::<4>().copied());
+    let header = field(14).map_or(0, u32::from_le_bytes);
+    let layout = field(28).map(|[low, high, _, _]| u16::from_le_bytes([low, high]));
+    if color != ColorType::Rgb8 || header < 40 || layout != Some(16) {
+        return;
+    }
+    let bit_fields = field(30).map(u32::from_le_bytes) == Some(3);
+    let green_mask = field(58).map(u32::from_le_bytes);
+    let green: u16 = if bit_fields && green_mask == Some(0x7E0) { 6 } else { 5 };
+    for pixel in pixels.as_chunks_mut::<3>().0 {
+        for (value, bits) in pixel.iter_mut().zip([5, green, 5]) {
+            *value = (u16::from(*value >> (8 - bits)) * 255 / ((1 << bits) - 1)) as u8;
+        }
+    }
+}
+
 /// Side buffers stay bounded too; the size of the image itself is checked apart.
-fn limits() -> Limits {
+fn limits(max_pixels: u64) -> Limits {
     let mut limits = Limits::no_limits();
-    limits.max_alloc = Some(super::MAX_PIXELS * 8);
+    limits.max_alloc = Some(max_pixels.saturating_mul(8));
     limits
 }
 

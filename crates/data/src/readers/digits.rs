@@ -1,6 +1,6 @@
 //! The embedded data set.
 
-use super::{Dataset, Source};
+use super::{Dataset, Source, Target};
 use crate::{DataError, Image};
 
 /// 1797 images of `[label, 64 pixels]`, made by `tools/digits.py`.
@@ -44,13 +44,13 @@ impl Dataset for Digits {
         &self.class_names
     }
 
-    fn load(&self, index: usize) -> Result<(Source, usize), DataError> {
+    fn load(&self, index: usize) -> Result<(Source, Target), DataError> {
         let out_of_range = DataError::OutOfRange { index, len: self.len() };
         let record = *self.records.get(index).ok_or(out_of_range)? as usize;
         let record = &DATA[record * RECORD..(record + 1) * RECORD];
         let data =
             record[1..].iter().flat_map(|&value| [((u32::from(value) * 255 + 8) / 16) as u8; 3]).collect();
-        Ok((Source::Decoded(Image { width: EDGE, height: EDGE, data }), usize::from(record[0])))
+        Ok((Source::Decoded(Image { width: EDGE, height: EDGE, data }), Target::Class(u32::from(record[0]))))
     }
 
     fn name(&self, index: usize) -> String {
@@ -70,17 +70,17 @@ mod tests {
         let (train, validation) = (Digits::new(true), Digits::new(false));
         assert_eq!((train.len(), validation.len()), (1437, 360));
         // The first two images of load_digits are a 0 and a 1; the first is in the validation split.
-        let (image, label) = validation.get(0).unwrap();
-        assert_eq!((image.width, image.height, label), (8, 8, 0));
+        let (image, target) = validation.get(0).unwrap();
+        assert_eq!((image.width, image.height, target), (8, 8, Target::Class(0)));
         // First row of the set: 0 0 5 13 9 1 0 0.
         let row: Vec<u8> = (0..8).map(|x| image.pixel(x, 0).unwrap()[0]).collect();
         assert_eq!(row, [0, 0, 80, 207, 143, 16, 0, 0]);
-        assert_eq!(train.get(0).unwrap().1, 1);
+        assert_eq!(train.get(0).unwrap().1, Target::Class(1));
         assert_eq!(train.name(0), "digits/train/1");
         assert!(matches!(train.get(1437), Err(DataError::OutOfRange { index: 1437, len: 1437 })));
         let mut counts = [0; 10];
         for index in 0..train.len() {
-            counts[train.load(index).unwrap().1] += 1;
+            counts[train.target(index).unwrap().class().unwrap() as usize] += 1;
         }
         assert!(counts.iter().all(|&count| count > 130), "{counts:?}");
     }

@@ -1,12 +1,14 @@
 //! Folders of images, one sub-folder per class.
 
-use std::collections::{BTreeSet, HashMap};
-use std::ffi::OsString;
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
+
+use super::index::{Built, Entry, Group, Index, build};
 use super::natural::natural_order;
-use super::{Dataset, OpenOptions, Source, list_some, load_class_map};
+use super::{Dataset, OpenOptions, Source, Target, list_some};
 use crate::DataError;
 
 /// Extensions (lower case) that make a file an image: timm's `.png`, `.jpg`, `.jpeg` and the others that
@@ -15,26 +17,17 @@ pub const IMAGE_EXTENSIONS: [&str; 8] = ["png", "jpg", "jpeg", "webp", "gif", "b
 
 /// timm's `ImageFolder`: every image below a root, at any depth. The class is the name of the folder the
 /// image lies in; classes and images are in natural order (`img2` before `img10`) of name and path.
-/// Links are followed.
+/// Links are followed. An image takes 2 bytes of memory and those of its file's name.
 #[derive(Debug)]
 pub struct FolderDataset {
     root: PathBuf,
-    folders: Vec<PathBuf>,
-    samples: Vec<Sample>,
+    index: Index,
     class_names: Vec<String>,
     warnings: Vec<String>,
 }
 
-#[derive(Debug)]
-struct Sample {
-    name: OsString,
-    /// Index into `folders`.
-    folder: u32,
-    label: u32,
-}
-
 impl FolderDataset {
-    /// Scans `root`, which is the folder of one split.
+    /// Scans `root`, which is the folder of one split, on several threads.
     ///
     /// Folders that hold neither images nor folders are named in [`Dataset::warnings`]: as in timm they
     /// make no class, so the labels after them would differ from those of a split where they are filled.
@@ -42,96 +35,70 @@ impl FolderDataset {
     ///
     /// # Errors
     /// [`DataError::Io`] for a folder that cannot be listed, [`DataError::NoImages`] when nothing is left,
-    /// and those of [`load_class_map`].
+    /// and those of [`ClassMap::load`](crate::ClassMap::load).
     pub fn open(root: &Path, options: &OpenOptions) -> Result<FolderDataset, DataError> {
-        let mut scan = Scan::default();
-        scan.walk(root, PathBuf::new(), &mut Vec::new())?;
-        let Scan { folders, files, mut empty } = scan;
-
-        let fixed = match (&options.class_map, &options.classes) {
-            (Some(map), _) => Some(load_class_map(map, root)?),
-            (None, classes) => classes.clone(),
-        };
-        let found: BTreeSet<&str> =
-            files.iter().map(|file| folders[file.0 as usize].class.as_str()).collect();
-        let class_names = fixed.clone().unwrap_or_else(|| {
-            let mut names: Vec<String> = found.iter().map(|name| name.to_string()).collect();
-            names.sort_by(|a, b| natural_order(a, b));
-            names
-        });
-        let labels: HashMap<&str, u32> =
-            class_names.iter().enumerate().map(|(label, name)| (name.as_str(), label as u32)).collect();
-
-        let mut left_out = 0;
-        // The sort key is the path as it is shown; it is made once per image and dropped afterwards.
-        let mut keyed: Vec<(String, Sample)> = Vec::with_capacity(files.len());
-        for (folder, name) in files {
-            let FoundFolder { path, class } = &folders[folder as usize];
-            match labels.get(class.as_str()) {
-                Some(&label) => {
-                    let key = path.join(&name).to_string_lossy().into_owned();
-                    keyed.push((key, Sample { name, folder, label }));
-                }
-                None => left_out += 1,
-            }
-        }
-        keyed.sort_by(|a, b| natural_order(&a.0, &b.0));
-        let samples: Vec<Sample> = keyed.into_iter().map(|(_, sample)| sample).collect();
+        let types = Types::new(options.input_key.as_deref())?;
+        let real = root.canonicalize().map_err(failed(root))?;
+        let scan = walk(root, &types, Vec::new(), &Way { real, above: None })?;
+        let Scan { groups, mut empty } = scan;
+        let Built { index, class_names, warnings: unknown } = build(root, groups, options)?;
 
         let mut warnings = Vec::new();
         if !empty.is_empty() {
             empty.sort_by(|a, b| natural_order(a, b));
-            let effect = if fixed.is_some() { "" } else { "; they make no class" };
+            let fixed = options.class_map.is_some() || options.classes.is_some();
+            let effect = if fixed { "" } else { "; they make no class" };
             warnings.push(format!(
                 "{}: folders without images: {}{effect}",
                 root.display(),
                 list_some(&empty)
             ));
         }
-        if left_out > 0 {
-            let mut unknown: Vec<String> = found
-                .iter()
-                .filter(|name| !labels.contains_key(*name))
-                .map(|name| name.to_string())
-                .collect();
-            unknown.sort_by(|a, b| natural_order(a, b));
-            let names = list_some(&unknown);
-            warnings
-                .push(format!("{}: {left_out} images left out, of unknown classes {names}", root.display()));
-        }
-        if samples.is_empty() {
+        warnings.extend(unknown);
+        if index.len() == 0 {
             let hint = match warnings.first() {
                 Some(warning) => warning.clone(),
-                None => format!("looked for *.{} in it and its sub-folders", IMAGE_EXTENSIONS.join(", *.")),
+                None => format!("looked for *.{} in it and its sub-folders", types.0.join(", *.")),
             };
             return Err(DataError::NoImages { place: root.display().to_string(), hint });
         }
-        let folders = folders.into_iter().map(|folder| folder.path).collect();
-        Ok(FolderDataset { root: root.to_path_buf(), folders, samples, class_names, warnings })
+        Ok(FolderDataset { root: root.to_path_buf(), index, class_names, warnings })
     }
 
     /// Path of an image below the root; `None` beyond the end.
     pub fn relative_path(&self, index: usize) -> Option<PathBuf> {
-        let sample = self.samples.get(index)?;
-        Some(self.folders[sample.folder as usize].join(&sample.name))
+        let Entry { prefix, name, .. } = self.index.get(index)?;
+        Some(path_of(&[prefix, name].concat()))
+    }
+
+    /// Bytes of memory the index takes.
+    pub fn index_bytes(&self) -> usize {
+        self.index.memory()
+    }
+
+    fn entry(&self, index: usize) -> Result<Entry<'_>, DataError> {
+        self.index.get(index).ok_or(DataError::OutOfRange { index, len: self.index.len() })
     }
 }
 
 impl Dataset for FolderDataset {
     fn len(&self) -> usize {
-        self.samples.len()
+        self.index.len()
     }
 
     fn class_names(&self) -> &[String] {
         &self.class_names
     }
 
-    fn load(&self, index: usize) -> Result<(Source, usize), DataError> {
-        let relative =
-            self.relative_path(index).ok_or(DataError::OutOfRange { index, len: self.samples.len() })?;
-        let path = self.root.join(relative);
-        let bytes = fs::read(&path).map_err(|source| DataError::Io { path, source })?;
-        Ok((Source::Encoded(bytes), self.samples[index].label as usize))
+    fn load(&self, index: usize) -> Result<(Source, Target), DataError> {
+        let entry = self.entry(index)?;
+        let path = self.root.join(path_of(&[entry.prefix, entry.name].concat()));
+        let bytes = fs::read(&path).map_err(failed(&path))?;
+        Ok((Source::Encoded(bytes), Target::Class(entry.label)))
+    }
+
+    fn target(&self, index: usize) -> Result<Target, DataError> {
+        Ok(Target::Class(self.entry(index)?.label))
     }
 
     fn name(&self, index: usize) -> String {
@@ -146,76 +113,139 @@ impl Dataset for FolderDataset {
     }
 }
 
-#[derive(Debug)]
-struct FoundFolder {
-    /// Below the root.
-    path: PathBuf,
-    /// Its last name, which is the class of its images; empty for the root itself.
-    class: String,
+/// The extensions that are searched, lower case, without a dot.
+pub(crate) struct Types(Vec<String>);
+
+impl Types {
+    /// timm's `input_key` of folders: `.jpg;.png`; the usual ones without it.
+    pub(crate) fn new(input_key: Option<&str>) -> Result<Types, DataError> {
+        let Some(key) = input_key else {
+            return Ok(Types(IMAGE_EXTENSIONS.map(String::from).to_vec()));
+        };
+        let types: Vec<String> =
+            key.split(';').map(|part| part.trim().trim_start_matches('.').to_lowercase()).collect();
+        if types.iter().any(|part| part.is_empty() || part.contains('/')) {
+            return Err(DataError::InvalidOption {
+                option: "input_key",
+                value: key.into(),
+                expected: "extensions, as .jpg;.png".into(),
+            });
+        }
+        Ok(Types(types))
+    }
+
+    /// Whether a file's name ends in one of them.
+    pub(crate) fn matches(&self, name: &[u8]) -> bool {
+        extension_of(name).is_some_and(|extension| {
+            self.0.iter().any(|known| extension.eq_ignore_ascii_case(known.as_bytes()))
+        })
+    }
 }
 
-#[derive(Debug, Default)]
+/// What follows the last dot of a name that does not begin with it.
+pub(crate) fn extension_of(name: &[u8]) -> Option<&[u8]> {
+    let dot = name.iter().rposition(|&byte| byte == b'.')?;
+    // As in Python, the dots a name begins with start no extension.
+    name[..dot].iter().any(|&byte| byte != b'.').then(|| &name[dot + 1..])
+}
+
+#[cfg(unix)]
+pub(crate) fn bytes_of(name: &OsStr) -> Vec<u8> {
+    use std::os::unix::ffi::OsStrExt;
+    name.as_bytes().to_vec()
+}
+
+#[cfg(unix)]
+pub(crate) fn path_of(bytes: &[u8]) -> PathBuf {
+    use std::os::unix::ffi::OsStrExt;
+    PathBuf::from(OsStr::from_bytes(bytes))
+}
+
+#[cfg(not(unix))]
+pub(crate) fn bytes_of(name: &OsStr) -> Vec<u8> {
+    name.to_string_lossy().into_owned().into_bytes()
+}
+
+#[cfg(not(unix))]
+pub(crate) fn path_of(bytes: &[u8]) -> PathBuf {
+    PathBuf::from(String::from_utf8_lossy(bytes).into_owned())
+}
+
+fn failed(path: &Path) -> impl Fn(std::io::Error) -> DataError {
+    let path = path.to_path_buf();
+    move |source| DataError::Io { path: path.clone(), source }
+}
+
+/// The real paths of the folders on the way to one, so that a link to one of them ends the walk instead
+/// of going round.
+struct Way<'a> {
+    real: PathBuf,
+    above: Option<&'a Way<'a>>,
+}
+
+impl Way<'_> {
+    fn holds(&self, real: &Path) -> bool {
+        self.real == real || self.above.is_some_and(|above| above.holds(real))
+    }
+}
+
+#[derive(Default)]
 struct Scan {
-    folders: Vec<FoundFolder>,
-    files: Vec<(u32, OsString)>,
+    groups: Vec<Group>,
     /// Leaf folders without an image.
     empty: Vec<String>,
 }
 
-impl Scan {
-    /// `above` holds the real paths of the folders on the way here, so that a link to one of them ends
-    /// the walk instead of going round.
-    fn walk(&mut self, root: &Path, relative: PathBuf, above: &mut Vec<PathBuf>) -> Result<(), DataError> {
-        let folder = root.join(&relative);
-        let failed = |path: &Path| {
-            let path = path.to_path_buf();
-            move |source| DataError::Io { path, source }
-        };
-        let real = folder.canonicalize().map_err(failed(&folder))?;
-        if above.contains(&real) {
-            return Ok(());
-        }
-        let id = u32::try_from(self.folders.len()).map_err(|_| DataError::NoImages {
-            place: root.display().to_string(),
-            hint: "it has more than 4 billion folders".into(),
-        })?;
-        let class = relative.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let display = relative.display().to_string();
-        self.folders.push(FoundFolder { path: relative.clone(), class });
-
-        let (mut images, mut below) = (0, Vec::new());
-        for entry in fs::read_dir(&folder).map_err(failed(&folder))? {
-            let entry = entry.map_err(failed(&folder))?;
-            let name = entry.file_name();
-            let mut kind = entry.file_type().map_err(failed(&entry.path()))?;
-            if kind.is_symlink() {
-                match fs::metadata(entry.path()) {
-                    Ok(target) => kind = target.file_type(),
-                    // A dangling link is kept when it is named like an image, so that it is reported.
-                    Err(_) if !is_image(&name) => continue,
-                    Err(_) => {}
-                }
-            }
-            if kind.is_dir() {
-                below.push(name);
-            } else if is_image(&name) && (kind.is_file() || kind.is_symlink()) {
-                images += 1;
-                self.files.push((id, name));
+fn walk(root: &Path, types: &Types, prefix: Vec<u8>, way: &Way) -> Result<Scan, DataError> {
+    let relative = path_of(&prefix);
+    let folder = root.join(&relative);
+    let class = relative.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let mut group = Group { class, prefix: prefix.clone(), ..Group::default() };
+    let mut below = Vec::new();
+    for entry in fs::read_dir(&folder).map_err(failed(&folder))? {
+        let entry = entry.map_err(failed(&folder))?;
+        let name = bytes_of(&entry.file_name());
+        let mut kind = entry.file_type().map_err(failed(&entry.path()))?;
+        let is_link = kind.is_symlink();
+        if is_link {
+            match fs::metadata(entry.path()) {
+                Ok(target) => kind = target.file_type(),
+                // A dangling link is kept when it is named like an image, so that it is reported.
+                Err(_) if !types.matches(&name) => continue,
+                Err(_) => {}
             }
         }
-        if images == 0 && below.is_empty() && !display.is_empty() {
-            self.empty.push(display);
+        if kind.is_dir() {
+            let real = if is_link {
+                entry.path().canonicalize().map_err(failed(&entry.path()))?
+            } else {
+                way.real.join(entry.file_name())
+            };
+            if !way.holds(&real) {
+                below.push((name, real));
+            }
+        } else if types.matches(&name) && (kind.is_file() || kind.is_symlink()) {
+            // No file system has names this long.
+            let _ = group.names.push(&name);
         }
-        above.push(real);
-        for name in below {
-            self.walk(root, relative.join(name), above)?;
-        }
-        above.pop();
-        Ok(())
     }
-}
-
-fn is_image(name: &OsString) -> bool {
-    let extension = Path::new(name).extension().map(|extension| extension.to_string_lossy().to_lowercase());
-    extension.is_some_and(|extension| IMAGE_EXTENSIONS.contains(&extension.as_str()))
+    let mut scan = Scan::default();
+    if group.names.len() == 0 && below.is_empty() && !prefix.is_empty() {
+        scan.empty.push(relative.display().to_string().trim_end_matches('/').to_string());
+    }
+    let found: Vec<Scan> = below
+        .into_par_iter()
+        .map(|(name, real)| {
+            let prefix = [&prefix[..], &name, b"/"].concat();
+            walk(root, types, prefix, &Way { real, above: Some(way) })
+        })
+        .collect::<Result<_, DataError>>()?;
+    if group.names.len() > 0 {
+        scan.groups.push(group);
+    }
+    for part in found {
+        scan.groups.extend(part.groups);
+        scan.empty.extend(part.empty);
+    }
+    Ok(scan)
 }

@@ -5,7 +5,13 @@ use std::cmp::Ordering;
 /// Compares without regard to case, runs of digits by their value. Where that finds no difference
 /// (`01` and `1`, `a` and `A`), the texts themselves decide, so that the order is total.
 pub(super) fn natural_order(left: &str, right: &str) -> Ordering {
-    let (mut a, mut b) = (Pieces(left), Pieces(right));
+    // What they have in common decides nothing, but for the digits at its end.
+    let (l, r) = (left.as_bytes(), right.as_bytes());
+    let mut common = l.iter().zip(r).take_while(|(a, b)| a == b).count();
+    while common > 0 && (l[common - 1].is_ascii_digit() || !left.is_char_boundary(common)) {
+        common -= 1;
+    }
+    let (mut a, mut b) = (Pieces(&left[common..]), Pieces(&right[common..]));
     loop {
         let order = match (a.next(), b.next()) {
             (None, None) => return left.cmp(right),
@@ -48,13 +54,25 @@ impl<'a> Iterator for Pieces<'a> {
     }
 }
 
+/// [`natural_order`] of names that may be no UTF-8.
+pub(super) fn natural_order_bytes(left: &[u8], right: &[u8]) -> Ordering {
+    natural_order(&String::from_utf8_lossy(left), &String::from_utf8_lossy(right))
+        .then_with(|| left.cmp(right))
+}
+
 fn lower(text: &str) -> impl Iterator<Item = char> {
     text.chars().flat_map(char::to_lowercase)
 }
 
 impl Piece<'_> {
     fn compare(&self, other: &Piece) -> Ordering {
-        let by_text = || lower(self.text).cmp(lower(other.text));
+        let by_text = || match self.text.is_ascii() && other.text.is_ascii() {
+            true => {
+                let (a, b) = (self.text.bytes(), other.text.bytes());
+                a.map(|byte| byte.to_ascii_lowercase()).cmp(b.map(|byte| byte.to_ascii_lowercase()))
+            }
+            false => lower(self.text).cmp(lower(other.text)),
+        };
         let (a, b) = (self.digits.trim_start_matches('0'), other.digits.trim_start_matches('0'));
         // Without digits a piece is the last of its text and so the shorter list.
         let by_presence = || (!self.digits.is_empty()).cmp(&!other.digits.is_empty());

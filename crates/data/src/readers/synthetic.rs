@@ -1,6 +1,6 @@
 //! Random images, for benchmarks.
 
-use super::{Dataset, Source};
+use super::{Dataset, Source, Target};
 use crate::{DataError, Image, Rng};
 
 /// Random noise with random labels; the same image at the same index every time.
@@ -50,19 +50,19 @@ impl Dataset for SyntheticDataset {
         &self.class_names
     }
 
-    fn load(&self, index: usize) -> Result<(Source, usize), DataError> {
+    fn load(&self, index: usize) -> Result<(Source, Target), DataError> {
         if index >= self.len {
             return Err(DataError::OutOfRange { index, len: self.len });
         }
         let mut rng = Rng::for_sample(self.seed, 0, index as u64);
-        let label = rng.index(self.class_names.len());
+        let target = Target::Class(rng.index(self.class_names.len()) as u32);
         let size = self.width * self.height * 3;
         let mut data = Vec::with_capacity(size + 8);
         while data.len() < size {
             data.extend(rng.next_u64().to_le_bytes());
         }
         data.truncate(size);
-        Ok((Source::Decoded(Image { width: self.width, height: self.height, data }), label))
+        Ok((Source::Decoded(Image { width: self.width, height: self.height, data }), target))
     }
 
     fn name(&self, index: usize) -> String {
@@ -77,9 +77,9 @@ mod tests {
     #[test]
     fn same_index_same_image() {
         let set = SyntheticDataset::new(5, 3, 7, 4, 1).unwrap();
-        let (first, label) = set.get(2).unwrap();
+        let (first, target) = set.get(2).unwrap();
         assert_eq!(first.data.len(), 7 * 4 * 3);
-        assert_eq!((first.clone(), label), set.get(2).unwrap());
+        assert_eq!((first.clone(), target), set.get(2).unwrap());
         assert_ne!(first, set.get(3).unwrap().0);
         assert!(set.get(5).is_err());
         assert!(SyntheticDataset::new(0, 3, 7, 4, 1).is_err());

@@ -3,6 +3,7 @@
 
 mod geometry;
 mod weight_grad;
+pub mod winograd;
 
 use crate::gemm::Epilogue;
 use crate::gemm::product::Product;

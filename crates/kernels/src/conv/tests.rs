@@ -2,6 +2,7 @@ use timm_graph::scalar::Unary;
 
 use super::weight_grad::weight_grad_isa;
 use super::*;
+use crate::simd::{available, with_isa};
 use crate::testing::{Random, assert_close, isas};
 
 /// Calls `visit(output index, input index, weight index)` for every product of a convolution.
@@ -179,4 +180,44 @@ fn results_do_not_depend_on_the_number_of_threads() {
     };
     let one = run(1);
     assert!(one == run(2) && one == run(5));
+}
+
+#[test]
+fn winograd_matches_the_naive_convolution() {
+    let mut random = Random::new(6);
+    for case in 0..40usize {
+        let [n, h, w] = [random.range(1, 4), random.range(5, 20), random.range(5, 20)];
+        let [c_in, c_out] = [random.range(32, 100), random.range(32, 150)];
+        let pad = std::array::from_fn(|_| random.range(0, 3));
+        let (stride, dilation) = ([1; 2], [1; 2]);
+        let shape = ConvShape { n, h, w, c_in, c_out, kh: 3, kw: 3, stride, pad, dilation, groups: 1 };
+        if !winograd::fits(&shape) {
+            continue;
+        }
+        let x = random.numbers(shape.input_len());
+        let weights = random.numbers(shape.weight_len());
+        let (bias, residual) = (random.numbers(c_out), random.numbers(shape.output_len()));
+        let epilogue = Epilogue {
+            bias: case.is_multiple_of(2).then_some(&bias[..]),
+            residual: case.is_multiple_of(3).then_some(&residual[..]),
+            act: [None, Some(Unary::Relu), Some(Unary::Silu), None][case % 4],
+        };
+        let mut want = vec![0f64; shape.output_len()];
+        products(&shape, |o, i, w| want[o] += x[i] as f64 * weights[w] as f64);
+        for (at, sum) in want.iter_mut().enumerate() {
+            *sum += epilogue.bias.map_or(0.0, |b| b[at % c_out] as f64);
+            *sum += epilogue.residual.map_or(0.0, |r| r[at] as f64);
+            *sum = epilogue.act.map_or(*sum, |act| act.eval(*sum));
+        }
+        for &isa in available() {
+            let got = with_isa(isa, || {
+                let mut packed = vec![f32::NAN; winograd::packed_len(&shape)];
+                winograd::pack_weights(&shape, &weights, &mut packed);
+                let mut got = vec![f32::NAN; want.len()];
+                winograd::forward(&shape, &x, &packed, &mut got, &epilogue);
+                got
+            });
+            assert_close(&got, &want, &format!("{isa:?} {shape:?}"));
+        }
+    }
 }

@@ -15,10 +15,13 @@ macro_rules! tell {
 }
 
 pub mod benchmark;
+pub mod data;
+pub mod data_options;
 pub mod forward;
 pub mod infer;
 pub mod info;
 pub mod list_models;
+pub mod list_optimizers;
 pub mod model_kwargs;
 pub mod pretrained;
 pub mod train;
@@ -88,12 +91,10 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
 
 /// Options of timm's scripts that have no counterpart here yet: asked for, they get an answer of their own.
 pub const TIMM_OPTIONS: &[&str] = &[
-    "aa",
-    "aug-repeats",
-    "aug-splits",
     "amp",
     "amp-dtype",
     "amp-impl",
+    "aot-autograd",
     "bce-loss",
     "bce-pos-weight",
     "bce-sum",
@@ -103,74 +104,97 @@ pub const TIMM_OPTIONS: &[&str] = &[
     "channels-last",
     "class-weights",
     "clean-checkpoint",
-    "crop-border-pixels",
-    "cutmix",
-    "cutmix-minmax",
+    "config",
     "data-len",
-    "dataset",
-    "dataset-download",
-    "dataset-trust-remote-code",
     "device",
     "device-modules",
     "dist-bn",
+    "distill-loss-weight",
     "drop-connect",
-    "epoch-repeats",
     "fast-norm",
     "fuser",
     "head-init-bias",
     "head-init-scale",
     "in-chans",
-    "input-img-mode",
-    "input-key",
     "jsd-loss",
+    "kd-distill-type",
+    "kd-loss-type",
     "kd-model-name",
-    "layer-decay",
-    "layer-decay-min-scale",
+    "kd-student-feature-dim",
+    "kd-teacher-feature-dim",
+    "kd-temperature",
+    "kd-token-distill-type",
     "load-compat",
     "local-rank",
+    "log-freq",
     "log-wandb",
     "loss",
     "lr-noise-pct",
     "lr-noise-std",
-    "mixup",
-    "mixup-mode",
-    "mixup-off-epoch",
-    "mixup-prob",
-    "mixup-switch-prob",
+    "metrics-avg",
     "model-dtype",
     "model-ema-force-cpu",
     "multilabel-threshold",
-    "naflex-loader",
     "no-ddp-bb",
-    "no-prefetcher",
     "no-resume-opt",
     "num-classes-per-task",
-    "opt-kwargs",
+    "num-gpu",
     "patience-epochs",
-    "pin-mem",
     "pretrained-path",
-    "real-labels",
-    "resplit",
-    "results-file",
-    "save-images",
+    "reparam",
+    "results-format",
+    "retry",
     "split-bn",
     "start-epoch",
     "stop-epoch",
     "sync-bn",
     "synchronize-step",
-    "target-key",
     "task",
+    "task-loss-weight",
     "test-pool",
     "torchcompile",
     "torchcompile-mode",
     "torchscript",
     "tta",
-    "use-multi-epochs-loader",
-    "use-train-size",
-    "valid-labels",
+    "use-ema",
     "wandb-project",
-    "worker-seeding",
+    "wandb-resume-id",
+    "wandb-tags",
 ];
+
+/// Why some of them are not here, and what to do instead.
+const REASONS: &[(&str, &str)] = &[
+    (
+        "naflex-loader",
+        "no network here takes patches of images yet; the library has the loader (Loader::naflex)",
+    ),
+    ("no-prefetcher", "there is one loader, on threads; leave it out"),
+    ("pin-mem", "batches are made in the memory they are used from; leave it out"),
+    ("results-file", "redirect the output of --json"),
+    ("save-images", "draw them with: timm data preview"),
+    ("tf-preprocessing", "images are not resized in TensorFlow's way; leave it out"),
+    ("use-multi-epochs-loader", "the loader's threads stay from epoch to epoch anyway; leave it out"),
+    ("use-train-size", "give the size with --img-size"),
+    ("valid-labels", "give the classes with --class-map"),
+    ("variable-batch-loss-scale", "leave it out: the loss is the mean over a batch"),
+    (
+        "worker-seeding",
+        "every image's random numbers come from --seed, at any number of threads; leave it out",
+    ),
+];
+
+/// What is said about an option of timm's that is not here.
+pub fn refusal(option: &str) -> Option<String> {
+    let name = option.trim_start_matches('-').replace('_', "-");
+    if let Some((_, reason)) = REASONS
+        .iter()
+        .find(|(known, _)| *known == name || name.starts_with("naflex-") && *known == "naflex-loader")
+    {
+        return Some(format!("timm's option {option} is not available: {reason}"));
+    }
+    let known = TIMM_OPTIONS.contains(&name.as_str());
+    known.then(|| format!("timm's option {option} is not available yet; leave it out"))
+}
 
 /// clap parser of a count that must be at least 1.
 pub fn at_least_one(text: &str) -> Result<usize, String> {
@@ -408,9 +432,14 @@ pub fn list_failures(what: &str, loader: &timm_data::Loader) {
     if failures.is_empty() {
         return;
     }
-    tell!("warning: {} {what} image(s) could not be used:", failures.len());
+    let what = if what.is_empty() { String::new() } else { format!("{what} ") };
+    tell!("warning: {} {what}image(s) could not be used:", failures.len());
     for failure in failures.iter().take(20) {
-        tell!("  {}: {}", failure.name, failure.reason);
+        // Most reasons name the image themselves.
+        match failure.reason.contains(&failure.name) {
+            true => tell!("  {}", failure.reason),
+            false => tell!("  {}: {}", failure.name, failure.reason),
+        }
     }
     if failures.len() > 20 {
         tell!("  … and {} more", failures.len() - 20);

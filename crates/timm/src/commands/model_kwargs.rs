@@ -25,12 +25,7 @@ impl ModelKwargs {
             return Ok(args);
         }
         let Value::Object(mut all) = serde_json::to_value(&args)? else { return Ok(args) };
-        for entry in &self.model_kwargs {
-            let Some((key, value)) = entry.split_once('=').filter(|(key, _)| !key.is_empty()) else {
-                return usage(format!("--model-kwargs takes key=value, not '{entry}'"));
-            };
-            all.insert(key.into(), value_of(value));
-        }
+        all.extend(key_values("--model-kwargs", &self.model_kwargs)?);
         serde_json::from_value(Value::Object(all))
             .or_else(|error| usage(format!("--model-kwargs {}: {error}", self.model_kwargs.join(" "))))
     }
@@ -46,6 +41,21 @@ pub fn sized(name: &str, mut args: ModelArgs, size: Option<[usize; 2]>) -> Resul
         args.img_size = size.filter(|_| cfg.fixed_input_size);
     }
     Ok(args)
+}
+
+/// The entries `key=value` of an option.
+///
+/// # Errors
+/// An entry of another form.
+pub fn key_values(option: &str, entries: &[String]) -> Result<serde_json::Map<String, Value>> {
+    let mut all = serde_json::Map::new();
+    for entry in entries {
+        let Some((key, value)) = entry.split_once('=').filter(|(key, _)| !key.is_empty()) else {
+            return usage(format!("{option} takes key=value, not '{entry}'"));
+        };
+        all.insert(key.into(), value_of(value));
+    }
+    Ok(all)
 }
 
 /// A number, truth value, list or null, in Python's or JSON's spelling; else text.

@@ -11,7 +11,8 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use timm::{CpuEngine, DataConfig, SavedModel};
 use timm_data::{
-    Dataset, Loader, LoaderConfig, OpenOptions, Transform, TransformConfig, check_same_classes, open_dataset,
+    BatchSchedule, Dataset, Loader, LoaderConfig, OpenOptions, Pace, Transform, TransformConfig,
+    check_same_classes, open_dataset,
 };
 use timm_graph::Engine;
 use timm_models::{Blueprint, ModelArgs};
@@ -21,7 +22,7 @@ use timm_train::{
     Trainer, scaled_lr,
 };
 
-use super::model_kwargs::{ModelKwargs, sized};
+use super::model_kwargs::{ModelKwargs, key_values, sized};
 use super::pretrained::load_pretrained;
 use super::{
     check_no_state, list_failures, mean_and_std, normalization, shell_word, sizes, stop_flag, usage, warn,
@@ -34,13 +35,20 @@ use progress::Progress;
 pub fn run(options: Options) -> Result<()> {
     let options = options.with_defaults_for_data()?;
     let stop = stop_flag();
-    let open = OpenOptions { class_map: options.class_map.clone(), classes: None };
-    let train_set = open_dataset(options.data(), &options.train_split, &open)?;
+    let reader = options.reader.open_options()?;
+    let name = options.reader.name(options.data());
+    let open = OpenOptions { num_samples: options.train_num_samples, ..reader.clone() };
+    let train_set = open_dataset(&name, &options.train_split, &open)?;
     warn(&*train_set);
     let classes = train_set.class_names().to_vec();
     // Validation takes its labels from the training classes, whatever folders it has.
-    let open = OpenOptions { class_map: None, classes: Some(classes.clone()) };
-    let eval_set = open_dataset(options.data(), &options.val_split, &open)?;
+    let open = OpenOptions {
+        class_map: None,
+        classes: Some(classes.clone()),
+        num_samples: options.val_num_samples,
+        ..reader
+    };
+    let eval_set = open_dataset(&name, &options.val_split, &open)?;
     warn(&*eval_set);
     check_same_classes((&options.train_split, &classes), (&options.val_split, eval_set.class_names()))?;
 
@@ -156,45 +164,70 @@ fn loaders(
     train_set: Arc<dyn Dataset>,
     eval_set: Arc<dyn Dataset>,
 ) -> Result<(Loader, Loader)> {
-    let pair = |name: &str, values: &Option<Vec<f64>>| match values.as_deref() {
-        None => Ok(None),
-        Some(&[low, high]) => Ok(Some((low, high))),
-        Some(_) => usage(format!("--{name} takes two numbers")),
-    };
-    let train_transform = TransformConfig {
-        is_training: true,
-        no_aug: options.no_aug,
-        train_interpolation: Some(options.train_interpolation.parse()?),
-        scale: pair("scale", &options.scale)?,
-        ratio: pair("ratio", &options.ratio)?,
-        hflip: options.hflip,
-        vflip: options.vflip,
-        color_jitter: options.color_jitter.clone(),
-        color_jitter_prob: options.color_jitter_prob,
-        grayscale_prob: options.grayscale_prob.unwrap_or(0.0),
-        gaussian_blur_prob: options.gaussian_blur_prob.unwrap_or(0.0),
-        train_crop_mode: options.train_crop_mode.parse()?,
-        reprob: options.reprob,
-        remode: options.remode.parse()?,
-        recount: options.recount,
-        ..data.evaluation()?
-    };
+    let augment = &options.augment;
+    let train_transform = TransformConfig { no_aug: options.no_aug, ..augment.transform(data)? };
     let train_config = LoaderConfig {
         batch_size: options.batch_size,
         shuffle: !options.no_shuffle,
+        epoch_repeats: options.epoch_repeats,
         seed: options.seed,
         workers: options.workers,
+        num_classes: options.num_classes,
         ..LoaderConfig::training()
     };
+    let train_config = augment.loader(train_config, options.smoothing)?;
     let eval_config = LoaderConfig {
         batch_size: options.validation_batch_size.unwrap_or(options.batch_size),
         seed: options.seed,
         workers: options.workers,
         ..LoaderConfig::evaluation()
     };
-    let train = Loader::new(train_set, Transform::new(train_transform)?, train_config)?;
+    let train = match size_schedule(options)? {
+        None => Loader::new(train_set, Transform::new(train_transform)?, train_config)?,
+        Some((sizes, schedule)) => {
+            let transform = |&size: &usize| {
+                Transform::new(TransformConfig { input_size: [3, size, size], ..train_transform.clone() })
+            };
+            let transforms = sizes.iter().map(transform).collect::<Result<Vec<_>, _>>()?;
+            Loader::scheduled(train_set, transforms, schedule, train_config)?
+        }
+    };
     let validation = Loader::new(eval_set, Transform::new(data.evaluation()?)?, eval_config)?;
     Ok((train, validation))
+}
+
+/// The image sizes of `--train-img-sizes` and how batches of them follow each other.
+fn size_schedule(options: &Settings) -> Result<Option<(Vec<usize>, BatchSchedule)>> {
+    let Some(sizes) = &options.train_img_sizes else {
+        let given = [
+            ("train-batch-sizes", options.train_batch_sizes.is_some()),
+            ("train-size-probs", options.train_size_probs.is_some()),
+            ("train-batches-per-epoch", options.train_batches_per_epoch.is_some()),
+            ("train-size-schedule", options.train_size_schedule != "constant"),
+        ];
+        return match given.iter().find(|(_, given)| *given) {
+            Some((name, _)) => usage(format!("--{name} goes with --train-img-sizes: give that too")),
+            None => Ok(None),
+        };
+    };
+    let pace = match options.train_size_schedule.as_str() {
+        "progressive" => Pace::Progressive {
+            epochs: options.epochs,
+            spread: options.train_size_schedule_spread,
+            random_mix: options.train_size_random_mix,
+        },
+        _ => Pace::Constant,
+    };
+    let schedule = BatchSchedule {
+        batch_sizes: options
+            .train_batch_sizes
+            .clone()
+            .unwrap_or_else(|| vec![options.batch_size; sizes.len()]),
+        weights: options.train_size_probs.clone().unwrap_or_else(|| vec![1.0; sizes.len()]),
+        pace,
+        batches: options.train_batches_per_epoch,
+    };
+    Ok(Some((sizes.clone(), schedule)))
 }
 
 fn train_config(options: &Settings, data: &DataConfig) -> Result<TrainConfig> {
@@ -217,6 +250,10 @@ fn train_config(options: &Settings, data: &DataConfig) -> Result<TrainConfig> {
             momentum: options.momentum,
             opt_eps: options.opt_eps,
             opt_betas: options.opt_betas.clone(),
+            opt_kwargs: key_values("--opt-kwargs", &options.opt_kwargs)?,
+            layer_decay: options.layer_decay,
+            layer_decay_min_scale: options.layer_decay_min_scale,
+            layer_decay_no_opt_scale: options.layer_decay_no_opt_scale,
         },
         lr,
         schedule: ScheduleConfig {
@@ -239,7 +276,11 @@ fn train_config(options: &Settings, data: &DataConfig) -> Result<TrainConfig> {
             lr_stable_timescale: options.lr_stable_timescale,
             lr_noise: options.lr_noise.clone(),
         },
-        loss: Loss::CrossEntropy { smoothing: options.smoothing },
+        loss: match options.augment.mixes() {
+            // The loader smooths the labels that it mixes.
+            true => Loss::SoftTarget,
+            false => Loss::CrossEntropy { smoothing: options.smoothing },
+        },
         clip,
         ema,
         grad_accum_steps: options.grad_accum_steps,

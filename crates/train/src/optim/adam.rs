@@ -1,59 +1,79 @@
-//! Adam (Kingma & Ba, arXiv:1412.6980) and AdamW (Loshchilov & Hutter, arXiv:1711.05101), as PyTorch
-//! defines them.
+//! Adam (Kingma & Ba, arXiv:1412.6980) with its simple descendants: decoupled decay, Nesterov momentum, caution.
 
 use timm_graph::NodeId;
-use timm_graph::scalar::Unary;
+use timm_graph::scalar::{Binary, Unary};
 
-use super::{Optimizer, OptimizerConfig, Param};
+use super::{Decay, Kwargs, Optimizer, Param};
 use crate::TrainError;
 
-/// Adam: `adam` with decay in the gradient, `adamw` with decoupled decay.
+/// `adam`, `adamw`, `adamc`, `nadamw` and their cautious forms.
 #[derive(Clone, Copy, Debug)]
 pub struct Adam {
     pub betas: [f64; 2],
     pub eps: f64,
-    /// Decay the weight itself instead of adding to the gradient.
-    pub decoupled: bool,
+    pub decay: Decay,
+    /// Look ahead by one more averaging of the gradient (`nadamw`).
+    pub nesterov: bool,
+    /// The largest second moment so far instead of the last (Reddi et al., arXiv:1904.09237).
+    pub amsgrad: bool,
+    pub caution: bool,
+    /// Largest root mean square of gradient over denominator.
+    pub clipping_threshold: Option<f64>,
 }
 
 impl Adam {
     /// # Errors
-    /// Not two betas in [0, 1), or a negative eps.
-    pub fn new(config: &OptimizerConfig, decoupled: bool) -> Result<Self, TrainError> {
-        let betas = config.opt_betas.as_deref().unwrap_or(&[0.9, 0.999]);
-        let eps = config.opt_eps.unwrap_or(1e-8);
-        match *betas {
-            [b1, b2] if (0.0..1.0).contains(&b1) && (0.0..1.0).contains(&b2) && eps >= 0.0 => {
-                Ok(Adam { betas: [b1, b2], eps, decoupled })
-            }
-            _ => Err(TrainError::Config(format!(
-                "{} needs two opt-betas in [0, 1) and an opt-eps of 0 or more, got {betas:?} and {eps}",
-                config.opt
-            ))),
-        }
+    /// Values out of range.
+    pub fn new(k: &mut Kwargs, decay: Decay, nesterov: bool) -> Result<Self, TrainError> {
+        Ok(Adam {
+            betas: k.betas([0.9, 0.999])?,
+            eps: k.eps(1e-8)?,
+            decay,
+            nesterov,
+            amsgrad: k.flag("amsgrad", false)?,
+            caution: k.flag("caution", false)?,
+            clipping_threshold: k.optional_number("clipping_threshold")?,
+        })
     }
+}
+
+/// 1 / (1 − beta^step) for both betas; the second under a square root.
+pub(super) fn corrections([b1, b2]: [f64; 2], step: u64) -> Vec<(&'static str, f64)> {
+    let correction = |beta: f64| 1.0 / (1.0 - beta.powf(step as f64));
+    vec![("correction1", correction(b1)), ("correction2_sqrt", correction(b2).sqrt())]
 }
 
 impl Optimizer for Adam {
     fn scalars(&self, step: u64) -> Vec<(&'static str, f64)> {
-        let correction = |beta: f64| 1.0 / (1.0 - beta.powf(step as f64));
-        let [b1, b2] = self.betas;
-        vec![("correction1", correction(b1)), ("correction2_sqrt", correction(b2).sqrt())]
+        corrections(self.betas, step)
     }
 
     fn update(&self, p: &Param) -> NodeId {
         let b = p.b;
         let [b1, b2] = self.betas;
-        let (start, gradient) =
-            if self.decoupled { (p.decayed(), p.gradient) } else { (p.value, p.penalised_gradient()) };
-        let mean = p.slot("exp_avg");
-        let mean = b.add(mean, b.mul_scalar(b.sub(gradient, mean), (1.0 - b1) as f32));
-        let square = b.mul_scalar(b.unary(Unary::Square, gradient), (1.0 - b2) as f32);
-        let square = b.add(b.mul_scalar(p.slot("exp_avg_sq"), b2 as f32), square);
+        let (start, gradient) = p.decay(self.decay);
+        let toward = |mean| b.add(mean, b.mul_scalar(b.sub(gradient, mean), (1.0 - b1) as f32));
+        let mut mean = toward(p.slot("exp_avg"));
         p.set("exp_avg", mean);
-        p.set("exp_avg_sq", square);
+        let mut square = p.average("exp_avg_sq", b2, b.unary(Unary::Square, gradient));
+        if self.amsgrad {
+            square = b.binary(Binary::Max, p.slot("max_exp_avg_sq"), square);
+            p.set("max_exp_avg_sq", square);
+        }
+        if self.nesterov {
+            mean = toward(mean);
+        }
         let spread = b.mul(b.unary(Unary::Sqrt, square), p.scalar("correction2_sqrt"));
+        let mut divisor = b.add_scalar(spread, self.eps as f32);
+        if let Some(threshold) = self.clipping_threshold {
+            let relative = b.unary(Unary::Square, b.div(gradient, divisor));
+            let size = b.mul_scalar(b.unary(Unary::Sqrt, p.mean(relative)), (1.0 / threshold) as f32);
+            divisor = b.mul(divisor, b.binary(Binary::Max, size, b.scalar(1.0)));
+        }
+        if self.caution {
+            mean = p.cautious(mean, gradient);
+        }
         let rate = b.mul(p.lr, p.scalar("correction1"));
-        b.sub(start, b.div(b.mul(mean, rate), b.add_scalar(spread, self.eps as f32)))
+        b.sub(start, b.div(b.mul(mean, rate), divisor))
     }
 }

@@ -14,6 +14,9 @@ pub enum Clip {
     Norm(f32),
     /// Each number into ±value.
     Value(f32),
+    /// Each unit's gradient to this share of its weight's norm, in all but the last two parameters, the classifier
+    /// (adaptive gradient clipping, Brock et al., arXiv:2102.06171).
+    Agc(f32),
 }
 
 impl Clip {
@@ -28,7 +31,7 @@ impl Clip {
         match mode {
             "norm" => Ok(Clip::Norm(limit)),
             "value" => Ok(Clip::Value(limit)),
-            "agc" => Err(TrainError::Config("clip-mode agc is not there yet; use norm or value".into())),
+            "agc" => Ok(Clip::Agc(limit)),
             other => Err(TrainError::unknown("clip-mode", other, &["norm", "value", "agc"])),
         }
     }
@@ -42,6 +45,16 @@ impl Clip {
                     *gradient = b.binary(Binary::Max, below, b.scalar(-limit));
                 }
             }
+            Clip::Agc(limit) => {
+                let body = gradients.len().saturating_sub(2);
+                for (value, gradient) in gradients.values_mut().take(body) {
+                    let least = b.binary(Binary::Max, unit_norms(b, *value), b.scalar(1e-3));
+                    let most = b.mul_scalar(least, limit);
+                    let norms = unit_norms(b, *gradient);
+                    let scale = b.div(most, b.binary(Binary::Max, norms, b.scalar(1e-6)));
+                    *gradient = b.mul(*gradient, b.binary(Binary::Min, scale, b.scalar(1.0)));
+                }
+            }
             Clip::Norm(limit) => {
                 let norm = global_norm(b, gradients.values().map(|g| g.1));
                 // The small number is PyTorch's.
@@ -53,6 +66,14 @@ impl Clip {
             }
         }
     }
+}
+
+/// Euclidean norm of what belongs to each output: over all axes but the first, which stay as 1; of all numbers where
+/// there is one axis.
+fn unit_norms(b: &Builder, x: NodeId) -> NodeId {
+    let rank = b.shape(x).len();
+    let axes: Vec<usize> = if rank <= 1 { (0..rank).collect() } else { (1..rank).collect() };
+    b.unary(Unary::Sqrt, b.sum(b.unary(Unary::Square, x), &axes))
 }
 
 /// Euclidean norm of all values together, of shape `[]`.

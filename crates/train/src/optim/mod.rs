@@ -1,25 +1,45 @@
 //! Optimizers: each writes the update of one parameter as graph nodes.
 //!
 //! An optimizer sees one parameter and its gradient at a time and answers with the parameter's new value; what
-//! it must remember lives in slots of the store, named `optimizer.<parameter>.<slot>`. Everything it writes is
-//! elementwise on the parameter (or a reduction of it), so an engine can run each update as one pass.
+//! it must remember lives in slots of the store, named `optimizer.<parameter>.<slot>`. What it writes is mostly
+//! elementwise on the parameter, or a reduction of it, so an engine can run each update as one pass.
 //! Numbers that change with the step, such as bias corrections, are computed in f64 outside and come in as
-//! graph inputs.
+//! graph inputs. Names, defaults and keyword arguments are timm's: [`OPTIMIZERS`](table) has a row for each.
 
+mod adabelief;
+mod adadelta;
+mod adagrad;
 mod adam;
+mod adamax;
+mod adan;
+mod adopt;
 mod clip;
 mod groups;
+mod kwargs;
+mod laprop;
+mod lion;
+mod lookahead;
+mod madgrad;
+mod mars;
+mod nadam;
+mod novograd;
+mod param;
+mod radam;
+mod rmsprop;
 mod sgd;
+mod table;
 
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
-use timm_graph::{Builder, DType, Init, NodeId, StateKind, StateSpec};
+use timm_graph::{Builder, DType, NodeId};
 
 use crate::TrainError;
-pub use adam::Adam;
 pub use clip::{Clip, global_norm};
-pub use groups::{Groups, matches_pattern};
-pub use sgd::Sgd;
+pub use groups::{Group, Groups, matches_pattern};
+pub use kwargs::{Kwargs, Preset};
+use lookahead::Lookahead;
+pub use param::{All, Decay, Param};
+pub use table::{OptimizerInfo, list_optimizers, optimizer_info};
 
 /// Writes parameter updates.
 pub trait Optimizer: Send + Sync {
@@ -28,65 +48,14 @@ pub trait Optimizer: Send + Sync {
         Vec::new()
     }
 
+    /// Writes what all parameters share, such as a norm of all gradients: names and nodes of shape `[]`, which
+    /// [`Param::scalar`] finds. Called once, before the updates.
+    fn shared(&self, _all: &All) -> Vec<(&'static str, NodeId)> {
+        Vec::new()
+    }
+
     /// Writes the new value of one parameter.
     fn update(&self, p: &Param) -> NodeId;
-}
-
-/// One parameter in front of an optimizer.
-pub struct Param<'a> {
-    /// The graph, unscoped.
-    pub b: &'a Builder,
-    /// Name in the state_dict.
-    pub name: &'a str,
-    pub value: NodeId,
-    pub gradient: NodeId,
-    /// The learning rate of this update, of shape `[]`.
-    pub lr: NodeId,
-    /// The decay of this parameter's group; 0 for those without.
-    pub weight_decay: f32,
-    scalars: &'a IndexMap<&'static str, NodeId>,
-}
-
-impl Param<'_> {
-    /// A slot of the parameter's shape that starts as zeros: its value before the update.
-    pub fn slot(&self, slot: &str) -> NodeId {
-        let (shape, init) = (self.b.shape(self.value), Init::Fill(0.0));
-        self.b.state(&self.slot_name(slot), StateSpec { shape, kind: StateKind::Slot, init })
-    }
-
-    /// The slot's value after the update.
-    pub fn set(&self, slot: &str, value: NodeId) {
-        self.b.update(&self.slot_name(slot), value);
-    }
-
-    /// One of [`Optimizer::scalars`], of shape `[]`.
-    pub fn scalar(&self, name: &str) -> NodeId {
-        match self.scalars.get(name) {
-            Some(node) => *node,
-            None => self.b.fail(format!("the optimizer declares no scalar '{name}'")),
-        }
-    }
-
-    /// value · (1 − lr · weight_decay): decay apart from the gradient (Loshchilov & Hutter, arXiv:1711.05101).
-    pub fn decayed(&self) -> NodeId {
-        if self.weight_decay == 0.0 {
-            return self.value;
-        }
-        let b = self.b;
-        b.mul(self.value, b.add_scalar(b.mul_scalar(self.lr, -self.weight_decay), 1.0))
-    }
-
-    /// gradient + weight_decay · value: decay as an L2 penalty.
-    pub fn penalised_gradient(&self) -> NodeId {
-        if self.weight_decay == 0.0 {
-            return self.gradient;
-        }
-        self.b.add(self.gradient, self.b.mul_scalar(self.value, self.weight_decay))
-    }
-
-    fn slot_name(&self, slot: &str) -> String {
-        format!("optimizer.{}.{slot}", self.name)
-    }
 }
 
 /// The graph input that carries an optimizer's scalar.
@@ -102,15 +71,18 @@ pub fn write_updates(
     lr: NodeId,
     gradients: &IndexMap<String, (NodeId, NodeId)>,
 ) -> IndexMap<String, NodeId> {
-    let scalars: IndexMap<&'static str, NodeId> = optimizer
+    let mut scalars: IndexMap<&'static str, NodeId> = optimizer
         .scalars(1)
         .into_iter()
         .map(|(name, _)| (name, b.input(&scalar_input(name), &[], DType::F32)))
         .collect();
+    let shared = optimizer.shared(&All { b, lr, gradients, scalars: &scalars });
+    scalars.extend(shared);
     let mut updated = IndexMap::new();
     for (name, &(value, gradient)) in gradients {
-        let weight_decay = groups.weight_decay(name, b.shape(value).len());
-        let p = Param { b, name, value, gradient, lr, weight_decay, scalars: &scalars };
+        let group = groups.of(name, b.shape(value).len());
+        let lr = if group.lr_scale == 1.0 { lr } else { b.mul_scalar(lr, group.lr_scale) };
+        let p = Param { b, name, value, gradient, lr, group, scalars: &scalars };
         let new = optimizer.update(&p);
         b.update(name, new);
         updated.insert(name.clone(), new);
@@ -121,51 +93,66 @@ pub fn write_updates(
 /// Which optimizer, with timm's option names. `None` takes the optimizer's own default.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct OptimizerConfig {
+    /// A name of [`list_optimizers`], `lookahead_` before it if wanted.
     pub opt: String,
     pub weight_decay: f64,
     pub momentum: f64,
     pub opt_eps: Option<f64>,
     pub opt_betas: Option<Vec<f64>>,
+    /// Further keyword arguments (`--opt-kwargs`), by timm's names.
+    #[serde(default)]
+    pub opt_kwargs: serde_json::Map<String, serde_json::Value>,
+    /// Each layer's learning rate is that of the next one times this (Clark et al., arXiv:2003.10555; Bao et al.,
+    /// arXiv:2106.08254).
+    #[serde(default)]
+    pub layer_decay: Option<f64>,
+    /// But never less than this share of the full rate.
+    #[serde(default)]
+    pub layer_decay_min_scale: f64,
+    /// Layers with a smaller share are not trained.
+    #[serde(default)]
+    pub layer_decay_no_opt_scale: Option<f64>,
 }
 
 impl Default for OptimizerConfig {
     /// timm's train.py: SGD with Nesterov momentum 0.9 and weight decay 2e-5.
     fn default() -> Self {
-        let (opt_eps, opt_betas) = (None, None);
-        OptimizerConfig { opt: "sgd".into(), weight_decay: 2e-5, momentum: 0.9, opt_eps, opt_betas }
+        OptimizerConfig {
+            opt: "sgd".into(),
+            weight_decay: 2e-5,
+            momentum: 0.9,
+            opt_eps: None,
+            opt_betas: None,
+            opt_kwargs: serde_json::Map::new(),
+            layer_decay: None,
+            layer_decay_min_scale: 0.0,
+            layer_decay_no_opt_scale: None,
+        }
     }
 }
 
-type Make = fn(&OptimizerConfig) -> Result<Box<dyn Optimizer>, TrainError>;
-
-const OPTIMIZERS: &[(&str, Make)] = &[
-    ("adam", |c| Ok(Box::new(Adam::new(c, false)?))),
-    ("adamw", |c| Ok(Box::new(Adam::new(c, true)?))),
-    ("momentum", |c| Ok(Box::new(Sgd::new(c, false, false)?))),
-    ("nesterov", |c| Ok(Box::new(Sgd::new(c, true, false)?))),
-    ("nesterovw", |c| Ok(Box::new(Sgd::new(c, true, true)?))),
-    ("sgd", |c| Ok(Box::new(Sgd::new(c, true, false)?))),
-    ("sgdw", |c| Ok(Box::new(Sgd::new(c, true, true)?))),
-];
-
-/// The optimizer names there are.
-pub fn list_optimizers() -> Vec<&'static str> {
-    OPTIMIZERS.iter().map(|(name, _)| *name).collect()
-}
-
-/// The optimizer a configuration names.
+/// The optimizer a configuration names; `lr` is the highest learning rate of the run, to which corrected weight decay
+/// (`…c`) is relative.
 ///
 /// # Errors
-/// An unknown name (with the nearest known one), or values out of range.
-pub fn create_optimizer(config: &OptimizerConfig) -> Result<Box<dyn Optimizer>, TrainError> {
+/// An unknown name or keyword argument (with the nearest known one), or values out of range.
+pub fn create_optimizer(config: &OptimizerConfig, lr: f64) -> Result<Box<dyn Optimizer>, TrainError> {
     let wanted = config.opt.to_lowercase();
-    let Some((_, make)) = OPTIMIZERS.iter().find(|(name, _)| *name == wanted) else {
-        return Err(TrainError::unknown("optimizer", &config.opt, &list_optimizers()));
+    let (lookahead, name) = match wanted.strip_prefix("lookahead_") {
+        Some(name) => (true, name),
+        None => (false, wanted.as_str()),
     };
-    if !(config.weight_decay >= 0.0 && config.weight_decay.is_finite()) {
-        return Err(TrainError::Config(format!("weight-decay {} must be 0 or more", config.weight_decay)));
+    let info = optimizer_info(name)
+        .ok_or_else(|| TrainError::unknown("optimizer", &config.opt, &list_optimizers()))?;
+    for (what, value) in [("weight-decay", config.weight_decay), ("lr", lr)] {
+        if !(value >= 0.0 && value.is_finite()) {
+            return Err(TrainError::Config(format!("{what} {value} must be 0 or more")));
+        }
     }
-    make(config)
+    let mut kwargs = Kwargs::new(config, lr, info.presets);
+    let optimizer = (info.make)(&mut kwargs)?;
+    kwargs.finish()?;
+    Ok(if lookahead { Box::new(Lookahead::new(optimizer)) } else { optimizer })
 }
 
 /// timm's learning rate when none is given: `lr_base` scaled by the global batch over `lr_base_size`, by the
@@ -205,13 +192,15 @@ mod tests {
     fn names_and_ranges_are_checked() {
         let config = |opt: &str| OptimizerConfig { opt: opt.into(), ..Default::default() };
         for name in list_optimizers() {
-            assert!(create_optimizer(&config(name)).is_ok(), "{name}");
+            assert!(create_optimizer(&config(name), 0.1).is_ok(), "{name}");
         }
-        assert!(create_optimizer(&config("AdamW")).is_ok());
-        let message = create_optimizer(&config("admw")).err().expect("unknown").to_string();
+        assert!(create_optimizer(&config("AdamW"), 0.1).is_ok());
+        let message = create_optimizer(&config("admw"), 0.1).err().expect("unknown").to_string();
         assert!(message.contains("did you mean 'adamw'"), "{message}");
-        assert!(create_optimizer(&OptimizerConfig { weight_decay: -1.0, ..config("sgd") }).is_err());
-        assert!(create_optimizer(&OptimizerConfig { momentum: f64::NAN, ..config("sgd") }).is_err());
-        assert!(create_optimizer(&OptimizerConfig { opt_betas: Some(vec![0.9]), ..config("adam") }).is_err());
+        assert!(create_optimizer(&OptimizerConfig { weight_decay: -1.0, ..config("sgd") }, 0.1).is_err());
+        assert!(create_optimizer(&OptimizerConfig { momentum: f64::NAN, ..config("sgd") }, 0.1).is_err());
+        assert!(
+            create_optimizer(&OptimizerConfig { opt_betas: Some(vec![0.9]), ..config("adam") }, 0.1).is_err()
+        );
     }
 }

@@ -2,10 +2,10 @@
 
 use timm_graph::NodeId;
 
-use super::{Optimizer, OptimizerConfig, Param};
+use super::{Decay, Kwargs, Optimizer, Param};
 use crate::TrainError;
 
-/// SGD: `momentum`, `nesterov`, `sgd` (Nesterov) and, with decoupled decay, `sgdw`, `nesterovw`.
+/// `momentum`, `sgd` (Nesterov) and, with decoupled decay, `sgdw`, `sgdc` and their cautious forms.
 ///
 /// The buffer is momentum · buffer + (1 − dampening) · gradient, except that it starts as the first gradient.
 #[derive(Clone, Copy, Debug)]
@@ -14,19 +14,21 @@ pub struct Sgd {
     /// Step along gradient + momentum · buffer instead of along the buffer.
     pub nesterov: bool,
     pub dampening: f64,
-    /// Decay the weight itself instead of adding to the gradient.
-    pub decoupled: bool,
+    pub decay: Decay,
+    pub caution: bool,
 }
 
 impl Sgd {
     /// # Errors
-    /// Momentum outside [0, 1).
-    pub fn new(config: &OptimizerConfig, nesterov: bool, decoupled: bool) -> Result<Self, TrainError> {
-        let momentum = config.momentum;
-        if !(0.0..1.0).contains(&momentum) {
-            return Err(TrainError::Config(format!("momentum {momentum} must be in [0, 1)")));
-        }
-        Ok(Sgd { momentum, nesterov, dampening: 0.0, decoupled })
+    /// Values out of range.
+    pub fn new(k: &mut Kwargs, decay: Decay) -> Result<Self, TrainError> {
+        Ok(Sgd {
+            momentum: k.momentum()?,
+            nesterov: k.flag("nesterov", false)?,
+            dampening: k.share("dampening", 0.0)?,
+            decay,
+            caution: k.flag("caution", false)?,
+        })
     }
 }
 
@@ -40,8 +42,7 @@ impl Optimizer for Sgd {
 
     fn update(&self, p: &Param) -> NodeId {
         let b = p.b;
-        let (start, gradient) =
-            if self.decoupled { (p.decayed(), p.gradient) } else { (p.value, p.penalised_gradient()) };
+        let (start, gradient) = p.decay(self.decay);
         let direction = if self.momentum == 0.0 {
             gradient
         } else {
@@ -50,7 +51,8 @@ impl Optimizer for Sgd {
                 if self.dampening == 0.0 { gradient } else { b.mul(gradient, p.scalar("gradient_share")) };
             let buffer = b.add(momentum(p.slot("momentum_buffer")), share);
             p.set("momentum_buffer", buffer);
-            if self.nesterov { b.add(gradient, momentum(buffer)) } else { buffer }
+            let ahead = if self.nesterov { b.add(gradient, momentum(buffer)) } else { buffer };
+            if self.caution { p.cautious(ahead, gradient) } else { ahead }
         };
         b.sub(start, b.mul(direction, p.lr))
     }

@@ -251,8 +251,10 @@ fn measure(name: &str, options: &Options) -> Result<serde_json::Value> {
         if model.num_classes() == 0 {
             return usage("training needs classes: give --num-classes");
         }
-        let optimizer =
-            create_optimizer(&OptimizerConfig { opt: options.opt.clone(), ..OptimizerConfig::default() })?;
+        let optimizer = create_optimizer(
+            &OptimizerConfig { opt: options.opt.clone(), ..OptimizerConfig::default() },
+            1e-3,
+        )?;
         let step = Step {
             network: &model,
             loss: Loss::CrossEntropy { smoothing: 0.0 },
@@ -299,7 +301,7 @@ fn median(mut times: Vec<f64>) -> f64 {
 }
 
 /// The most memory this process has held, in MB; None where the system does not say.
-fn peak_memory_mb() -> Option<u64> {
+pub fn peak_memory_mb() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     Some(line.split_whitespace().next()?.parse::<u64>().ok()? / 1024)

@@ -7,6 +7,7 @@ use anyhow::Result;
 use serde::Serialize;
 use timm::DataConfig;
 
+use crate::commands::data_options::{AugmentOptions, ReaderOptions};
 use crate::commands::{at_least_one, shell_word, threads, usage};
 
 /// Without DATA this trains timm's test_resnet on the embedded digits: 8 epochs, over 99 % top-1.
@@ -32,9 +33,15 @@ pub struct Options {
     /// Split to validate on
     #[arg(long, default_value = "validation", help_heading = "Data")]
     pub val_split: String,
-    /// A text file with one class name a line, in label order
-    #[arg(long, value_name = "FILE", help_heading = "Data")]
-    pub class_map: Option<PathBuf>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub reader: ReaderOptions,
+    /// Only the first training images [default: all]
+    #[arg(long, value_name = "N", value_parser = at_least_one, help_heading = "Data")]
+    pub train_num_samples: Option<usize>,
+    /// Only the first validation images [default: all]
+    #[arg(long, value_name = "N", value_parser = at_least_one, help_heading = "Data")]
+    pub val_num_samples: Option<usize>,
     /// Images in a batch [default: 128; digits: 64]
     #[arg(long, short, value_parser = at_least_one, help_heading = "Data")]
     batch_size: Option<usize>,
@@ -44,6 +51,9 @@ pub struct Options {
     /// Threads that read, decode and augment [default: one per core]
     #[arg(long, short = 'j', default_value = "0", hide_default_value = true, value_parser = threads, help_heading = "Data")]
     pub workers: usize,
+    /// Passes over the data in an epoch, at least 1 [default: 1]
+    #[arg(long, default_value_t = 0.0, hide_default_value = true, value_name = "N", help_heading = "Data")]
+    pub epoch_repeats: f64,
     /// Images in path order, to compare with another framework update by update
     #[arg(long, help_heading = "Data")]
     pub no_shuffle: bool,
@@ -92,59 +102,42 @@ pub struct Options {
     /// Interpolation in validation: bilinear, bicubic, lanczos, nearest
     #[arg(long, value_name = "NAME", help_heading = "Images")]
     pub interpolation: Option<String>,
-    /// Interpolation in training; random is bilinear or bicubic
-    #[arg(long, default_value = "random", value_name = "NAME", help_heading = "Images")]
-    pub train_interpolation: String,
     /// Mean of the pixels (0-1), one number for each channel
     #[arg(long, action = clap::ArgAction::Set, num_args = 3, value_name = "MEAN", help_heading = "Images")]
     pub mean: Option<Vec<f64>>,
     /// Standard deviation of the pixels (0-1), one number for each channel
     #[arg(long, action = clap::ArgAction::Set, num_args = 3, value_name = "STD", help_heading = "Images")]
     pub std: Option<Vec<f64>>,
-    /// No augmentation: images are only resized [default for the digits]
-    #[arg(long, help_heading = "Images")]
-    no_aug: bool,
-    /// How a part of an image is chosen: rrc, rkrc or rkrr
-    #[arg(long, default_value = "rrc", value_name = "MODE", help_heading = "Images")]
-    pub train_crop_mode: String,
-    /// Share of the image's area that a crop takes [default: 0.08 1]
-    #[arg(long, action = clap::ArgAction::Set, num_args = 2, value_name = "SHARE", help_heading = "Images")]
-    pub scale: Option<Vec<f64>>,
-    /// Aspect ratio of a crop [default: 0.75 1.333]
-    #[arg(long, action = clap::ArgAction::Set, num_args = 2, value_name = "RATIO", help_heading = "Images")]
-    pub ratio: Option<Vec<f64>>,
-    /// Probability of a horizontal flip
-    #[arg(long, default_value_t = 0.5, value_name = "P", help_heading = "Images")]
-    pub hflip: f64,
-    /// Probability of a vertical flip
-    #[arg(long, default_value_t = 0.0, value_name = "P", help_heading = "Images")]
-    pub vflip: f64,
-    /// Strength of colour jitter, one number or up to four (brightness, contrast, saturation, hue)
-    #[arg(long, action = clap::ArgAction::Set, num_args = 1..=4, default_values_t = [0.4], value_name = "STRENGTH", help_heading = "Images")]
-    pub color_jitter: Vec<f64>,
-    /// Probability of colour jitter [default: always]
-    #[arg(long, value_name = "P", help_heading = "Images")]
-    pub color_jitter_prob: Option<f64>,
-    /// Probability of turning grey
-    #[arg(long, value_name = "P", help_heading = "Images")]
-    pub grayscale_prob: Option<f64>,
-    /// Probability of Gaussian blur
-    #[arg(long, value_name = "P", help_heading = "Images")]
-    pub gaussian_blur_prob: Option<f64>,
-    /// Probability of random erasing
-    #[arg(long, default_value_t = 0.0, value_name = "P", help_heading = "Images")]
-    pub reprob: f64,
-    /// What is put in place of erased parts: const, rand or pixel
-    #[arg(long, default_value = "pixel", value_name = "MODE", help_heading = "Images")]
-    pub remode: String,
-    /// Erased parts of an image, at most
-    #[arg(long, default_value_t = 1, value_name = "N", help_heading = "Images")]
-    pub recount: usize,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub augment: AugmentOptions,
+    /// Image sizes to train at, each batch of one of them
+    #[arg(long, action = clap::ArgAction::Set, num_args = 1.., value_name = "SIZE", value_parser = at_least_one, help_heading = "Sizes")]
+    pub train_img_sizes: Option<Vec<usize>>,
+    /// Batch size for each of these sizes [default: --batch-size]
+    #[arg(long, action = clap::ArgAction::Set, num_args = 1.., value_name = "N", value_parser = at_least_one, help_heading = "Sizes")]
+    pub train_batch_sizes: Option<Vec<usize>>,
+    /// How often each of these sizes is taken [default: all as often]
+    #[arg(long, action = clap::ArgAction::Set, num_args = 1.., value_name = "P", help_heading = "Sizes")]
+    pub train_size_probs: Option<Vec<f64>>,
+    /// constant, or progressive: from the first size to the last
+    #[arg(long, default_value = "constant", value_name = "HOW", value_parser = ["constant", "progressive"], help_heading = "Sizes")]
+    pub train_size_schedule: String,
+    /// Progressive: how far around the epoch's size others are taken, in sizes
+    #[arg(long, default_value_t = 0.65, value_name = "STD", help_heading = "Sizes")]
+    pub train_size_schedule_spread: f64,
+    /// Progressive: share of the batches of any size
+    #[arg(long, default_value_t = 0.1, value_name = "SHARE", help_heading = "Sizes")]
+    pub train_size_random_mix: f64,
+    /// Batches in an epoch [default: as many as the images make]
+    #[arg(long, visible_alias = "train-steps-per-epoch", value_name = "N", value_parser = at_least_one, help_heading = "Sizes")]
+    pub train_batches_per_epoch: Option<usize>,
 
     /// Epochs [default: 300; digits: 8]
     #[arg(long, value_parser = at_least_one, help_heading = "Optimizer")]
     epochs: Option<usize>,
-    /// Optimizer: sgd, momentum, sgdw, adam, adamw [default: sgd, with Nesterov momentum; digits: adamw]
+    /// Optimizer, a name of `timm list-optimizers`, `lookahead_` before it if wanted [default: sgd, with Nesterov momentum;
+    /// digits: adamw]
     #[arg(long, value_name = "NAME", help_heading = "Optimizer")]
     opt: Option<String>,
     /// Momentum of SGD
@@ -159,10 +152,22 @@ pub struct Options {
     /// Betas [default: the optimizer's]
     #[arg(long, action = clap::ArgAction::Set, num_args = 1..=3, value_name = "BETA", help_heading = "Optimizer")]
     pub opt_betas: Option<Vec<f64>>,
+    /// Further arguments of the optimizer, as in timm: `amsgrad=true clip_exp=0.25`
+    #[arg(long, action = clap::ArgAction::Set, num_args = 1.., value_name = "KEY=VALUE", help_heading = "Optimizer")]
+    pub opt_kwargs: Vec<String>,
+    /// Each layer's learning rate is that of the next one times this [default: all learn alike]
+    #[arg(long, value_name = "FACTOR", help_heading = "Optimizer")]
+    pub layer_decay: Option<f64>,
+    /// No layer learns with less than this share of the rate
+    #[arg(long, default_value_t = 0.0, value_name = "SHARE", help_heading = "Optimizer")]
+    pub layer_decay_min_scale: f64,
+    /// Layers with less than this share of the rate are not trained [default: all are]
+    #[arg(long, value_name = "SHARE", help_heading = "Optimizer")]
+    pub layer_decay_no_opt_scale: Option<f64>,
     /// Limit of the gradient, see --clip-mode [default: none]
     #[arg(long, value_name = "LIMIT", help_heading = "Optimizer")]
     pub clip_grad: Option<f32>,
-    /// What is limited: norm (of all gradients together) or value
+    /// What is limited: norm (of all gradients together), value, or agc (each unit's norm relative to its weight's)
     #[arg(long, default_value = "norm", value_name = "MODE", help_heading = "Optimizer")]
     pub clip_mode: String,
     /// Batches whose gradients make one update
@@ -324,7 +329,7 @@ impl Options {
             batch_size: self.batch_size.unwrap_or(if digits { 64 } else { 128 }),
             img_size: self.img_size.clone().or(digits.then(|| vec![64])),
             crop_pct: self.crop_pct.or(digits.then_some(1.0)),
-            no_aug: self.no_aug || digits,
+            no_aug: self.augment.no_aug || (digits && !self.augment.is_given()),
             epochs: self.epochs.unwrap_or(if digits { 8 } else { 300 }),
             opt: self.opt.clone().unwrap_or_else(|| if digits { "adamw" } else { "sgd" }.into()),
             weight_decay: self.weight_decay.unwrap_or(pick(2e-5, 0.02)),

@@ -18,7 +18,8 @@ pub fn write(run: &Path, dataset: &dyn Dataset) -> Result<PathBuf> {
     for i in 0..COUNT.min(dataset.len()) {
         // Spread over the set, so that classes differ.
         let index = i * dataset.len() / COUNT.min(dataset.len());
-        let Ok((source, label)) = dataset.load(index) else { continue };
+        let Ok((source, target)) = dataset.load(index) else { continue };
+        let label = target.classes().first().map_or(usize::MAX, |&label| label as usize);
         let class = dataset.class_names().get(label).map_or("", |name| name.as_str());
         let class: String =
             class.chars().map(|c| if c.is_alphanumeric() || c == '-' { c } else { '_' }).collect();

@@ -1,0 +1,340 @@
+//! 3×3 convolution with stride 1 by Winograd's minimal filtering, F(2×2, 3×3): 16 multiplications where the direct
+//! way takes 36 (Lavin & Gray, arXiv:1509.09308).
+//!
+//! A block of 2×2 output tiles is a job: its 4×4 input tiles are transformed into 16 matrices `[tiles, c_in]`; for each
+//! panel of output channels 16 products give 16 matrices `[tiles, panel]`, which are transformed back while they are
+//! in the first caches. Rounding errors are no larger than those of the direct way: all factors are 1 or ½.
+
+use std::ops::Range;
+
+use timm_graph::scalar::Unary;
+
+use crate::elementwise::apply_unary;
+use crate::gemm::Epilogue;
+use crate::gemm::product::tile_height;
+use crate::gemm::tile::{MAX_ROWS, Tile, best_rows, tile_fn};
+use crate::lanes::Lanes;
+use crate::multiversion;
+use crate::pack::{Layout, Panel, lanes};
+use crate::scratch::with_scratch;
+use crate::simd::{Isa, isa};
+use crate::threads::{SendPtr, for_each};
+
+use super::ConvShape;
+
+/// Outputs of a tile along an axis, and inputs that they need.
+const OUT: usize = 2;
+const IN: usize = 4;
+/// Matrices of the transformed domain.
+const POINTS: usize = IN * IN;
+/// Numbers of transformed input that a job may hold: three quarters of a small second-level cache.
+const JOB_NUMBERS: usize = 192 << 10;
+/// Jobs that keep a large machine busy.
+const ENOUGH_JOBS: usize = 16;
+
+/// Whether this way is open, and worth it, for a convolution.
+pub fn fits(shape: &ConvShape) -> bool {
+    shape.kh == 3
+        && shape.kw == 3
+        && shape.stride == [1, 1]
+        && shape.dilation == [1, 1]
+        && shape.groups == 1
+        && shape.c_in >= 32
+        && shape.c_out >= 32
+        // Odd and small maps waste much of their last tiles, and the direct way leaves out taps that see only padding.
+        && 5 * tiled(shape.out_h()) * tiled(shape.out_w()) <= 6 * shape.out_h() * shape.out_w()
+        // The transformed weights are 16/9 of the plain ones: with few tiles, reading them costs more than is saved.
+        && (shape.n * shape.out_h() * shape.out_w() >= 128 || shape.c_in * shape.c_out <= 1 << 16)
+}
+
+/// A length rounded up to whole tiles.
+fn tiled(len: usize) -> usize {
+    len.next_multiple_of(OUT)
+}
+
+fn layout(isa: Isa, shape: &ConvShape) -> Layout {
+    Layout { isa, groups: 1, inputs: shape.c_in, outputs: shape.c_out, taps: 1 }
+}
+
+/// Numbers that [`pack_weights`] writes.
+pub fn packed_len(shape: &ConvShape) -> usize {
+    POINTS * layout(isa(), shape).len()
+}
+
+/// Rows of the weights' transform: a kernel row or column times these.
+const WEIGHT_ROWS: [[f32; 3]; IN] = [[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]];
+
+/// Transforms and packs `[c_out, c_in, 3, 3]` weights for [`forward`].
+///
+/// # Panics
+/// If a slice is too short.
+pub fn pack_weights(shape: &ConvShape, weights: &[f32], packed: &mut [f32]) {
+    let layout = layout(isa(), shape);
+    let count = shape.c_in * shape.c_out;
+    assert!(weights.len() >= 9 * count, "convolution: the weights are too short");
+    assert!(packed.len() >= POINTS * layout.len(), "convolution: the packed weights are too short");
+    let target = SendPtr(packed.as_mut_ptr());
+    for_each(POINTS, |point| {
+        let (rows, columns) = (WEIGHT_ROWS[point / IN], WEIGHT_ROWS[point % IN]);
+        let factors: [f32; 9] = std::array::from_fn(|tap| rows[tap / 3] * columns[tap % 3]);
+        let transformed: Vec<f32> = weights[..9 * count]
+            .chunks_exact(9)
+            .map(|kernel| kernel.iter().zip(&factors).map(|(w, f)| w * f).sum())
+            .collect();
+        // SAFETY: each point has its own part of the packed weights, whose length was checked.
+        let part = unsafe { target.slice(point * layout.len(), layout.len()) };
+        layout.pack_with(&transformed, 0, [shape.c_in, 1, 0], part, false);
+    });
+}
+
+/// As [`super::forward`], with weights from [`pack_weights`].
+///
+/// # Panics
+/// If a slice is too short, or the shape does not [`fits`].
+pub fn forward(shape: &ConvShape, x: &[f32], packed: &[f32], out: &mut [f32], epilogue: &Epilogue) {
+    assert!(fits(shape), "convolution: no 3x3 with stride 1");
+    let isa = isa();
+    let layout = layout(isa, shape);
+    assert!(x.len() >= shape.input_len(), "convolution: the input is too short");
+    assert!(out.len() >= shape.output_len(), "convolution: the output is too short");
+    assert!(packed.len() >= POINTS * layout.len(), "convolution: the packed weights are too short");
+    assert!(epilogue.bias.is_none_or(|b| b.len() >= shape.c_out), "convolution: the bias is too short");
+    assert!(
+        epilogue.residual.is_none_or(|r| r.len() >= shape.output_len()),
+        "convolution: the residual is too short"
+    );
+    let grid = Grid { rows: shape.out_h().div_ceil(OUT), columns: shape.out_w().div_ceil(OUT) };
+    let tiles = shape.n * grid.rows * grid.columns;
+    let tile_rows = best_rows(isa, layout.widest());
+    let most = (JOB_NUMBERS / (POINTS * shape.c_in)).clamp(4 * tile_rows, 16 * tile_rows);
+    let blocks = tiles.div_ceil(most);
+    let blocks = if blocks > 4 { blocks.next_multiple_of(4) } else { blocks };
+    let per_block = tiles.div_ceil(blocks).next_multiple_of(tile_rows);
+    let blocks = tiles.div_ceil(per_block);
+    let panels = layout.panels();
+    let parts = ENOUGH_JOBS.div_ceil(blocks).min(panels);
+    let per_part = panels.div_ceil(parts);
+    let parts = panels.div_ceil(per_part);
+    let target = SendPtr(out.as_mut_ptr());
+    for_each(blocks * parts, |index| {
+        let (part, block) = (index / blocks, index % blocks);
+        let first = block * per_block;
+        let count = (tiles - first).min(per_block);
+        let (sources, products) = (POINTS * count * shape.c_in, POINTS * count * 4 * lanes(isa));
+        with_scratch(sources + products + shape.c_in, |scratch| {
+            let (sources, rest) = scratch.split_at_mut(sources);
+            let (products, zeros) = rest.split_at_mut(products);
+            zeros.fill(0.0);
+            // SAFETY: tiles and their pixels lie inside the input; `sources` holds all points of `count` tiles.
+            unsafe { transform_inputs(shape, &grid, x, zeros, first..first + count, sources) };
+            for panel in part * per_part..((part + 1) * per_part).min(panels) {
+                let panel = layout.panel(panel);
+                multiply(&layout, &panel, packed, sources, count, products);
+                // SAFETY: jobs write disjoint tiles and channels of the output.
+                unsafe {
+                    transform_outputs(shape, &grid, &panel, products, first..first + count, target, epilogue)
+                };
+            }
+        });
+    });
+}
+
+/// Tiles of an image.
+#[derive(Clone, Copy)]
+struct Grid {
+    rows: usize,
+    columns: usize,
+}
+
+impl Grid {
+    /// Image, and row and column of the first output, of a tile.
+    fn at(&self, tile: usize) -> (usize, usize, usize) {
+        let (line, column) = (tile / self.columns, tile % self.columns);
+        (line / self.rows, line % self.rows * OUT, column * OUT)
+    }
+}
+
+/// The 16 products of one panel: `products[point][tile][lane] = Σ sources[point][tile][c] · weights[point][c][lane]`.
+fn multiply(
+    layout: &Layout,
+    panel: &Panel,
+    packed: &[f32],
+    sources: &[f32],
+    count: usize,
+    products: &mut [f32],
+) {
+    let (isa, width) = (layout.isa, panel.vectors * lanes(layout.isa));
+    let tile_rows = best_rows(isa, panel.vectors);
+    let offsets: [usize; MAX_ROWS] = std::array::from_fn(|row| row * width);
+    let mut table = [std::ptr::null(); MAX_ROWS];
+    for point in 0..POINTS {
+        for first in (0..count).step_by(tile_rows) {
+            let rows = (count - first).min(tile_rows);
+            let height = tile_height(rows, tile_rows);
+            let at = point * count + first;
+            for (row, pointer) in table[..height].iter_mut().enumerate() {
+                *pointer = sources[(at + row.min(rows - 1)) * panel.inputs..].as_ptr();
+            }
+            let tile = Tile {
+                table: table.as_ptr(),
+                taps: 1,
+                run: panel.inputs,
+                stride: 1,
+                source_offset: 0,
+                weights: packed[point * layout.len() + panel.offset..].as_ptr(),
+                out: products[at * width..].as_mut_ptr(),
+                offsets: offsets.as_ptr(),
+                rows,
+                // All lanes: those past the channels are zero and stay inside `products`.
+                width,
+                bias: std::ptr::null(),
+                residual: std::ptr::null(),
+                relu: false,
+            };
+            // SAFETY: every pointer is followed by the numbers that the tile reads or writes, as sliced above; the
+            // kernel fits this machine.
+            unsafe { tile_fn(isa, height, panel.vectors)(&tile) };
+        }
+    }
+}
+
+multiversion!(fn transform_inputs<S>(
+    shape: &ConvShape, grid: &Grid, x: &[f32], zeros: &[f32], tiles: Range<usize>, sources: &mut [f32],
+) = transform_inputs_body);
+
+/// Writes the 16 points of each tile's input, `[point][tile][c]`; `zeros` stands for what lies outside.
+#[inline(always)]
+unsafe fn transform_inputs_body<S: Lanes>(
+    shape: &ConvShape,
+    grid: &Grid,
+    x: &[f32],
+    zeros: &[f32],
+    tiles: Range<usize>,
+    sources: &mut [f32],
+) {
+    let (channels, count) = (shape.c_in, tiles.len());
+    assert!(sources.len() >= POINTS * count * channels && zeros.len() >= channels);
+    for (index, tile) in tiles.enumerate() {
+        let (image, row, column) = grid.at(tile);
+        let pixels: [[*const f32; IN]; IN] = std::array::from_fn(|i| {
+            std::array::from_fn(|j| {
+                // Above and to the left of the image the difference wraps to something large.
+                let y = (row + i).wrapping_sub(shape.pad[0]);
+                let x_at = (column + j).wrapping_sub(shape.pad[2]);
+                if y < shape.h && x_at < shape.w {
+                    x[((image * shape.h + y) * shape.w + x_at) * channels..][..channels].as_ptr()
+                } else {
+                    zeros.as_ptr()
+                }
+            })
+        });
+        let target = sources[index * channels..].as_mut_ptr();
+        for channel in (0..channels).step_by(S::LANES) {
+            let left = channels - channel;
+            // SAFETY: every pixel has `channels` numbers, and so has every (point, tile) of the sources; the caller
+            // promises the instruction set.
+            unsafe {
+                let mut d = [[S::zero(); IN]; IN];
+                for (values, pixels) in d.iter_mut().zip(&pixels) {
+                    for (value, pixel) in values.iter_mut().zip(pixels) {
+                        let pixel = pixel.add(channel);
+                        *value = if left >= S::LANES { S::load(pixel) } else { S::load_first(pixel, left) };
+                    }
+                }
+                let mut columns = [[S::zero(); IN]; IN];
+                for j in 0..IN {
+                    let column = input_points::<S>([d[0][j], d[1][j], d[2][j], d[3][j]]);
+                    (0..IN).for_each(|i| columns[i][j] = column[i]);
+                }
+                for (i, row) in columns.into_iter().enumerate() {
+                    for (j, value) in input_points::<S>(row).into_iter().enumerate() {
+                        let to = target.add((i * IN + j) * count * channels + channel);
+                        if left >= S::LANES { S::store(to, value) } else { S::store_first(to, value, left) }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The transform of four inputs in a row.
+#[inline(always)]
+unsafe fn input_points<S: Lanes>([a, b, c, d]: [S::V; IN]) -> [S::V; IN] {
+    // SAFETY: the caller promises the instruction set.
+    unsafe { [S::sub(a, c), S::add(b, c), S::sub(c, b), S::sub(b, d)] }
+}
+
+/// The two outputs of four points in a row.
+#[inline(always)]
+unsafe fn outputs_of<S: Lanes>([a, b, c, d]: [S::V; IN]) -> [S::V; OUT] {
+    // SAFETY: the caller promises the instruction set.
+    unsafe { [S::add(a, S::add(b, c)), S::sub(S::sub(b, c), d)] }
+}
+
+multiversion!(fn transform_outputs<S>(
+    shape: &ConvShape, grid: &Grid, panel: &Panel, products: &[f32], tiles: Range<usize>, out: SendPtr<f32>,
+    epilogue: &Epilogue,
+) = transform_outputs_body);
+
+/// Transforms one panel's products `[point][tile][lane]` back, adds what follows and writes the output.
+#[inline(always)]
+unsafe fn transform_outputs_body<S: Lanes>(
+    shape: &ConvShape,
+    grid: &Grid,
+    panel: &Panel,
+    products: &[f32],
+    tiles: Range<usize>,
+    out: SendPtr<f32>,
+    epilogue: &Epilogue,
+) {
+    let (out_h, out_w, count, width) = (shape.out_h(), shape.out_w(), tiles.len(), panel.vectors * S::LANES);
+    assert!(products.len() >= POINTS * count * width);
+    for (index, tile) in tiles.enumerate() {
+        let (image, row, column) = grid.at(tile);
+        let (rows, columns) = ((out_h - row).min(OUT), (out_w - column).min(OUT));
+        let pixel = |i: usize, j: usize| {
+            ((image * out_h + row + i) * out_w + column + j) * shape.c_out + panel.first_output
+        };
+        for lane in (0..panel.outputs).step_by(S::LANES) {
+            let left = panel.outputs - lane;
+            let full = left >= S::LANES;
+            // SAFETY: the products hold `width` numbers for each point and tile; the pixels lie inside the output,
+            // whose length was checked as those of bias and residual; the caller promises the instruction set.
+            unsafe {
+                let load = |from: *const f32| if full { S::load(from) } else { S::load_first(from, left) };
+                let from = products.as_ptr().add(index * width + lane);
+                let mut half = [[S::zero(); IN]; OUT];
+                for j in 0..IN {
+                    let point = |i: usize| S::load(from.add((i * IN + j) * count * width));
+                    let column = outputs_of::<S>([point(0), point(1), point(2), point(3)]);
+                    (0..OUT).for_each(|i| half[i][j] = column[i]);
+                }
+                let bias = match epilogue.bias {
+                    Some(bias) => load(bias.as_ptr().add(panel.first_output + lane)),
+                    None => S::zero(),
+                };
+                for (i, half) in half.into_iter().enumerate().take(rows) {
+                    for (j, value) in outputs_of::<S>(half).into_iter().enumerate().take(columns) {
+                        let at = pixel(i, j) + lane;
+                        let mut value = S::add(value, bias);
+                        if let Some(residual) = epilogue.residual {
+                            value = S::add(value, load(residual.as_ptr().add(at)));
+                        }
+                        if epilogue.act == Some(Unary::Relu) {
+                            // The second operand wins over a NaN on either side: NaN stays NaN.
+                            value = S::max(S::zero(), value);
+                        }
+                        let to = out.add(at);
+                        if full { S::store(to, value) } else { S::store_first(to, value, left) }
+                    }
+                }
+            }
+        }
+        if let Some(act) = epilogue.act.filter(|act| *act != Unary::Relu) {
+            for (i, j) in (0..rows).flat_map(|i| (0..columns).map(move |j| (i, j))) {
+                // SAFETY: this job has just written these numbers.
+                apply_unary(act, unsafe { out.slice(pixel(i, j), panel.outputs) });
+            }
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! The keyword arguments of an optimizer, read once each, so that those that nobody asks for are refused.
+
+use serde_json::{Map, Value};
+
+use super::{Decay, OptimizerConfig};
+use crate::TrainError;
+
+/// A default that comes with a name.
+#[derive(Clone, Copy, Debug)]
+pub enum Preset {
+    Flag(bool),
+    Number(f64),
+    Numbers(&'static [f64]),
+    Word(&'static str),
+}
+
+impl Preset {
+    fn to_json(self) -> Value {
+        match self {
+            Preset::Flag(value) => value.into(),
+            Preset::Number(value) => value.into(),
+            Preset::Numbers(values) => values.to_vec().into(),
+            Preset::Word(value) => value.into(),
+        }
+    }
+}
+
+/// What a constructor of an optimizer reads its settings from.
+pub struct Kwargs<'a> {
+    config: &'a OptimizerConfig,
+    lr: f64,
+    presets: &'static [(&'static str, Preset)],
+    rest: Map<String, Value>,
+    asked: Vec<&'static str>,
+}
+
+impl<'a> Kwargs<'a> {
+    pub(super) fn new(
+        config: &'a OptimizerConfig,
+        lr: f64,
+        presets: &'static [(&'static str, Preset)],
+    ) -> Self {
+        Kwargs { config, lr, presets, rest: config.opt_kwargs.clone(), asked: Vec::new() }
+    }
+
+    /// The optimizer's name as given.
+    pub fn opt(&self) -> &str {
+        &self.config.opt
+    }
+
+    /// The highest learning rate of the run.
+    pub fn lr(&self) -> f64 {
+        self.lr
+    }
+
+    /// The weight decay of the groups that have one.
+    pub fn weight_decay(&self) -> f64 {
+        self.config.weight_decay
+    }
+
+    fn take(&mut self, name: &'static str) -> Option<Value> {
+        self.asked.push(name);
+        let preset =
+            || self.presets.iter().find(|(preset, _)| *preset == name).map(|(_, value)| value.to_json());
+        self.rest.remove(name).or_else(preset)
+    }
+
+    fn wrong(&self, name: &str, value: &Value, wanted: &str) -> TrainError {
+        TrainError::Config(format!("{}: {name}={value} must be {wanted}", self.config.opt))
+    }
+
+    /// An error about one of the settings, named after the optimizer.
+    pub fn refuse(&self, message: impl std::fmt::Display) -> TrainError {
+        TrainError::Config(format!("{}: {message}", self.config.opt))
+    }
+
+    /// A number.
+    ///
+    /// # Errors
+    /// Another kind of value.
+    pub fn number(&mut self, name: &'static str, default: f64) -> Result<f64, TrainError> {
+        Ok(self.optional_number(name)?.unwrap_or(default))
+    }
+
+    /// A number, or none where it is not given or null.
+    ///
+    /// # Errors
+    /// Another kind of value.
+    pub fn optional_number(&mut self, name: &'static str) -> Result<Option<f64>, TrainError> {
+        match self.take(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => match value.as_f64() {
+                Some(number) if number.is_finite() => Ok(Some(number)),
+                _ => Err(self.wrong(name, &value, "a number")),
+            },
+        }
+    }
+
+    /// A number that can be switched off by null.
+    ///
+    /// # Errors
+    /// Another kind of value.
+    pub fn number_or_none(&mut self, name: &'static str, default: f64) -> Result<Option<f64>, TrainError> {
+        let off = self.rest.get(name).is_some_and(Value::is_null);
+        Ok(self.optional_number(name)?.or((!off).then_some(default)))
+    }
+
+    /// A number in [0, 1).
+    ///
+    /// # Errors
+    /// Another value.
+    pub fn share(&mut self, name: &'static str, default: f64) -> Result<f64, TrainError> {
+        let number = self.number(name, default)?;
+        if (0.0..1.0).contains(&number) {
+            return Ok(number);
+        }
+        Err(self.wrong(name, &number.into(), "in [0, 1)"))
+    }
+
+    /// True or false.
+    ///
+    /// # Errors
+    /// Another kind of value.
+    pub fn flag(&mut self, name: &'static str, default: bool) -> Result<bool, TrainError> {
+        match self.take(name) {
+            None => Ok(default),
+            Some(value) => value.as_bool().ok_or_else(|| self.wrong(name, &value, "true or false")),
+        }
+    }
+
+    /// One of some words.
+    ///
+    /// # Errors
+    /// Another value.
+    pub fn choice(
+        &mut self,
+        name: &'static str,
+        default: &'static str,
+        choices: &[&'static str],
+    ) -> Result<&'static str, TrainError> {
+        let Some(value) = self.take(name) else { return Ok(default) };
+        let found = choices.iter().find(|choice| value.as_str() == Some(choice));
+        found.copied().ok_or_else(|| self.wrong(name, &value, &format!("one of {}", choices.join(", "))))
+    }
+
+    /// Any value, for those that no other method reads.
+    pub fn value(&mut self, name: &'static str) -> Option<Value> {
+        self.take(name)
+    }
+
+    /// `--opt-betas`, the keyword argument `betas`, or the default.
+    ///
+    /// # Errors
+    /// Another count of numbers, or a number outside [0, 1).
+    pub fn betas<const N: usize>(&mut self, default: [f64; N]) -> Result<[f64; N], TrainError> {
+        let from_kwargs = self.take("betas");
+        let given: Vec<f64> = match (&self.config.opt_betas, from_kwargs) {
+            (Some(given), _) => given.clone(),
+            (None, None) => return Ok(default),
+            (None, Some(Value::Array(values))) => {
+                values.iter().map(|value| value.as_f64().unwrap_or(f64::NAN)).collect()
+            }
+            (None, Some(value)) => {
+                return Err(self.wrong("betas", &value, &format!("a list of {N} numbers")));
+            }
+        };
+        match <[f64; N]>::try_from(given.as_slice()) {
+            Ok(betas) if betas.iter().all(|beta| (0.0..1.0).contains(beta)) => Ok(betas),
+            _ => Err(self.refuse(format!("needs {N} opt-betas in [0, 1), got {given:?}"))),
+        }
+    }
+
+    /// Weight decay that is decoupled where `flag` says so (always, without a flag), and corrected on request.
+    ///
+    /// # Errors
+    /// Flags that are not true or false; correction relative to a learning rate of 0.
+    pub fn decay(&mut self, flag: Option<&'static str>) -> Result<Decay, TrainError> {
+        let decoupled = flag.map_or(Ok(true), |flag| self.flag(flag, false))?;
+        let corrected = self.flag("corrected_weight_decay", false)?;
+        match (decoupled, corrected) {
+            (false, _) => Ok(Decay::L2),
+            (true, false) => Ok(Decay::Decoupled),
+            (true, true) if self.lr > 0.0 => Ok(Decay::Corrected { max_lr: self.lr }),
+            (true, true) => Err(self.refuse("corrected weight decay needs a learning rate above 0")),
+        }
+    }
+
+    /// `--opt-eps`, the keyword argument `eps`, or the default.
+    ///
+    /// # Errors
+    /// A negative number.
+    pub fn eps(&mut self, default: f64) -> Result<f64, TrainError> {
+        let eps = self.number("eps", self.config.opt_eps.unwrap_or(default))?;
+        if eps >= 0.0 { Ok(eps) } else { Err(self.refuse(format!("opt-eps {eps} must be 0 or more"))) }
+    }
+
+    /// `--momentum`, or the keyword argument `momentum`.
+    ///
+    /// # Errors
+    /// A number outside [0, 1).
+    pub fn momentum(&mut self) -> Result<f64, TrainError> {
+        let momentum = self.number("momentum", self.config.momentum)?;
+        if (0.0..1.0).contains(&momentum) {
+            return Ok(momentum);
+        }
+        Err(self.refuse(format!("momentum {momentum} must be in [0, 1)")))
+    }
+
+    /// # Errors
+    /// A keyword argument that the optimizer did not ask for.
+    pub(super) fn finish(self) -> Result<(), TrainError> {
+        match self.rest.keys().next() {
+            None => Ok(()),
+            Some(name) => Err(TrainError::unknown("optimizer argument", name, &self.asked)),
+        }
+    }
+}
