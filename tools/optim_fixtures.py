@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Records losses, optimizers, clipping, averages and schedules of the real timm as
+"""Records optimizers, clipping, averages and schedules of the real timm as
 crates/train/tests/data/{optim,schedules}.json.
 
     python tools/optim_fixtures.py
@@ -13,7 +13,6 @@ import json
 from pathlib import Path
 
 import torch
-from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.models import model_parameters
@@ -157,29 +156,6 @@ def optimizers():
     )
 
 
-def losses():
-    generator = torch.Generator().manual_seed(3)
-    recorded = []
-    for kind, scale, (batch, classes) in itertools.product(
-        ["ce", "smooth", "soft"], [1.0, 30.0, 1e4], [(1, 2), (5, 7), (3, 10)]
-    ):
-        logits = (torch.randn(batch, classes, generator=generator) * scale).float().double().requires_grad_()
-        labels = torch.randint(classes, (batch,), generator=generator)
-        targets = torch.rand(batch, classes, generator=generator)
-        targets = (targets / targets.sum(1, keepdim=True)).float().double()
-        if kind == "ce":
-            loss = torch.nn.functional.cross_entropy(logits, labels)
-        elif kind == "smooth":
-            loss = LabelSmoothingCrossEntropy(0.1)(logits, labels)
-        else:
-            loss = SoftTargetCrossEntropy()(logits, targets)
-        loss.backward()
-        given = floats(targets) if kind == "soft" else [float(x) for x in labels]
-        recorded.append(dict(kind=kind, shape=[batch, classes], logits=floats(logits), targets=given,
-                             loss=loss.item(), gradient=floats(logits.grad)))
-    return recorded
-
-
 def schedules():
     base = dict(sched="cosine", num_epochs=30, warmup_epochs=0, warmup_lr=1e-5, min_lr=0.0, warmup_prefix=False,
                 cooldown_epochs=0, decay_rate=0.1, decay_epochs=None, decay_milestones=[9, 18, 27], cycle_mul=1.0,
@@ -226,7 +202,7 @@ def schedules():
 
 def main():
     OUT.mkdir(parents=True, exist_ok=True)
-    (OUT / "optim.json").write_text(json.dumps(dict(optimizers=optimizers(), losses=losses())))
+    (OUT / "optim.json").write_text(json.dumps(dict(optimizers=optimizers())))
     (OUT / "schedules.json").write_text(json.dumps(schedules()))
     for path in OUT.iterdir():
         print(path.name, path.stat().st_size)

@@ -146,6 +146,19 @@ def parquets(root):
         pq.write_table(table, root / f"hf-{name}" / "train.parquet", **options)
 
 
+def seeds(root):
+    """Small files for the fuzzer and for tests of damaged files: crates/data/tests/readers."""
+    out = OUT.parent.parent / "readers"
+    out.mkdir(exist_ok=True)
+    for name in ("tar/gnu", "tar/pax", "tar/ustar", "nested", "wds/set-train-0000", "wds/set-validation-0000"):
+        content = (root / f"{name}.tar").read_bytes().rstrip(b"\0")
+        content += b"\0" * (-len(content) % 512 + 1024)
+        (out / (name.split("/")[-1] + ".tar")).write_bytes(content)
+    for name in ("none", "gzip", "zstd", "plain", "dict2"):
+        shutil.copy(root / f"hf-{name}" / "train.parquet", out / f"{name}.parquet")
+    shutil.copy(root / "hf/data/test-00000-of-00001.parquet", out / "hub.parquet")
+
+
 def crc(value):
     if isinstance(value, Image.Image):
         return zlib.crc32(np.asarray(value).tobytes())
@@ -217,6 +230,7 @@ def main():
     samples = [[reader.filename(i), int(reader[i][1]), zlib.crc32(reader[i][0].read())] for i in range(len(reader))]
     cases.append({"reader": "tar/", "root": "tars", "split": "", "classes": reader.class_name_to_idx, "samples": samples})
 
+    seeds(root)
     files = {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
     files["cases.json"] = json.dumps(cases, indent=0, ensure_ascii=False).encode()
     packed = b"".join(struct.pack("<I", len(name.encode())) + name.encode() + struct.pack("<I", len(content)) + content

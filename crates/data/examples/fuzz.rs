@@ -175,7 +175,7 @@ fn hash(bytes: &[u8]) -> u64 {
 /// An outcome without its numbers and quoted parts.
 fn words(text: &str) -> String {
     let plain = text.split(['\'', '"', '`']).step_by(2).flat_map(str::split_whitespace);
-    plain.filter(|word| !word.contains(|c: char| c.is_ascii_digit())).take(24).collect::<Vec<_>>().join(" ")
+    plain.filter(|word| !word.contains(|c: char| c.is_ascii_digit())).take(14).collect::<Vec<_>>().join(" ")
 }
 
 // --- Damage ---

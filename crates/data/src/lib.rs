@@ -32,6 +32,7 @@ mod error;
 mod image;
 mod loader;
 mod mixup;
+mod naflex_mixup;
 mod readers;
 mod real_labels;
 mod rng;
@@ -45,6 +46,7 @@ pub use loader::{
     Pace, PatchGrid, Place,
 };
 pub use mixup::{MixLabels, MixMode, Mixup, MixupConfig};
+pub use naflex_mixup::NaflexMixup;
 pub use readers::{
     ClassMap, Dataset, Digits, FolderDataset, HfDataset, IMAGE_EXTENSIONS, ImageNetInfo, ListDataset,
     OpenOptions, Shard, Source, Subset, SyntheticDataset, TarDataset, Target, TargetFormat, WdsDataset,
@@ -55,7 +57,7 @@ pub use rng::Rng;
 pub use transforms::{
     CropMode, DEFAULT_CROP_PCT, Drawn, EraseMode, Geometry, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD,
     IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD, Interpolation, KeepRatioVariation, NaflexTransform,
-    OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, Padding, Patches, RatioToSequence, Region, SequenceConfig,
-    SequenceGeometry, TrainCropMode, Transform, TransformConfig, View, image_size_for_seq, naflex_batch_size,
-    patchify, resize,
+    OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, Padding, PatchErasing, PatchErasingConfig, Patches, RatioToSequence,
+    Region, SequenceConfig, SequenceGeometry, SpatialMode, TrainCropMode, Transform, TransformConfig, View,
+    image_size_for_seq, naflex_batch_size, patchify, resize,
 };

@@ -235,7 +235,7 @@ impl Mixup {
     }
 
     /// Smoothed rows of targets, `[B, K]`.
-    fn encode(&self, labels: MixLabels) -> Result<Vec<f32>, DataError> {
+    pub(crate) fn encode(&self, labels: MixLabels) -> Result<Vec<f32>, DataError> {
         let (classes, smoothing) = (self.config.num_classes, self.config.smoothing);
         match labels {
             MixLabels::Dense(values) => {
@@ -365,18 +365,35 @@ dispatched!(
     (first: &mut [u8], second: &mut [u8], shares: [(f32, f32); 2])
 );
 
+dispatched!(
+    blend_bytes,
+    blend_bytes_avx2,
+    blend_bytes_body,
+    (first: &mut [u8], second: &[u8], share: f32, rest: f32)
+);
+
+/// The weighted sum of two bytes, rounded.
 #[inline(always)]
-fn blend_pair_body(first: &mut [u8], second: &mut [u8], shares: [(f32, f32); 2]) {
+fn mixed(own: f32, other: f32, share: f32, rest: f32) -> u8 {
     // Adding this brings the last bit of an f32 to the units: it rounds halves to even.
     const ROUND: f32 = 12_582_912.0;
-    let mixed = |own: f32, other: f32, (share, rest): (f32, f32)| {
-        ((own * share + other * rest).clamp(0.0, 255.0) + ROUND).to_bits() as u8
-    };
+    ((own * share + other * rest).clamp(0.0, 255.0) + ROUND).to_bits() as u8
+}
+
+#[inline(always)]
+fn blend_pair_body(first: &mut [u8], second: &mut [u8], shares: [(f32, f32); 2]) {
     for (first, second) in first.iter_mut().zip(second) {
         let (a, b) = (f32::from(*first), f32::from(*second));
-        *first = mixed(a, b, shares[0]);
-        *second = mixed(b, a, shares[1]);
+        *first = mixed(a, b, shares[0].0, shares[0].1);
+        *second = mixed(b, a, shares[1].0, shares[1].1);
     }
+}
+
+#[inline(always)]
+fn blend_bytes_body(first: &mut [u8], second: &[u8], share: f32, rest: f32) {
+    first.iter_mut().zip(second).for_each(|(first, &second)| {
+        *first = mixed(f32::from(*first), f32::from(second), share, rest);
+    });
 }
 
 /// Mixes two images of a batch with what both were before.

@@ -248,6 +248,7 @@ fn options_that_cannot_work() {
         Transform::new(config).unwrap_err().to_string()
     };
     assert!(transform(|config| config.auto_augment = Some("rond-m9".into())).contains("rond"));
+    assert!(transform(|config| config.auto_augment = Some("rand-q9".into())).contains("'rand-q9'"));
     assert!(transform(|config| config.crop_pct = 0.0).contains("crop_pct"));
     assert!(transform(|config| config.hflip = 1.5).contains("hflip"));
     assert!(transform(|config| config.scale = Some((0.5, 0.1))).contains("scale"));

@@ -25,7 +25,11 @@ pub struct EvalMetrics {
 
 impl EvalMetrics {
     /// Adds rows of logits `[B, K]` with their labels; the fields hold sums until [`EvalMetrics::means`].
-    fn add(&mut self, logits: &Tensor, labels: &[f32]) {
+    ///
+    /// # Errors
+    /// For a label that is no number of a class.
+    pub fn add(&mut self, logits: &Tensor, labels: &[f32]) -> Result<(), TrainError> {
+        check_labels(labels, logits.shape[1]).map_err(TrainError::Config)?;
         for (row, &label) in labels.iter().enumerate() {
             let (row, label) = (logits.row(row), label as usize);
             let peak = row.iter().fold(f32::NEG_INFINITY, |a, &v| a.max(v)) as f64;
@@ -40,9 +44,11 @@ impl EvalMetrics {
             self.top5 += right(5);
             self.count += 1;
         }
+        Ok(())
     }
 
-    fn means(self) -> Self {
+    /// The means of what was added.
+    pub fn means(self) -> Self {
         let n = self.count.max(1) as f64;
         let (top1, top5) = (100.0 * self.top1 / n, 100.0 * self.top5 / n);
         EvalMetrics { loss: self.loss / n, top1, top5, count: self.count }
@@ -107,21 +113,6 @@ impl Evaluator {
         stop: &AtomicBool,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Option<EvalMetrics>, TrainError> {
-        self.run_with(store, batches, stop, progress, &mut |_| {})
-    }
-
-    /// As [`Evaluator::run`]; `seen` is shown the logits `[B, K]` of each batch.
-    ///
-    /// # Errors
-    /// As [`Evaluator::run`].
-    pub fn run_with(
-        &mut self,
-        store: &Store,
-        batches: &dyn Batches,
-        stop: &AtomicBool,
-        progress: &mut dyn FnMut(usize),
-        seen: &mut dyn FnMut(&Tensor),
-    ) -> Result<Option<EvalMetrics>, TrainError> {
         let mut metrics = EvalMetrics::default();
         for (i, batch) in batches.epoch(0, 0).enumerate() {
             if stop.load(Ordering::Relaxed) {
@@ -133,11 +124,10 @@ impl Evaluator {
                 return Err(error(message));
             }
             let logits = self.logits(store, &batch)?;
-            seen(&logits);
             match &batch.targets {
                 Targets::Labels(labels) => {
                     check_labels(labels, logits.shape[1]).map_err(error)?;
-                    metrics.add(&logits, labels);
+                    metrics.add(&logits, labels)?;
                 }
                 Targets::Soft(_) => return Err(error("evaluation needs class numbers as targets".into())),
             }
@@ -192,10 +182,10 @@ mod tests {
     fn ranks_and_loss() {
         let logits = Tensor::new(&[3, 3], vec![0.0, 1.0, 2.0, 5.0, 5.0, 5.0, f32::NAN, 1.0, 0.0]);
         let mut metrics = EvalMetrics::default();
-        metrics.add(&logits, &[2.0, 0.0, 0.0]);
+        metrics.add(&logits, &[2.0, 0.0, 0.0]).unwrap();
         assert_eq!((metrics.top1, metrics.count), (2.0, 3));
         let mut one = EvalMetrics::default();
-        one.add(&Tensor::new(&[1, 6], vec![9.0, 9.0, 9.0, 9.0, 9.0, 9.0]), &[5.0]);
+        one.add(&Tensor::new(&[1, 6], vec![9.0, 9.0, 9.0, 9.0, 9.0, 9.0]), &[5.0]).unwrap();
         let one = one.means();
         assert_eq!((one.top1, one.top5), (0.0, 0.0));
         assert!((one.loss - 6f64.ln()).abs() < 1e-12);

@@ -7,7 +7,7 @@ use timm_graph::{Builder, DType, Graph, GraphError, Init, NodeId, Op, StateKind,
 use timm_models::network::Network;
 
 use crate::losses::Loss;
-use crate::optim::{Clip, Groups, Optimizer, global_norm, write_updates};
+use crate::optim::{Clip, Groups, Optimizer, UpdateContext, global_norm, hutchinson, write_updates};
 use crate::{TrainError, ema};
 
 /// How images become the network's input: (x / 255 − mean) / std for each channel. One number counts for all.
@@ -39,6 +39,8 @@ pub struct Step<'a> {
     pub loss: Loss,
     pub optimizer: &'a dyn Optimizer,
     pub groups: &'a Groups,
+    /// Which of the optimizer's graphs to write: [`Optimizer::variant`].
+    pub variant: u32,
     pub clip: Option<Clip>,
     pub ema: bool,
     pub normalization: &'a Normalization,
@@ -117,7 +119,7 @@ impl Step<'_> {
             graph.states.iter().map(|(name, spec)| (name.clone(), spec.clone())).collect();
         let written = graph.updates.clone();
         let b = Builder::extend(graph, true);
-        let mut grads = self.gradients(&b, loss, &parameters, phase)?;
+        let (mut grads, hessians) = self.gradients(&b, loss, &parameters, phase)?;
         if phase == Phase::Accumulate {
             return Ok((b.finish()?, classes));
         }
@@ -129,7 +131,8 @@ impl Step<'_> {
             clip.write(&b, &mut grads);
         }
         let lr = b.input("lr", &[], DType::F32);
-        let updated = write_updates(&b, self.optimizer, self.groups, lr, &grads);
+        let context = UpdateContext { variant: self.variant, hessians };
+        let updated = write_updates(&b, self.optimizer, self.groups, lr, &grads, &context);
         if self.ema {
             let share = b.input(EMA_SHARE, &[], DType::F32);
             for (name, spec) in model.iter().filter(|(_, spec)| spec.kind != StateKind::Slot) {
@@ -140,14 +143,15 @@ impl Step<'_> {
         Ok((b.finish()?, classes))
     }
 
-    /// Pairs each parameter's value with its gradient; where batches add up, with the sum so far.
+    /// Pairs each parameter's value with its gradient; where batches add up, with the sum so far. Beside them the
+    /// second derivatives that the optimizer asks for.
     fn gradients(
         &self,
         b: &Builder,
         loss: NodeId,
         parameters: &IndexMap<String, Vec<NodeId>>,
         phase: Phase,
-    ) -> Result<IndexMap<String, (NodeId, NodeId)>, GraphError> {
+    ) -> Result<(IndexMap<String, (NodeId, NodeId)>, IndexMap<String, NodeId>), GraphError> {
         let scaled = match phase {
             Phase::Whole => loss,
             _ => b.mul(loss, b.input("loss_scale", &[], DType::F32)),
@@ -156,21 +160,38 @@ impl Step<'_> {
         let mut grads = gradients(b, scaled, &nodes)?.into_iter();
         let mut pairs = IndexMap::new();
         for (name, uses) in parameters {
-            let mut total = grads.by_ref().take(uses.len()).reduce(|a, g| b.add(a, g));
-            if phase != Phase::Whole {
-                let slot = format!("accumulated.{name}");
-                let shape = b.shape(uses[0]);
-                let spec = StateSpec { shape: shape.clone(), kind: StateKind::Slot, init: Init::Fill(0.0) };
-                total = total.map(|g| b.add(b.state(&slot, spec), g));
-                let kept = if phase == Phase::Accumulate { total } else { Some(b.fill(0.0, &shape)) };
-                kept.iter().for_each(|kept| b.update(&slot, *kept));
-            }
-            if let Some(total) = total {
+            if let Some(total) = grads.by_ref().take(uses.len()).reduce(|a, g| b.add(a, g)) {
                 pairs.insert(name.clone(), (uses[0], total));
             }
         }
-        Ok(pairs)
+        let mut hessians = IndexMap::new();
+        if let Some(curvature) = self.optimizer.curvature(self.variant) {
+            let all: Vec<(&str, &[NodeId], NodeId)> = pairs
+                .iter()
+                .map(|(name, pair)| (name.as_str(), parameters[name].as_slice(), pair.1))
+                .collect();
+            let estimates = hutchinson(b, &all, curvature.samples)?;
+            hessians = pairs.keys().cloned().zip(estimates).collect();
+        }
+        if phase != Phase::Whole {
+            for (name, (_, gradient)) in &mut pairs {
+                *gradient = accumulate(b, &format!("accumulated.{name}"), *gradient, phase);
+            }
+            for (name, hessian) in &mut hessians {
+                *hessian = accumulate(b, &format!("optimizer.{name}.accumulated_hessian"), *hessian, phase);
+            }
+        }
+        Ok((pairs, hessians))
     }
+}
+
+/// Adds `x` to a slot and returns the sum; the last batch empties the slot.
+fn accumulate(b: &Builder, slot: &str, x: NodeId, phase: Phase) -> NodeId {
+    let shape = b.shape(x);
+    let spec = StateSpec { shape: shape.clone(), kind: StateKind::Slot, init: Init::Fill(0.0) };
+    let sum = b.add(b.state(slot, spec), x);
+    b.update(slot, if phase == Phase::Accumulate { sum } else { b.fill(0.0, &shape) });
+    sum
 }
 
 /// All nodes that read each trained parameter, in the order of the state_dict.

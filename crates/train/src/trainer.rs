@@ -178,7 +178,7 @@ pub struct Trainer {
     config: TrainConfig,
     optimizer: Box<dyn Optimizer>,
     groups: Groups,
-    plans: HashMap<(Phase, ImageSpec), Plan>,
+    plans: HashMap<(Phase, u32, ImageSpec), Plan>,
     evaluator: Evaluator,
     state: State,
     /// The last learning rate, for messages.
@@ -214,11 +214,7 @@ impl Trainer {
         if config.grad_accum_steps == 0 || config.val_interval == 0 {
             return Err(TrainError::Config("grad-accum-steps and val-interval must be at least 1".into()));
         }
-        if let Loss::CrossEntropy { smoothing } = config.loss
-            && !(0.0..1.0).contains(&smoothing)
-        {
-            return Err(TrainError::Config(format!("smoothing {smoothing} must be in [0, 1)")));
-        }
+        config.loss.check()?;
         if let Some(ema) = &config.ema {
             ema.check()?;
             ema::start(&mut store);
@@ -306,9 +302,10 @@ impl Trainer {
             return Err(wrong(message));
         }
         let dtype = if matches!(batch.pixels, Pixels::U8(_)) { DType::U8 } else { DType::F32 };
-        let key = (phase, ImageSpec { size: batch.size, dtype });
+        let variant = self.optimizer.variant(self.state.updates + 1);
+        let key = (phase, variant, ImageSpec { size: batch.size, dtype });
         if !self.plans.contains_key(&key) {
-            let plan = self.compile(key.0, key.1)?;
+            let plan = self.compile(key.0, key.1, key.2)?;
             self.plans.insert(key, plan);
         }
         let plan = &self.plans[&key];
@@ -365,12 +362,13 @@ impl Trainer {
         Ok((loss, norm))
     }
 
-    fn compile(&mut self, phase: Phase, images: ImageSpec) -> Result<Plan, TrainError> {
+    fn compile(&mut self, phase: Phase, variant: u32, images: ImageSpec) -> Result<Plan, TrainError> {
         let step = Step {
             network: &*self.network,
-            loss: self.config.loss,
+            loss: self.config.loss.clone(),
             optimizer: &*self.optimizer,
             groups: &self.groups,
+            variant,
             clip: self.config.clip,
             ema: self.config.ema.is_some(),
             normalization: &self.config.normalization,

@@ -92,6 +92,7 @@ impl Bench {
             network: &self.network,
             loss: Loss::CrossEntropy { smoothing: options.smoothing as f32 },
             optimizer: &*optimizer,
+            variant: 0,
             groups: &Groups { weight_decay: options.weight_decay as f32, ..Groups::default() },
             // A limit that no gradient reaches still reports the norm.
             clip: Some(Clip::Norm(options.clip_grad.unwrap_or(1e9) as f32)),

@@ -17,7 +17,7 @@ pub(super) fn decode(
     planned: impl FnOnce(usize, usize),
 ) -> Result<Image, Refusal> {
     let broken = |error: image::ImageError| Refusal::Broken(error.to_string());
-    let whole = if format == ImageFormat::Png { with_png_end(bytes) } else { Cow::Borrowed(bytes) };
+    let whole = if format == ImageFormat::Png { prepared_png(bytes)? } else { Cow::Borrowed(bytes) };
     let mut reader = ImageReader::with_format(Cursor::new(&*whole), format);
     reader.limits(limits(max_pixels));
     let decoder = reader.into_decoder().map_err(broken)?;
@@ -48,22 +48,27 @@ pub(super) fn decode(
     Ok(Image { width, height, data })
 }
 
-/// Pillow needs no IEND chunk behind the image data, the decoder does.
-fn with_png_end(bytes: &[u8]) -> Cow<'_, [u8]> {
+/// A PNG file as the decoder needs it: with an IEND chunk behind the image data, which Pillow does not
+/// ask for, and without a palette of broken size, which the decoder does not expect.
+fn prepared_png(bytes: &[u8]) -> Result<Cow<'_, [u8]>, Refusal> {
     let mut position = 8;
     let mut data = false;
     while let Some(head) = bytes.get(position..).and_then(|rest| rest.first_chunk::<8>()) {
-        if head[4..] == *b"IEND" {
-            return Cow::Borrowed(bytes);
-        }
-        data |= head[4..] == *b"IDAT";
         let length = u32::from_be_bytes([head[0], head[1], head[2], head[3]]) as usize;
+        match &head[4..] {
+            b"IEND" => return Ok(Cow::Borrowed(bytes)),
+            b"IDAT" => data = true,
+            b"PLTE" if length == 0 || length > 768 || !length.is_multiple_of(3) => {
+                return Err(Refusal::Broken(format!("its palette has {length} bytes, expected 3 a colour")));
+            }
+            _ => {}
+        }
         position = position.saturating_add(length).saturating_add(12);
     }
     if !data || position != bytes.len() {
-        return Cow::Borrowed(bytes);
+        return Ok(Cow::Borrowed(bytes));
     }
-    Cow::Owned([bytes, b"\0\0\0\0IEND\xAE\x42\x60\x82"].concat())
+    Ok(Cow::Owned([bytes, b"\0\0\0\0IEND\xAE\x42\x60\x82"].concat()))
 }
 
 /// In BMP files of 16 bits the decoder rounds 5 and 6 bits to 8 otherwise than Pillow.

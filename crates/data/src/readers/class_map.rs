@@ -8,7 +8,7 @@ use super::{Dataset, OpenOptions, imagenet, list_some};
 use crate::DataError;
 
 /// Highest label that is accepted, plus one: labels beyond it are mistakes.
-pub(crate) const MAX_CLASSES: usize = 1 << 24;
+pub(crate) const MAX_CLASSES: usize = 1 << 22;
 
 /// Longest class map that is read, in bytes.
 const MAX_FILE: u64 = 1 << 28;

@@ -13,7 +13,8 @@ use crate::DataError;
 
 /// Extensions (lower case) that make a file an image: timm's `.png`, `.jpg`, `.jpeg` and the others that
 /// can be decoded. The content decides how a file is decoded, not its extension.
-pub const IMAGE_EXTENSIONS: [&str; 8] = ["png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff"];
+pub const IMAGE_EXTENSIONS: [&str; 12] =
+    ["png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm"];
 
 /// timm's `ImageFolder`: every image below a root, at any depth. The class is the name of the folder the
 /// image lies in; classes and images are in natural order (`img2` before `img10`) of name and path.

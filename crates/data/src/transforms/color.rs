@@ -3,16 +3,17 @@
 use super::dispatch::dispatched;
 use crate::Rng;
 
-dispatched!(luma_sum, luma_sum_avx2, luma_sum_body, (pixels: &[u8]) -> u64);
-dispatched!(saturate, saturate_avx2, saturate_body, (pixels: &mut [u8], factor: f32));
+dispatched!(blend_from, blend_from_avx2, blend_from_body, (from: u8, pixels: &mut [u8], factor: f32));
+dispatched!(blend_grays, blend_grays_avx2, blend_grays_body, (grays: &[u8], pixels: &mut [u8], factor: f32));
+dispatched!(turn_hues, turn_hues_avx2, turn_hues_body, (pixels: &mut [u8], turn: u8));
 
-/// Pixels that are taken together, so that the compiler can work on whole vectors of a channel.
-const BLOCK: usize = 16;
+/// Bytes of which grey is computed at once: a multiple of 3 that stays in the cache.
+const BLOCK: usize = 3 << 10;
 
 /// Pillow's luma (ITU-R 601-2) in fixed point.
 #[inline(always)]
-fn luma(pixel: &[u8]) -> u8 {
-    let (red, green, blue) = (u32::from(pixel[0]), u32::from(pixel[1]), u32::from(pixel[2]));
+fn luma(pixel: &[u8; 3]) -> u8 {
+    let [red, green, blue] = pixel.map(u32::from);
     ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16) as u8
 }
 
@@ -20,76 +21,129 @@ fn luma(pixel: &[u8]) -> u8 {
 #[inline(always)]
 pub(super) fn blend(from: u8, to: u8, factor: f32) -> u8 {
     let (from, to) = (i32::from(from), i32::from(to));
-    // Clamped first: a cast from float to byte that stops at 0 and 255 is slow.
-    (from as f32 + factor * (to - from) as f32).clamp(0.0, 255.0) as i32 as u8
+    cut_off(from as f32 + factor * (to - from) as f32)
 }
 
-fn apply_table(pixels: &mut [u8], table: impl Fn(u8) -> u8) {
-    let table: [u8; 256] = std::array::from_fn(|value| table(value as u8));
-    pixels.iter_mut().for_each(|value| *value = table[usize::from(*value)]);
+/// To a byte, cut off and clipped; no number is 0.
+#[inline(always)]
+pub(super) fn cut_off(value: f32) -> u8 {
+    let value = if value > 0.0 { value } else { 0.0 };
+    let value = if value < 255.0 { value } else { 255.0 };
+    // SAFETY: the value is in 0..=255. A cast with `as` checks it once more, which takes as long as all else.
+    (unsafe { value.to_int_unchecked::<i32>() }) as u8
+}
+
+#[inline(always)]
+fn blend_from_body(from: u8, pixels: &mut [u8], factor: f32) {
+    pixels.iter_mut().for_each(|value| *value = blend(from, *value, factor));
+}
+
+#[inline(always)]
+fn blend_grays_body(grays: &[u8], pixels: &mut [u8], factor: f32) {
+    pixels.iter_mut().zip(grays).for_each(|(value, &gray)| *value = blend(gray, *value, factor));
+}
+
+/// The luma of each pixel on all three channels of `grays`, which is as long as `pixels`.
+fn gray_into(pixels: &[u8], grays: &mut [u8]) {
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_mut))]
+    let mut done = 0;
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has AVX2, which is all that this copy of the code asks for.
+        done = unsafe { x86::gray_into(pixels, grays) };
+    }
+    let (pixels, _) = pixels[done..].as_chunks::<3>();
+    for (pixel, gray) in pixels.iter().zip(grays[done..].as_chunks_mut::<3>().0) {
+        *gray = [luma(pixel); 3];
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    /// As many pixels as can be read and written 16 bytes at a time; returns their bytes.
+    #[target_feature(enable = "avx2")]
+    pub(super) fn gray_into(pixels: &[u8], grays: &mut [u8]) -> usize {
+        const N: i8 = -1;
+        let red_green = _mm_setr_epi8(0, N, 1, N, 3, N, 4, N, 6, N, 7, N, 9, N, 10, N);
+        let green_blue = _mm_setr_epi8(1, N, 2, N, 4, N, 5, N, 7, N, 8, N, 10, N, 11, N);
+        // Green's weight is too large for 16 bits with a sign: half of it goes to either pair.
+        let first = _mm_set1_epi32(19595 | 19235 << 16);
+        let second = _mm_set1_epi32(19235 | 7471 << 16);
+        let half = _mm_set1_epi32(0x8000);
+        let spread = _mm_setr_epi8(0, 0, 0, 4, 4, 4, 8, 8, 8, 12, 12, 12, N, N, N, N);
+        let mut done = 0;
+        while let (Some(from), Some(to)) =
+            (pixels[done..].first_chunk::<16>(), grays[done..].first_chunk_mut::<16>())
+        {
+            // SAFETY: both are 16 bytes; neither access needs alignment.
+            let bytes = unsafe { _mm_loadu_si128(from.as_ptr().cast()) };
+            let sum = _mm_add_epi32(
+                _mm_madd_epi16(_mm_shuffle_epi8(bytes, red_green), first),
+                _mm_madd_epi16(_mm_shuffle_epi8(bytes, green_blue), second),
+            );
+            let luma = _mm_srli_epi32::<16>(_mm_add_epi32(sum, half));
+            // SAFETY: as above. The four bytes too many are written over by the next round or the caller.
+            unsafe { _mm_storeu_si128(to.as_mut_ptr().cast(), _mm_shuffle_epi8(luma, spread)) };
+            done += 12;
+        }
+        done
+    }
 }
 
 /// 0 is black, 1 the image, above it brighter.
 pub(super) fn adjust_brightness(pixels: &mut [u8], factor: f64) {
-    apply_table(pixels, |value| blend(0, value, factor as f32));
+    blend_from(0, pixels, factor as f32);
 }
 
 /// 0 is the mean luma everywhere, 1 the image.
 pub(super) fn adjust_contrast(pixels: &mut [u8], factor: f64) {
-    let mean = luma_sum(pixels) as f64 / (pixels.len() / 3).max(1) as f64;
-    let gray = (mean + 0.5) as u8;
-    apply_table(pixels, |value| blend(gray, value, factor as f32));
+    let mut grays = [0; BLOCK];
+    let mut sum = 0;
+    for block in pixels.chunks(BLOCK) {
+        let grays = &mut grays[..block.len()];
+        gray_into(block, grays);
+        sum += grays.iter().map(|&gray| u64::from(gray)).sum::<u64>();
+    }
+    let mean = (sum / 3) as f64 / (pixels.len() / 3).max(1) as f64;
+    blend_from((mean + 0.5) as u8, pixels, factor as f32);
 }
 
 /// 0 is grey, 1 the image.
 pub(super) fn adjust_saturation(pixels: &mut [u8], factor: f64) {
-    saturate(pixels, factor as f32);
-}
-
-#[inline(always)]
-fn luma_sum_body(pixels: &[u8]) -> u64 {
-    let block = |block: &[u8]| block.chunks_exact(3).map(|pixel| u32::from(luma(pixel))).sum::<u32>();
-    pixels.chunks(BLOCK * 3).map(|pixels| u64::from(block(pixels))).sum()
-}
-
-#[inline(always)]
-fn saturate_body(pixels: &mut [u8], factor: f32) {
-    let (blocks, rest) = pixels.as_chunks_mut::<{ BLOCK * 3 }>();
-    for block in blocks {
-        let mut gray = [0u8; BLOCK * 3];
-        for pixel in 0..BLOCK {
-            let value = luma(&block[pixel * 3..pixel * 3 + 3]);
-            gray[pixel * 3] = value;
-            gray[pixel * 3 + 1] = value;
-            gray[pixel * 3 + 2] = value;
-        }
-        for (value, gray) in block.iter_mut().zip(gray) {
-            *value = blend(gray, *value, factor);
-        }
-    }
-    for pixel in rest.chunks_exact_mut(3) {
-        let gray = luma(pixel);
-        pixel.iter_mut().for_each(|value| *value = blend(gray, *value, factor));
+    let mut grays = [0; BLOCK];
+    for block in pixels.chunks_mut(BLOCK) {
+        let grays = &mut grays[..block.len()];
+        gray_into(block, grays);
+        blend_grays(grays, block, factor as f32);
     }
 }
 
 /// Grey on all three channels.
 pub(super) fn grayscale(pixels: &mut [u8]) {
-    for pixel in pixels.chunks_exact_mut(3) {
-        let gray = luma(pixel);
-        pixel.fill(gray);
+    let mut grays = [0; BLOCK];
+    for block in pixels.chunks_mut(BLOCK) {
+        let grays = &mut grays[..block.len()];
+        gray_into(block, grays);
+        block.copy_from_slice(grays);
     }
 }
 
 /// Turns the hue by a share of the full circle, -0.5 to 0.5, through Pillow's 8-bit HSV.
 pub(super) fn adjust_hue(pixels: &mut [u8], share: f64) {
-    let turn = (share * 255.0) as i32 as u8;
-    for pixel in pixels.chunks_exact_mut(3) {
-        let (hue, saturation, value) = rgb_to_hsv([pixel[0], pixel[1], pixel[2]]);
-        pixel.copy_from_slice(&hsv_to_rgb(hue.wrapping_add(turn), saturation, value));
+    turn_hues(pixels, (share * 255.0) as i32 as u8);
+}
+
+#[inline(always)]
+fn turn_hues_body(pixels: &mut [u8], turn: u8) {
+    for pixel in pixels.as_chunks_mut::<3>().0 {
+        let (hue, saturation, value) = rgb_to_hsv(*pixel);
+        *pixel = hsv_to_rgb(hue.wrapping_add(turn), saturation, value);
     }
 }
 
+#[inline(always)]
 fn rgb_to_hsv([red, green, blue]: [u8; 3]) -> (u8, u8, u8) {
     let (high, low) = (red.max(green).max(blue), red.min(green).min(blue));
     if high == low {
@@ -104,11 +158,14 @@ fn rgb_to_hsv([red, green, blue]: [u8; 3]) -> (u8, u8, u8) {
     } else {
         (4.0 + f64::from(below(green)) - f64::from(below(red))) as f32
     };
-    let hue = ((f64::from(sixths) / 6.0 + 1.0) % 1.0) as f32;
+    // Between 0 and 2, so that this is the remainder of a division by 1.
+    let hue = f64::from(sixths) / 6.0 + 1.0;
+    let hue = (if hue >= 1.0 { hue - 1.0 } else { hue }) as f32;
     let saturation = range / f32::from(high);
     ((f64::from(hue) * 255.0) as u8, (f64::from(saturation) * 255.0) as u8, high)
 }
 
+#[inline(always)]
 fn hsv_to_rgb(hue: u8, saturation: u8, value: u8) -> [u8; 3] {
     if saturation == 0 {
         return [value; 3];
@@ -117,7 +174,8 @@ fn hsv_to_rgb(hue: u8, saturation: u8, value: u8) -> [u8; 3] {
     let sector = sixths.floor();
     let fraction = f64::from((sixths - sector) as f32);
     let saturation = f64::from(f32::from(saturation) / 255.0);
-    let scaled = |share: f64| (f64::from(value) * share).round().clamp(0.0, 255.0) as u8;
+    // Never negative, so that adding a half and cutting off rounds.
+    let scaled = |share: f64| (f64::from(value) * share + 0.5) as u8;
     let low = scaled(1.0 - saturation);
     let falling = scaled(1.0 - saturation * fraction);
     let rising = scaled(1.0 - saturation * (1.0 - fraction));

@@ -32,6 +32,16 @@ impl FromStr for EraseMode {
     }
 }
 
+impl EraseMode {
+    /// The colour of a rectangle, or of a pixel.
+    pub(super) fn color(self, mean: [f64; 3], std: [f64; 3], rng: &mut Rng) -> [u8; 3] {
+        std::array::from_fn(|channel| {
+            let noise = if self == EraseMode::Const { 0.0 } else { rng.normal() };
+            (255.0 * (mean[channel] + std[channel] * noise)).round().clamp(0.0, 255.0) as u8
+        })
+    }
+}
+
 /// timm erases after normalisation, where the noise is standard normal. Batches here are bytes that are
 /// normalised later, so noise `n` becomes `round(255 * (mean + std * n))`, clipped to 0..=255: with
 /// ImageNet's statistics about 4% of the noise lies outside and is clipped, which timm does not do.
@@ -66,13 +76,6 @@ impl RandomErasing {
         })
     }
 
-    fn color(&self, rng: &mut Rng) -> [u8; 3] {
-        std::array::from_fn(|channel| {
-            let noise = if self.mode == EraseMode::Const { 0.0 } else { rng.normal() };
-            (255.0 * (self.mean[channel] + self.std[channel] * noise)).round().clamp(0.0, 255.0) as u8
-        })
-    }
-
     /// The rectangles of one image: none with the complement of the probability, else one or more.
     pub(super) fn rectangles(
         &self,
@@ -89,13 +92,13 @@ impl RandomErasing {
 
     pub(super) fn apply(&self, pixels: &mut [u8], width: usize, height: usize, rng: &mut Rng) {
         for (top, left, h, w) in self.rectangles(width, height, rng) {
-            let mut color = self.color(rng);
+            let mut color = self.mode.color(self.mean, self.std, rng);
             for y in top..top + h {
                 let start = (y * width + left) * 3;
                 for pixel in pixels[start..start + w * 3].chunks_exact_mut(3) {
                     pixel.copy_from_slice(&color);
                     if self.mode == EraseMode::Pixel {
-                        color = self.color(rng);
+                        color = self.mode.color(self.mean, self.std, rng);
                     }
                 }
             }

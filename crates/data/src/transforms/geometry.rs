@@ -330,16 +330,26 @@ pub(super) fn place(
     let source = |position: i64, edge: usize, first: usize, count: usize| -> Option<usize> {
         padding.source(position, edge)?.checked_sub(first).filter(|&index| index < count)
     };
+    let outer = if let Padding::Color(color) = padding { color } else { [0; 3] };
+    let columns: Vec<Option<usize>> =
+        (0..size.1).map(|x| source(offset.1 + x as i64, resized.1, left, width)).collect();
+    // Most columns show neighbours, which are copied at once.
+    let inner = (-offset.1).clamp(0, size.1 as i64) as usize;
+    let count = columns[inner..]
+        .iter()
+        .zip(columns[inner].unwrap_or(0)..)
+        .take_while(|(from, to)| **from == Some(*to));
+    let (count, from) = (count.count(), columns[inner].unwrap_or(0));
     for (y, row) in out.chunks_exact_mut(size.1 * 3).enumerate() {
-        let from_row = source(offset.0 + y as i64, resized.0, top, height);
-        for (x, pixel) in row.chunks_exact_mut(3).enumerate() {
-            let from_column = source(offset.1 + x as i64, resized.1, left, width);
-            let color = match (from_column, from_row, padding) {
-                (Some(x), Some(y), _) => part.pixel(x, y).unwrap_or_default(),
-                (_, _, Padding::Color(color)) => color,
-                _ => [0; 3],
-            };
-            pixel.copy_from_slice(&color);
+        let Some(from_row) = source(offset.0 + y as i64, resized.0, top, height) else {
+            row.as_chunks_mut::<3>().0.fill(outer);
+            continue;
+        };
+        let shown = &part.data[from_row * width * 3..(from_row + 1) * width * 3];
+        row[inner * 3..(inner + count) * 3].copy_from_slice(&shown[from * 3..(from + count) * 3]);
+        let (pixels, _) = row.as_chunks_mut::<3>();
+        for x in (0..inner).chain(inner + count..size.1) {
+            pixels[x] = columns[x].map_or(outer, |x| [shown[x * 3], shown[x * 3 + 1], shown[x * 3 + 2]]);
         }
     }
     Ok(())

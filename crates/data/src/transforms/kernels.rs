@@ -17,14 +17,16 @@ pub(super) struct PackedTaps {
     pub(super) starts: Vec<usize>,
     /// Groups of each output pixel.
     groups: usize,
-    /// `[output, group, 4]`: two pairs of high halves, two pairs of low ones.
-    halves: Vec<[i16; 8]>,
+    /// `[output, group]`: the high halves of two pairs of weights, then their low halves.
+    halves: Vec<[i32; 4]>,
     /// `[output, group * 4]`, unsplit.
     weights: Vec<i32>,
 }
 
-fn split(weight: i32) -> (i16, i16) {
-    ((weight >> 11) as i16, (weight & 2047) as i16)
+/// The high halves of two weights in the 16-bit halves of a word, and their low halves.
+fn split_pair(first: i32, second: i32) -> (i32, i32) {
+    let high = ((first >> 11) & 0xFFFF) | ((second >> 11) << 16);
+    (high, (first & 2047) | ((second & 2047) << 16))
 }
 
 impl PackedTaps {
@@ -41,11 +43,8 @@ impl PackedTaps {
         for ((slot, weights), &count) in slots.zip(weights.chunks_exact(stride)).zip(counts) {
             slot[..count].copy_from_slice(&weights[..count]);
             for group in slot.chunks_exact(GROUP) {
-                let mut halves = [0; 8];
-                for (tap, &weight) in group.iter().enumerate() {
-                    (halves[tap], halves[4 + tap]) = split(weight);
-                }
-                packed.halves.push(halves);
+                let (first, second) = (split_pair(group[0], group[1]), split_pair(group[2], group[3]));
+                packed.halves.push([first.0, second.0, first.1, second.1]);
             }
         }
         packed
@@ -151,7 +150,7 @@ fn down_from_body(rows: &[&[u8]], weights: &[i32], first: usize, out: &mut [u8])
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{GROUP, HALF, PRECISION, PackedTaps, down_from, split};
+    use super::{GROUP, HALF, PRECISION, PackedTaps, down_from, split_pair};
 
     #[inline]
     #[target_feature(enable = "avx2")]
@@ -169,19 +168,12 @@ mod x86 {
         unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
     }
 
-    /// Two neighbouring weights in every 32-bit lane.
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn pair(first: i16, second: i16) -> __m256i {
-        _mm256_set1_epi32((i32::from(first) & 0xFFFF) | (i32::from(second) << 16))
-    }
-
-    /// `high` and `low` halves of the sums to pixels in 32 bits, not yet clipped.
+    /// `high` and `low` halves of the sums, rounding included, to pixels in 32 bits, not yet clipped.
     #[inline]
     #[target_feature(enable = "avx2")]
     fn finish(high: __m256i, low: __m256i) -> __m256i {
         let sum = _mm256_add_epi32(_mm256_slli_epi32::<11>(high), low);
-        _mm256_srai_epi32::<{ PRECISION as i32 }>(_mm256_add_epi32(sum, _mm256_set1_epi32(HALF)))
+        _mm256_srai_epi32::<{ PRECISION as i32 }>(sum)
     }
 
     #[target_feature(enable = "avx2")]
@@ -199,56 +191,75 @@ mod x86 {
                 6, 0, 6, 0, 6, 0, 6, 0, 6, 0, 6, 0, 0, 0, 0, 0,
             ),
         );
+        // Four pixels of four bytes to twelve bytes.
+        let squeeze = _mm256_setr_epi8(
+            0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, N, N, N, N, //
+            0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, N, N, N, N,
+        );
+        let zero = _mm256_setzero_si256();
+        let half = _mm256_set1_epi32(HALF);
         let (upper, lower) = out.split_at_mut(taps.starts.len() * 3);
-        let last = taps.starts.len() - 1;
-        let halves = taps.halves.chunks_exact(taps.groups);
-        for (index, (&start, halves)) in taps.starts.iter().zip(halves).enumerate() {
-            let (mut high, mut low) = (_mm256_setzero_si256(), _mm256_setzero_si256());
-            for (group, halves) in halves.iter().enumerate() {
-                let at = start * 3 + group * GROUP * 3;
-                let pixels = _mm256_set_m128i(load_16(rows[1], at), load_16(rows[0], at));
-                let first = _mm256_shuffle_epi8(pixels, first_pair);
-                let second = _mm256_shuffle_epi8(pixels, second_pair);
-                let [a, b, c, d, e, f, g, h] = *halves;
-                high = _mm256_add_epi32(high, _mm256_madd_epi16(first, pair(a, b)));
-                high = _mm256_add_epi32(high, _mm256_madd_epi16(second, pair(c, d)));
-                low = _mm256_add_epi32(low, _mm256_madd_epi16(first, pair(e, f)));
-                low = _mm256_add_epi32(low, _mm256_madd_epi16(second, pair(g, h)));
-            }
-            let words = finish(high, low);
-            let words = _mm256_packs_epi32(words, words);
-            let bytes = _mm256_packus_epi16(words, words);
-            let pixels = [
-                _mm_cvtsi128_si32(_mm256_castsi256_si128(bytes)).to_le_bytes(),
-                _mm_cvtsi128_si32(_mm256_extracti128_si256::<1>(bytes)).to_le_bytes(),
-            ];
-            for (pixel, out) in pixels.iter().zip([&mut *upper, &mut *lower]) {
-                let out = &mut out[index * 3..];
-                // Four bytes are written at once; the next pixel overwrites the fourth.
-                if index < last {
-                    out[..4].copy_from_slice(pixel);
-                } else {
-                    out.copy_from_slice(&pixel[..3]);
+        let blocks = taps.halves.chunks(taps.groups * 4);
+        for (block, (starts, halves)) in taps.starts.chunks(4).zip(blocks).enumerate() {
+            let mut words = [zero; 4];
+            for (word, (&start, halves)) in
+                words.iter_mut().zip(starts.iter().zip(halves.chunks(taps.groups)))
+            {
+                let (mut high, mut low) = (zero, half);
+                for (group, [a, b, c, d]) in halves.iter().enumerate() {
+                    let at = start * 3 + group * GROUP * 3;
+                    let pixels = _mm256_set_m128i(load_16(rows[1], at), load_16(rows[0], at));
+                    let first = _mm256_shuffle_epi8(pixels, first_pair);
+                    let second = _mm256_shuffle_epi8(pixels, second_pair);
+                    high = _mm256_add_epi32(high, _mm256_madd_epi16(first, _mm256_set1_epi32(*a)));
+                    high = _mm256_add_epi32(high, _mm256_madd_epi16(second, _mm256_set1_epi32(*b)));
+                    low = _mm256_add_epi32(low, _mm256_madd_epi16(first, _mm256_set1_epi32(*c)));
+                    low = _mm256_add_epi32(low, _mm256_madd_epi16(second, _mm256_set1_epi32(*d)));
                 }
+                *word = finish(high, low);
             }
+            let left = _mm256_packs_epi32(words[0], words[1]);
+            let right = _mm256_packs_epi32(words[2], words[3]);
+            let pixels = _mm256_shuffle_epi8(_mm256_packus_epi16(left, right), squeeze);
+            let at = block * 12;
+            store_12(_mm256_castsi256_si128(pixels), &mut upper[at..], starts.len() * 3);
+            store_12(_mm256_extracti128_si256::<1>(pixels), &mut lower[at..], starts.len() * 3);
         }
+    }
+
+    /// The first `count` of twelve bytes; where there is room the four behind are written over, as the
+    /// next pixels will be.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn store_12(pixels: __m128i, out: &mut [u8], count: usize) {
+        if let Some(room) = out.first_chunk_mut::<16>()
+            && count == 12
+        {
+            // SAFETY: `room` is 16 bytes; the store needs no alignment.
+            return unsafe { _mm_storeu_si128(room.as_mut_ptr().cast(), pixels) };
+        }
+        let mut bytes = [0; 16];
+        // SAFETY: as above.
+        unsafe { _mm_storeu_si128(bytes.as_mut_ptr().cast(), pixels) };
+        out[..count].copy_from_slice(&bytes[..count]);
     }
 
     #[target_feature(enable = "avx2")]
     pub(super) fn down(rows: &[&[u8]], weights: &[i32], out: &mut [u8]) {
         const LANES: usize = 32;
         let zero = _mm256_setzero_si256();
+        let half = _mm256_set1_epi32(HALF);
+        let pairs: Vec<(i32, i32)> =
+            weights.chunks(2).map(|pair| split_pair(pair[0], pair.get(1).copied().unwrap_or(0))).collect();
         let whole = out.len() / LANES * LANES;
         let (blocks, _) = out.as_chunks_mut::<LANES>();
         for (block, out) in blocks.iter_mut().enumerate() {
             let at = block * LANES;
-            let (mut high, mut low) = ([zero; 4], [zero; 4]);
-            for (rows, weights) in rows.chunks(2).zip(weights.chunks(2)) {
-                let (first, second) =
-                    (load_32(rows[0], at), rows.get(1).map_or(zero, |row| load_32(row, at)));
-                let (a, c) = split(weights[0]);
-                let (b, d) = split(weights.get(1).copied().unwrap_or(0));
-                let (high_pair, low_pair) = (pair(a, b), pair(c, d));
+            let (mut high, mut low) = ([zero; 4], [half; 4]);
+            for (rows, &(high_pair, low_pair)) in rows.chunks(2).zip(&pairs) {
+                let first = load_32(rows[0], at);
+                let second = rows.get(1).map_or(zero, |row| load_32(row, at));
+                let (high_pair, low_pair) = (_mm256_set1_epi32(high_pair), _mm256_set1_epi32(low_pair));
                 let left = _mm256_unpacklo_epi8(first, second);
                 let right = _mm256_unpackhi_epi8(first, second);
                 let quarters = [

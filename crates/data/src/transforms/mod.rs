@@ -15,6 +15,7 @@ mod erase;
 mod geometry;
 mod kernels;
 mod naflex;
+mod naflex_erase;
 mod ops;
 #[cfg(test)]
 mod parity;
@@ -34,6 +35,7 @@ pub use naflex::{
     NaflexTransform, Patches, RatioToSequence, SequenceConfig, SequenceGeometry, image_size_for_seq,
     naflex_batch_size, patchify,
 };
+pub use naflex_erase::{PatchErasing, PatchErasingConfig, SpatialMode};
 pub use resample::{Interpolation, Region, resize};
 
 use augment::AutoAugment;

@@ -68,10 +68,7 @@ impl ReaderOptions {
 
     /// The name for [`timm_data::open_dataset`] of a data set's path.
     pub fn name(&self, data: &str) -> String {
-        match &self.dataset {
-            Some(_) => dataset_name(self.dataset.as_deref(), Some(data)),
-            None => data.to_string(),
-        }
+        dataset_name(self.dataset.as_deref(), Some(data))
     }
 }
 

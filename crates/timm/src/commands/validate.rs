@@ -1,7 +1,7 @@
 //! `timm validate`: top-1, top-5 and loss on labelled images.
 
-use std::cell::RefCell;
-use std::collections::VecDeque;
+mod measure;
+
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,14 +10,8 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
-use timm::top_k;
-use timm_data::{
-    Loader, LoaderConfig, OpenOptions, RealAccuracy, RealLabels, Transform, TransformConfig, check_head,
-    open_dataset,
-};
-use timm_graph::Tensor;
+use timm_data::{Loader, LoaderConfig, OpenOptions, Transform, TransformConfig, check_head, open_dataset};
 use timm_train::evaluate::Evaluator;
-use timm_train::{Batch, Batches, TrainError};
 
 use super::data_options::ReaderOptions;
 use super::{
@@ -47,41 +41,25 @@ pub struct Options {
     /// Threads that read and decode images [default: one per core]
     #[arg(long, short = 'j', default_value = "0", hide_default_value = true, value_parser = threads)]
     workers: usize,
+    /// Only the first images of the split
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    num_samples: Option<usize>,
     #[command(flatten)]
     reader: ReaderOptions,
-    /// Only the first images [default: all]
-    #[arg(long, value_name = "N", value_parser = at_least_one, help_heading = "Data")]
-    num_samples: Option<usize>,
     /// Pixels to trim from each edge of an image first
     #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
     crop_border_pixels: usize,
-    /// Compare with ReaL's labels (several for an image), too: `imagenet`, or a JSON file with a list of classes for
-    /// each of ImageNet's validation images
+    /// Count predictions as right that ImageNet's real labels call so: `imagenet` for the published ones, or their JSON
+    /// file
     #[arg(long, value_name = "FILE")]
     real_labels: Option<PathBuf>,
+    /// Classes of the head that count, in the order of the data's: a file with a class number a line, or imagenet-a,
+    /// imagenet-r, mini-imagenet
+    #[arg(long, value_name = "FILE")]
+    valid_labels: Option<PathBuf>,
     /// Print one JSON object, with timm's field names
     #[arg(long)]
     json: bool,
-}
-
-/// Notes which images the batches hold, for what goes by their names.
-struct Noting<'a> {
-    loader: &'a Loader,
-    indices: RefCell<VecDeque<Vec<usize>>>,
-}
-
-impl Batches for Noting<'_> {
-    fn batches(&self) -> usize {
-        self.loader.batches()
-    }
-
-    fn epoch(&self, epoch: usize, start: usize) -> Box<dyn Iterator<Item = Result<Batch, TrainError>> + '_> {
-        Box::new(self.loader.epoch(epoch as u64, start).map(|batch| {
-            let batch = batch?;
-            self.indices.borrow_mut().push_back(batch.indices.clone());
-            Ok(batch.into())
-        }))
-    }
 }
 
 /// Runs the command.
@@ -90,24 +68,29 @@ pub fn run(options: Options) -> Result<()> {
     if model.num_classes() == 0 {
         return usage("a model without classes cannot be validated: leave --num-classes 0 out");
     }
-    let name = options.data_dir.as_deref().unwrap_or(&options.data);
-    let classes =
-        (!class_names.is_empty() && options.reader.class_map.is_none()).then(|| class_names.clone());
-    let open = OpenOptions {
-        classes,
-        num_classes: Some(model.num_classes()),
-        num_samples: options.num_samples,
-        ..options.reader.open_options()?
+    let valid = options.valid_labels.as_deref();
+    let valid = valid.map(|file| measure::valid_labels(file, model.num_classes())).transpose()?;
+    let real = options.real_labels.as_deref().map(measure::real_labels).transpose()?;
+    let extras = measure::Extras { real, valid };
+    // What the data's labels mean in the head.
+    let head: Vec<String> = match &extras.valid {
+        Some(valid) => valid.iter().filter_map(|&class| class_names.get(class).cloned()).collect(),
+        None => class_names,
     };
-    let dataset = open_dataset(&options.reader.name(name), &options.split, &open)?;
+    let head_classes = extras.valid.as_ref().map_or(model.num_classes(), Vec::len);
+    let reader = options.reader.open_options()?;
+    let classes = (!head.is_empty() && reader.class_map.is_none()).then(|| head.clone());
+    let open =
+        OpenOptions { classes, num_samples: options.num_samples, num_classes: Some(head_classes), ..reader };
+    let name = options.reader.name(options.data_dir.as_deref().unwrap_or(&options.data));
+    let dataset = open_dataset(&name, &options.split, &open)?;
     warn(&*dataset);
-    let head: &[String] = if options.reader.class_map.is_none() { &class_names } else { &[] };
-    check_head(&*dataset, model.num_classes(), head)?;
-    let real = options.real_labels.as_ref().map(|file| match file.to_str() {
-        Some("imagenet") => Ok(RealLabels::imagenet()),
-        _ => RealLabels::load(file),
-    });
-    let real = real.transpose()?;
+    if dataset.is_multi_label() {
+        bail!(
+            "{name} has several labels for an image; validation of those is not supported yet: --target-key names a field with one class"
+        );
+    }
+    check_head(&*dataset, head_classes, &head)?;
     let config = LoaderConfig {
         batch_size: options.batch_size,
         workers: options.workers,
@@ -125,39 +108,32 @@ pub fn run(options: Options) -> Result<()> {
     bar.set_style(ProgressStyle::with_template("validating {bar:30} {pos}/{len} batches, {eta} left")?);
     let start = Instant::now();
     let mut evaluator = Evaluator::new(Arc::new(model), engine(), normalization(&data));
-    let noting = Noting { loader: &loader, indices: RefCell::default() };
-    let mut accuracy = RealAccuracy::default();
-    let mut compare = |logits: &Tensor| {
-        let indices = noting.indices.borrow_mut().pop_front().unwrap_or_default();
-        let Some(real) = &real else { return };
-        for (row, index) in indices.into_iter().enumerate() {
-            let best: Vec<u32> =
-                top_k(logits.row(row), 5).into_iter().map(|(class, _)| class as u32).collect();
-            accuracy.add(real.of(&loader.dataset().name(index)), &best);
-        }
+    let mut progress = |done: usize| bar.set_position(done as u64);
+    let measured = match extras.real.is_some() || extras.valid.is_some() {
+        true => measure::run(&mut evaluator, &store, &loader, &extras, &stop_flag(), &mut progress)?,
+        false => evaluator.run(&store, &loader, &stop_flag(), &mut progress)?.map(|metrics| (metrics, None)),
     };
-    let progress = &mut |done| bar.set_position(done as u64);
-    let metrics = evaluator.run_with(&store, &noting, &stop_flag(), progress, &mut compare)?;
     bar.finish_and_clear();
-    if real.is_some() && accuracy.count == 0 {
-        bail!(
-            "not one image has real labels: they go by ImageNet's file names, ILSVRC2012_val_00000001.JPEG and so on"
-        );
-    }
-    if accuracy.unknown > 0 {
-        tell!(
-            "warning: {} images have no real labels, as their names do not tell which they are",
-            accuracy.unknown
-        );
-    }
-    let Some(metrics) = metrics else { bail!("stopped before the end: no result") };
+    let Some((mut metrics, real)) = measured else { bail!("stopped before the end: no result") };
     list_failures("validation", &loader);
+    if let Some(real) = &real {
+        if real.count == 0 {
+            bail!(
+                "--real-labels: not one image is one of ImageNet's validation images by its name (ILSVRC2012_val_00000001)"
+            );
+        }
+        if real.unknown > 0 {
+            tell!("warning: {} images have no real labels and are not counted in the accuracy", real.unknown);
+        }
+        // As in timm, real labels take the place of the others.
+        [metrics.top1, metrics.top5] = real.percent();
+    }
     let rate = metrics.count as f64 / start.elapsed().as_secs_f64();
     let [_, height, width] = data.input_size;
     let size = if height == width { height.to_string() } else { format!("{height}x{width}") };
     if options.json {
         let round = |v: f64, digits: i32| (v * 10f64.powi(digits)).round() / 10f64.powi(digits);
-        let mut result = json!({
+        let result = json!({
             "model": architecture,
             "top1": round(metrics.top1, 4),
             "top1_err": round(100.0 - metrics.top1, 4),
@@ -170,13 +146,8 @@ pub fn run(options: Options) -> Result<()> {
             "interpolation": data.interpolation,
             "images": metrics.count,
             "images_per_sec": round(rate, 2),
+            "real_labels": real.as_ref().map(|real| real.count),
         });
-        if real.is_some() {
-            let [top1, top5] = accuracy.percent();
-            result["real_top1"] = json!(round(top1, 4));
-            result["real_top5"] = json!(round(top5, 4));
-            result["real_images"] = json!(accuracy.count);
-        }
         say!("{result:#}");
     } else {
         say!("model   {architecture} ({:.2} M parameters, {size} px)", params as f64 / 1e6);
@@ -184,11 +155,10 @@ pub fn run(options: Options) -> Result<()> {
         say!("top-1   {:.2} %", metrics.top1);
         say!("top-5   {:.2} %", metrics.top5);
         say!("loss    {:.4}", metrics.loss);
-        if real.is_some() {
-            let [top1, top5] = accuracy.percent();
+        if let Some(real) = &real {
             say!(
-                "real    top-1 {top1:.2} %, top-5 {top5:.2} % of the {} images with real labels",
-                accuracy.count
+                "        top-1 and top-5 by real labels, of {} images that show one of the classes",
+                real.count
             );
         }
     }

@@ -45,6 +45,11 @@ impl Groups {
             no_weight_decay: network.no_weight_decay(),
             ..Groups::default()
         };
+        let listed = config.opt_kwargs.get("fallback_list").and_then(|list| list.as_array());
+        groups.fallback = listed.into_iter().flatten().filter_map(|n| n.as_str().map(String::from)).collect();
+        if config.opt_kwargs.get("fallback_no_weight_decay").is_some_and(|flag| flag == true) {
+            groups.fallback.extend(groups.no_weight_decay.iter().cloned());
+        }
         let Some(decay) = config.layer_decay else { return Ok(groups) };
         let (least, frozen) = (config.layer_decay_min_scale, config.layer_decay_no_opt_scale.unwrap_or(0.0));
         let share = 0.0..=1.0;

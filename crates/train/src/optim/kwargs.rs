@@ -117,6 +117,43 @@ impl<'a> Kwargs<'a> {
         Err(self.wrong(name, &number.into(), "in [0, 1)"))
     }
 
+    /// A number above 0.
+    ///
+    /// # Errors
+    /// Another value.
+    pub fn positive(&mut self, name: &'static str, default: f64) -> Result<f64, TrainError> {
+        let number = self.number(name, default)?;
+        if number > 0.0 { Ok(number) } else { Err(self.wrong(name, &number.into(), "above 0")) }
+    }
+
+    /// A whole number of `least` or more.
+    ///
+    /// # Errors
+    /// Another value.
+    pub fn count(&mut self, name: &'static str, default: u64, least: u64) -> Result<u64, TrainError> {
+        let Some(value) = self.take(name) else { return Ok(default) };
+        let count = value.as_u64().filter(|&count| count >= least);
+        count.ok_or_else(|| self.wrong(name, &value, &format!("a whole number of {least} or more")))
+    }
+
+    /// One of some words, or null, which is none of them.
+    ///
+    /// # Errors
+    /// Another value.
+    pub fn optional_choice(
+        &mut self,
+        name: &'static str,
+        default: Option<&'static str>,
+        choices: &[&'static str],
+    ) -> Result<Option<&'static str>, TrainError> {
+        if self.rest.get(name).is_some_and(Value::is_null) {
+            self.take(name);
+            return Ok(None);
+        }
+        let given = self.choice(name, default.unwrap_or(""), choices)?;
+        Ok(Some(given).filter(|word| !word.is_empty()))
+    }
+
     /// True or false.
     ///
     /// # Errors
@@ -141,6 +178,22 @@ impl<'a> Kwargs<'a> {
         let Some(value) = self.take(name) else { return Ok(default) };
         let found = choices.iter().find(|choice| value.as_str() == Some(choice));
         found.copied().ok_or_else(|| self.wrong(name, &value, &format!("one of {}", choices.join(", "))))
+    }
+
+    /// Whether betas are given, on the command line or with the name.
+    pub fn has_betas(&mut self) -> bool {
+        self.asked.push("betas");
+        let preset = self.presets.iter().any(|(name, _)| *name == "betas");
+        preset || self.config.opt_betas.is_some() || self.rest.contains_key("betas")
+    }
+
+    /// Whether an argument is given as null; then it counts as read.
+    pub fn is_none(&mut self, name: &'static str) -> bool {
+        let none = self.rest.get(name).is_some_and(Value::is_null);
+        if none {
+            self.take(name);
+        }
+        none
     }
 
     /// Any value, for those that no other method reads.

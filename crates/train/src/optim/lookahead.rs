@@ -3,7 +3,7 @@
 use timm_graph::NodeId;
 use timm_graph::scalar::Binary;
 
-use super::{All, Optimizer, Param};
+use super::{All, Curvature, Optimizer, Param};
 
 /// Every `k` updates the weights go back a part of the way to where they were at the last such moment.
 pub struct Lookahead {
@@ -30,6 +30,14 @@ impl Optimizer for Lookahead {
 
     fn shared(&self, all: &All) -> Vec<(&'static str, NodeId)> {
         self.inner.shared(all)
+    }
+
+    fn variant(&self, step: u64) -> u32 {
+        self.inner.variant(step)
+    }
+
+    fn curvature(&self, variant: u32) -> Option<Curvature> {
+        self.inner.curvature(variant)
     }
 
     fn update(&self, p: &Param) -> NodeId {

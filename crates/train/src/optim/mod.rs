@@ -8,22 +8,32 @@
 
 mod adabelief;
 mod adadelta;
+mod adafactor;
+mod adafactor_bv;
 mod adagrad;
+mod adahessian;
 mod adam;
 mod adamax;
 mod adan;
 mod adopt;
+mod algebra;
+mod blockwise;
 mod clip;
 mod groups;
+mod kron;
 mod kwargs;
+mod lamb;
 mod laprop;
+mod lars;
 mod lion;
 mod lookahead;
 mod madgrad;
 mod mars;
+mod muon;
 mod nadam;
 mod novograd;
 mod param;
+mod projected;
 mod radam;
 mod rmsprop;
 mod sgd;
@@ -34,6 +44,7 @@ use serde::{Deserialize, Serialize};
 use timm_graph::{Builder, DType, NodeId};
 
 use crate::TrainError;
+pub use adahessian::hutchinson;
 pub use clip::{Clip, global_norm};
 pub use groups::{Group, Groups, matches_pattern};
 pub use kwargs::{Kwargs, Preset};
@@ -54,13 +65,40 @@ pub trait Optimizer: Send + Sync {
         Vec::new()
     }
 
+    /// Which of its graphs `step` takes: optimizers that do not do everything at each step write one for each
+    /// kind of step, and find its number in [`Param::variant`].
+    fn variant(&self, _step: u64) -> u32 {
+        0
+    }
+
+    /// The second derivatives that a graph of this variant needs in [`Param::hessian`].
+    fn curvature(&self, _variant: u32) -> Option<Curvature> {
+        None
+    }
+
     /// Writes the new value of one parameter.
     fn update(&self, p: &Param) -> NodeId;
+}
+
+/// An estimate of the Hessian's diagonal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Curvature {
+    /// Random vectors whose Hessian-vector products are averaged.
+    pub samples: usize,
 }
 
 /// The graph input that carries an optimizer's scalar.
 pub(crate) fn scalar_input(name: &str) -> String {
     format!("optimizer.{name}")
+}
+
+/// What an update's graph depends on beside the gradients.
+#[derive(Clone, Debug, Default)]
+pub struct UpdateContext {
+    /// Of [`Optimizer::variant`].
+    pub variant: u32,
+    /// What [`Optimizer::curvature`] asked for, by parameter.
+    pub hessians: IndexMap<String, NodeId>,
 }
 
 /// Writes the update of every parameter; `gradients` pairs each name with its value and gradient.
@@ -70,6 +108,7 @@ pub fn write_updates(
     groups: &Groups,
     lr: NodeId,
     gradients: &IndexMap<String, (NodeId, NodeId)>,
+    context: &UpdateContext,
 ) -> IndexMap<String, NodeId> {
     let mut scalars: IndexMap<&'static str, NodeId> = optimizer
         .scalars(1)
@@ -82,7 +121,8 @@ pub fn write_updates(
     for (name, &(value, gradient)) in gradients {
         let group = groups.of(name, b.shape(value).len());
         let lr = if group.lr_scale == 1.0 { lr } else { b.mul_scalar(lr, group.lr_scale) };
-        let p = Param { b, name, value, gradient, lr, group, scalars: &scalars };
+        let (variant, hessian) = (context.variant, context.hessians.get(name).copied());
+        let p = Param { b, name, value, gradient, lr, group, variant, hessian, scalars: &scalars };
         let new = optimizer.update(&p);
         b.update(name, new);
         updated.insert(name.clone(), new);

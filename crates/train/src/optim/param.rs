@@ -47,6 +47,9 @@ pub struct Param<'a> {
     pub lr: NodeId,
     /// What its group says.
     pub group: Group,
+    /// Which graph this is: see [`Optimizer::variant`](super::Optimizer::variant).
+    pub variant: u32,
+    pub(super) hessian: Option<NodeId>,
     pub(super) scalars: &'a IndexMap<&'static str, NodeId>,
 }
 
@@ -87,6 +90,25 @@ impl Param<'_> {
     /// [`Optimizer::shared`](super::Optimizer::shared), of shape `[]`.
     pub fn scalar(&self, name: &str) -> NodeId {
         scalar(self.b, self.scalars, name)
+    }
+
+    /// The estimate of the Hessian's diagonal that [`Optimizer::curvature`](super::Optimizer::curvature) asked for.
+    pub fn hessian(&self) -> NodeId {
+        self.hessian.unwrap_or_else(|| self.b.fail("the optimizer asked for no Hessian"))
+    }
+
+    /// Uniform in [0, 1): a stream of its own for each parameter and name.
+    pub fn uniform(&self, name: &str, shape: &[usize]) -> NodeId {
+        self.b.at(self.slot_name(name)).uniform(shape)
+    }
+
+    /// Normal with mean 0 and variance 1 (Box and Muller).
+    pub fn normal(&self, name: &str, shape: &[usize]) -> NodeId {
+        let b = self.b;
+        let rest = b.add_scalar(b.unary(Unary::Neg, self.uniform(name, shape)), 1.0);
+        let radius = b.unary(Unary::Sqrt, b.mul_scalar(b.unary(Unary::Log, rest), -2.0));
+        let angle = b.mul_scalar(self.uniform(name, shape), std::f32::consts::TAU);
+        b.mul(radius, b.unary(Unary::Cos, angle))
     }
 
     /// Whether this is the first update, as 1 or 0 everywhere; needs the scalar `first`.

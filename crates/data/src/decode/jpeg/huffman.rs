@@ -1,5 +1,8 @@
 //! Huffman codes (annex C and F.2.2.3) and the look-up tables that make them fast.
 
+use std::cell::RefCell;
+use std::rc::Rc;
+
 use super::segments::Bits;
 
 /// What a code's symbols mean.
@@ -18,10 +21,11 @@ const LOOKUP_BITS: u32 = 10;
 #[derive(Debug, Clone)]
 pub(super) struct HuffmanCode {
     class: Class,
-    /// Symbols by code; codes of one length are consecutive.
+    /// Symbols by code; codes of one length are consecutive, their numbers are in `counts`.
     symbols: [u8; 256],
     /// Smallest number of 16 bits that no code of at most this length begins.
     ends: [u32; 17],
+    counts: [u8; 16],
     /// What to add to a code of a length to get its symbol's place.
     offsets: [i32; 17],
     /// Length << 8 | symbol of the code that `LOOKUP_BITS` bits begin with; 0 for a longer one.
@@ -42,6 +46,7 @@ impl HuffmanCode {
             class,
             symbols: [0; 256],
             ends: [0; 17],
+            counts,
             offsets: [0; 17],
             short: Box::new([0; 1 << LOOKUP_BITS]),
         };
@@ -66,6 +71,11 @@ impl HuffmanCode {
             next <<= 1;
         }
         Some(code)
+    }
+
+    /// Whether it is the same code.
+    fn is(&self, other: &HuffmanCode) -> bool {
+        (self.class, &self.counts, &self.symbols) == (other.class, &other.counts, &other.symbols)
     }
 
     /// The next symbol. Bits that are no code count as symbol 0, as in libjpeg.
@@ -94,94 +104,149 @@ impl HuffmanCode {
     }
 }
 
-/// One step through a block.
+/// Bits that one look-up of coefficients sees.
+const PAIR_BITS: u32 = 10;
+
+/// Up to two steps through a block: coefficients, runs of zeros, the end.
 ///
 /// | bits | what |
 /// |---|---|
-/// | 0–7 | bits of the code and of the value behind it |
-/// | 8–14 | zeros before the value; 64 ends the block |
-/// | 15 | set: only the code was seen, the value has the size in 16–31 |
-/// | 16–31 | value, 0 for none |
-///
-/// The entry 0 is a code longer than the look-up.
-type Step = u32;
+/// | 0–7 | bits of all codes and values; 0 where the first step does not fit into the look-up |
+/// | 8–15 | from the current place to that of the first value |
+/// | 16–23 | from the current place to that of the second value |
+/// | 24–31 | from the current place to the one behind both, or [`END`] |
+/// | 32–47 | first value; 0 for none, which may be written all the same |
+/// | 48–63 | second value, likewise |
+type Pair = u64;
 
-const SIZE_FOLLOWS: u32 = 1 << 15;
-const END_OF_BLOCK: u32 = 64;
+/// A distance that leads out of every block.
+const END: u64 = 64;
 
-/// Code and value in one look-up, for sequential scans.
+/// Codes and values in one look-up, for sequential scans. Two steps at once matter because each look-up
+/// waits for the one before it.
 pub(super) struct StepTable {
-    steps: Box<[Step; 1 << LOOKUP_BITS]>,
     code: HuffmanCode,
+    pairs: Box<[Pair; 1 << PAIR_BITS]>,
+}
+
+/// The first step that a window of bits shows: its bits, zeros before the value, value.
+fn step(code: &HuffmanCode, window: u32, available: u32) -> Option<(u32, u32, i32)> {
+    let entry = code.short[(window << (LOOKUP_BITS - PAIR_BITS)) as usize];
+    let length = u32::from(entry >> 8);
+    let (zeros, size) = split(code.class, entry as u8);
+    if entry == 0 || length + size > available {
+        return None;
+    }
+    let value = (window >> (PAIR_BITS - length - size)) as i32 & ((1 << size) - 1);
+    let negative = size > 0 && value < 1 << (size - 1);
+    Some((length + size, zeros, if negative { value - (1 << size) + 1 } else { value }))
+}
+
+fn pair(code: &HuffmanCode, window: u32) -> Pair {
+    let Some((mut bits, zeros, value)) = step(code, window, PAIR_BITS) else { return 0 };
+    let first = if zeros == END_OF_BLOCK || value == 0 { 0 } else { zeros };
+    let mut behind = match value {
+        0 if zeros == END_OF_BLOCK => END as u32,
+        0 => zeros,
+        _ => zeros + 1,
+    };
+    let (mut second, mut second_value) = (first + 1, 0);
+    // The rest of the window, moved up; a difference of DC values has nothing behind it.
+    let rest = (window << bits) & ((1 << PAIR_BITS) - 1);
+    if code.class == Class::Ac
+        && value != 0
+        && let Some((more, zeros, value)) = step(code, rest, PAIR_BITS - bits)
+    {
+        bits += more;
+        if zeros == END_OF_BLOCK {
+            behind = END as u32;
+        } else if value == 0 {
+            behind += zeros;
+            second = behind - 1;
+        } else {
+            (second, second_value) = (behind + zeros, value);
+            behind = second + 1;
+        }
+    }
+    let word = |value: i32| u64::from(value as u16);
+    u64::from(bits)
+        | u64::from(first) << 8
+        | u64::from(second) << 16
+        | u64::from(behind) << 24
+        | word(value) << 32
+        | word(second_value) << 48
 }
 
 impl StepTable {
     pub(super) fn new(code: HuffmanCode) -> StepTable {
-        let mut steps = Box::new([0; 1 << LOOKUP_BITS]);
-        for (window, step) in steps.iter_mut().enumerate() {
-            let entry = code.short[window];
-            if entry == 0 {
-                continue;
-            }
-            let length = u32::from(entry >> 8);
-            let (zeros, size) = split(code.class, entry as u8);
-            *step = if length + size <= LOOKUP_BITS {
-                let value = (window as u32 >> (LOOKUP_BITS - length - size)) & ((1 << size) - 1);
-                let value = value as i32;
-                let negative = size > 0 && value < 1 << (size - 1);
-                let value = if negative { value - (1 << size) + 1 } else { value };
-                (value as u32) << 16 | zeros << 8 | (length + size)
-            } else {
-                size << 16 | SIZE_FOLLOWS | zeros << 8 | length
-            };
+        let mut pairs = Box::new([0; 1 << PAIR_BITS]);
+        pairs.iter_mut().zip(0..).for_each(|(entry, window)| *entry = pair(&code, window));
+        StepTable { code, pairs }
+    }
+
+    /// The table of a code; those used last by this thread are kept, as most files have the same ones.
+    pub(super) fn cached(code: HuffmanCode) -> Rc<StepTable> {
+        const KEPT: usize = 8;
+        thread_local! {
+            static TABLES: RefCell<Vec<Rc<StepTable>>> = const { RefCell::new(Vec::new()) };
         }
-        StepTable { steps, code }
+        TABLES.with_borrow_mut(|tables| {
+            let known = tables.iter().position(|table| table.code.is(&code));
+            let table = match known {
+                Some(index) => tables.remove(index),
+                None => Rc::new(StepTable::new(code)),
+            };
+            tables.truncate(KEPT - 1);
+            tables.insert(0, Rc::clone(&table));
+            table
+        })
     }
 
     /// A difference of DC values.
     #[inline(always)]
     pub(super) fn difference(&self, bits: &mut Bits) -> i32 {
         bits.refill();
-        let step = self.steps[bits.peek(LOOKUP_BITS)];
-        if step != 0 && step & SIZE_FOLLOWS == 0 {
-            bits.consume(step & 255);
-            return (step as i32) >> 16;
+        let pair = self.pairs[bits.peek(PAIR_BITS)];
+        if pair != 0 {
+            bits.consume(pair as u32 & 255);
+            return i32::from((pair >> 32) as i16);
         }
         let size = u32::from(self.code.symbol(bits));
         bits.signed(size)
     }
 
-    /// The AC coefficients of a block: `store(place in scan order, value)`.
+    /// The AC coefficients of a block: `store(place in scan order, value)`, some values being 0. Returns
+    /// whether any is not 0.
     #[inline(always)]
-    pub(super) fn coefficients(&self, bits: &mut Bits, mut store: impl FnMut(usize, i16)) {
+    pub(super) fn coefficients(&self, bits: &mut Bits, mut store: impl FnMut(usize, i16)) -> bool {
         let mut place = 1;
+        let mut values = 0;
         while place < 64 {
             bits.refill();
-            let step = self.steps[bits.peek(LOOKUP_BITS)];
-            let value = (step as i32) >> 16;
-            if value != 0 && step & SIZE_FOLLOWS == 0 {
-                bits.consume(step & 255);
-                place += (step >> 8 & 127) as usize;
-                store(place, value as i16);
-                place += 1;
+            let pair = self.pairs[bits.peek(PAIR_BITS)];
+            let second = place + (pair >> 16 & 255) as usize;
+            if pair != 0 && second < 64 {
+                bits.consume(pair as u32 & 255);
+                store(place + (pair >> 8 & 255) as usize, (pair >> 32) as i16);
+                store(second, (pair >> 48) as i16);
+                place += (pair >> 24 & 255) as usize;
+                values |= pair >> 32;
                 continue;
             }
-            let (zeros, size) = if step != 0 {
-                bits.consume(step & 255);
-                (step >> 8 & 127, step >> 16)
-            } else {
-                split(Class::Ac, self.code.symbol(bits))
-            };
+            // One step: a long code or value, or the block is full behind it.
+            let (zeros, size) = split(Class::Ac, self.code.symbol(bits));
             if zeros == END_OF_BLOCK {
                 break;
             }
             place += zeros as usize;
-            if size == 0 {
-                continue;
+            if size > 0 {
+                let value = bits.signed(size) as i16;
+                store(place, value);
+                values |= u64::from(value as u16);
+                place += 1;
             }
-            store(place, bits.signed(size) as i16);
-            place += 1;
         }
+        values != 0
     }
 
     /// Passes over the AC coefficients of a block.
@@ -190,6 +255,9 @@ impl StepTable {
         self.coefficients(bits, |_, _| {});
     }
 }
+
+/// Zeros that stand for the end of a block.
+const END_OF_BLOCK: u32 = 64;
 
 /// Zeros to pass over and the size of the value behind them (0: none). A run of 16 zeros has none.
 #[inline(always)]
@@ -238,3 +306,64 @@ const CHROMINANCE_AC: [u8; 162] = [
     215, 216, 217, 218, 226, 227, 228, 229, 230, 231, 232, 233, 234, 242, 243, 244, 245, 246, 247, 248, 249,
     250,
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::super::segments::Segments;
+    use super::*;
+    use crate::Rng;
+
+    /// The coefficients of a block one symbol at a time.
+    fn one_by_one(code: &HuffmanCode, bits: &mut Bits) -> [i16; 128] {
+        let mut block = [0; 128];
+        let mut place = 1;
+        while place < 64 {
+            bits.refill();
+            match split(Class::Ac, code.symbol(bits)) {
+                (END_OF_BLOCK, _) => break,
+                (zeros, 0) => place += zeros as usize,
+                (zeros, size) => {
+                    place += zeros as usize;
+                    block[place] = bits.signed(size) as i16;
+                    place += 1;
+                }
+            }
+        }
+        block
+    }
+
+    #[test]
+    fn pairs_are_two_steps() {
+        let mut rng = Rng::new(2);
+        for round in 0..200 {
+            // Any bits are some codes; every other round has more zeros, whose codes are short.
+            let mask = if round % 2 == 0 { 0xFF } else { 0x55 };
+            let bytes: Vec<u8> = (0..400).map(|_| (rng.next_u64() as u8 & mask).min(0xFE)).collect();
+            let (segments, _) = Segments::collect(&bytes, false);
+            let Some(code) = standard_code(Class::Ac, round / 2 % 2) else { panic!("no code") };
+            let table = StepTable::cached(code.clone());
+            let (mut ours, mut expected) = (segments.bits(0), segments.bits(0));
+            while !expected.overrun() {
+                let wanted = one_by_one(&code, &mut expected);
+                let mut block = [0; 128];
+                let any = table.coefficients(&mut ours, |place, value| block[place] = value);
+                assert_eq!(block, wanted);
+                assert_eq!(any, wanted.iter().any(|&value| value != 0));
+                ours.refill();
+                expected.refill();
+                assert_eq!(ours.peek(16), expected.peek(16));
+            }
+        }
+    }
+
+    #[test]
+    fn impossible_codes_are_refused() {
+        let mut counts = [0; 16];
+        counts[0] = 3;
+        assert!(HuffmanCode::new(counts, &[1, 2, 3], Class::Ac).is_none());
+        counts[0] = 1;
+        assert!(HuffmanCode::new(counts, &[1, 2], Class::Ac).is_none());
+        assert!(HuffmanCode::new(counts, &[16], Class::Dc).is_none());
+        assert!(HuffmanCode::new(counts, &[11], Class::Dc).is_some());
+    }
+}

@@ -3,6 +3,7 @@
 
 use std::num::NonZeroUsize;
 use std::ops::Range;
+use std::rc::Rc;
 
 use super::Refusal;
 use super::header::{Component, Frame, Parser, Scan, ZIGZAG};
@@ -63,12 +64,12 @@ pub(super) fn decode_single(
     targets: &mut [Target],
 ) -> Result<(), Refusal> {
     // Components usually share their tables.
-    let mut tables: Vec<((Class, usize), StepTable)> = Vec::new();
+    let mut tables: Vec<((Class, usize), Rc<StepTable>)> = Vec::new();
     let mut table = |class: Class, index: usize| -> Result<usize, Refusal> {
         if let Some(known) = tables.iter().position(|(key, _)| *key == (class, index)) {
             return Ok(known);
         }
-        tables.push(((class, index), StepTable::new(parser.code(class, index)?)));
+        tables.push(((class, index), StepTable::cached(parser.code(class, index)?)));
         Ok(tables.len() - 1)
     };
     let mut parts = Vec::new();
@@ -84,7 +85,7 @@ pub(super) fn decode_single(
             predictor: 0,
         });
     }
-    let tables: Vec<StepTable> = tables.into_iter().map(|(_, table)| table).collect();
+    let tables: Vec<Rc<StepTable>> = tables.into_iter().map(|(_, table)| table).collect();
     let groups = Groups { row: frame.mcus().0, interval: NonZeroUsize::new(scan.restart_interval) };
     decode_groups(&mut parts, &tables, groups, segments, window, targets);
     Ok(())
@@ -101,7 +102,7 @@ struct Groups {
 
 fn decode_groups(
     parts: &mut [Part],
-    tables: &[StepTable],
+    tables: &[Rc<StepTable>],
     groups: Groups,
     segments: &Segments,
     window: &Window,
@@ -119,7 +120,7 @@ fn decode_groups(
 #[target_feature(enable = "avx2,bmi2")]
 fn decode_groups_wide(
     parts: &mut [Part],
-    tables: &[StepTable],
+    tables: &[Rc<StepTable>],
     groups: Groups,
     segments: &Segments,
     window: &Window,
@@ -131,7 +132,7 @@ fn decode_groups_wide(
 #[inline(always)]
 fn decode_groups_body(
     parts: &mut [Part],
-    tables: &[StepTable],
+    tables: &[Rc<StepTable>],
     groups: Groups,
     segments: &Segments,
     window: &Window,
@@ -183,20 +184,17 @@ fn decode_groups_body(
                             }
                         }
                         block[0] = part.predictor as i16;
-                        let mut last = 0;
-                        if target.size > 1 {
-                            ac.coefficients(&mut bits, |place, value| {
+                        let waves = target.size > 1
+                            && ac.coefficients(&mut bits, |place, value| {
                                 block[usize::from(ZIGZAG[place & 127])] = value;
-                                last = place;
                             });
-                        }
                         let offset = target.offset(
                             (column - window.columns.start) * part.h + x,
                             (row - window.rows.start) * part.v + y,
                         );
                         let out = &mut target.data[offset..];
-                        idct::inverse(target.size, &block, &part.quant, last == 0, out, target.stride);
-                        if last > 0 {
+                        idct::inverse(target.size, &block, &part.quant, !waves, out, target.stride);
+                        if waves {
                             block = [0; 64];
                         }
                     }

@@ -50,15 +50,15 @@ fn pages(
             if header.kind == PageKind::Other {
                 continue;
             }
-            let page = read_page(file, &header, chunk, leaf, dictionary.as_ref())?;
             if header.kind == PageKind::Dictionary {
-                dictionary = Some(page.values);
+                dictionary = Some(read_page(file, &header, chunk, leaf, None)?.values);
                 continue;
             }
             seen += header.values as u64;
             if header.values == 0 || seen > chunk.values {
                 return Err(format!("the column '{}' has other values than it states", leaf.path.join(".")));
             }
+            let page = read_page(file, &header, chunk, leaf, dictionary.as_ref())?;
             take(page.repetition, page.definition, page.values, header.values)?;
         }
     }

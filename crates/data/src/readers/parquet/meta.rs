@@ -100,6 +100,9 @@ impl Footer {
             if chunk.start.checked_add(chunk.length).is_none_or(|end| end > length) {
                 return Err("a column lies beyond its end: it is damaged or cut short".into());
             }
+            if chunk.values / 64 > length {
+                return Err(format!("a column states {} values in a file of {length} bytes", chunk.values));
+            }
         }
         Ok(footer)
     }

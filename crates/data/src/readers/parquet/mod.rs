@@ -353,6 +353,9 @@ fn image_pages(file: &File, footer: &Footer, image: &Leaf) -> Result<Vec<PageRef
             if matches!(header.kind, PageKind::Data | PageKind::DataV2 { .. }) && header.values > 0 {
                 pages.push(PageRef { first: first + rows, start: at, file: 0, group: number as u32 });
                 rows += header.values as u64;
+                if rows > group.rows {
+                    break;
+                }
             }
             at = header.end();
         }

@@ -11,6 +11,9 @@ use crate::readers::files::{read_at, read_exact_at};
 /// Largest page, uncompressed.
 const MAX_PAGE: usize = 1 << 30;
 
+/// How much smaller a page may be when it is compressed; small ones are not asked.
+const MAX_RATIO: usize = 256;
+
 /// Most values in a page.
 const MAX_VALUES: usize = 1 << 24;
 
@@ -311,6 +314,10 @@ fn uncompress(stored: &[u8], size: usize, codec: i64) -> Result<Vec<u8>, String>
         reader.take(size as u64 + 1).read_to_end(&mut content).map_err(|error| failed(error.to_string()))?;
         Ok::<_, String>(content)
     };
+    // Images are compressed already: a page that shrank more is a bomb.
+    if size / MAX_RATIO > stored.len().max(1 << 16) {
+        return Err(failed(format!("it would have {size} bytes, {MAX_RATIO} times those stored")));
+    }
     let content = match codec {
         0 => stored.to_vec(),
         1 => {

@@ -2,7 +2,7 @@
 
 use super::{Step, Surroundings};
 use crate::Rng;
-use crate::transforms::color::blend;
+use crate::transforms::color::{blend, cut_off};
 use crate::transforms::dispatch::dispatched;
 use crate::transforms::ops::Canvas;
 
@@ -38,7 +38,7 @@ fn add_scaled_body(sums: &mut [f32], weight: f32, pixels: &[u8]) {
 #[inline(always)]
 fn blend_sums_body(from: &mut [u8], sums: &[f32], share: f32) {
     from.iter_mut().zip(sums).for_each(|(from, &sum)| {
-        *from = blend(*from, sum.clamp(0.0, 255.0) as i32 as u8, share);
+        *from = blend(*from, cut_off(sum), share);
     });
 }
 

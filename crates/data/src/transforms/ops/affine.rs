@@ -5,7 +5,6 @@
 
 use super::Outside;
 use crate::transforms::Interpolation;
-use crate::transforms::dispatch::dispatched;
 
 /// Output pixel `(x, y)` shows the source at `(a x + b y + c, d x + e y + f)`, with pixel centres at halves.
 #[derive(Debug, Clone, Copy)]
@@ -14,9 +13,12 @@ pub(crate) struct Affine {
     outside: Outside,
 }
 
-/// The source: rows of `width` pixels, and one byte more behind the last.
+/// Bytes behind the last pixel, so that four pixels can be read at once from any.
+const SLACK: usize = 16;
+
+/// The source: rows of `width` pixels, and [`SLACK`] bytes behind the last.
 #[derive(Clone, Copy)]
-pub(crate) struct Source<'a> {
+struct Source<'a> {
     pixels: &'a [u8],
     width: usize,
     height: usize,
@@ -30,13 +32,14 @@ impl Affine {
     pub(crate) fn apply(&self, pixels: &mut [u8], width: usize, height: usize, scratch: &mut Vec<u8>) {
         scratch.clear();
         scratch.extend_from_slice(pixels);
-        scratch.push(0);
+        scratch.extend([0; SLACK]);
         let source = Source { pixels: scratch, width, height };
         let fill = self.outside.fill;
+        let mut places = Places::new(width);
         for (y, out) in pixels.chunks_exact_mut(width * 3).enumerate() {
             match self.outside.interpolation {
-                Interpolation::Bicubic => bicubic_row(source, &self.matrix, y, fill, out),
-                Interpolation::Bilinear => bilinear_row(source, &self.matrix, y, fill, out),
+                Interpolation::Bicubic => row(source, &self.matrix, y, fill, out, true, &mut places),
+                Interpolation::Bilinear => row(source, &self.matrix, y, fill, out, false, &mut places),
                 _ => break,
             }
         }
@@ -84,124 +87,251 @@ impl Affine {
     }
 }
 
-dispatched!(
-    bilinear_row,
-    bilinear_row_avx2,
-    bilinear_row_body,
-    (source: Source, matrix: &[f64; 6], y: usize, fill: [u8; 3], out: &mut [u8])
-);
-dispatched!(
-    bicubic_row,
-    bicubic_row_avx2,
-    bicubic_row_body,
-    (source: Source, matrix: &[f64; 6], y: usize, fill: [u8; 3], out: &mut [u8])
-);
+/// One row of output, `cubic` or linear.
+fn row(
+    source: Source,
+    matrix: &[f64; 6],
+    y: usize,
+    fill: [u8; 3],
+    out: &mut [u8],
+    cubic: bool,
+    places: &mut Places,
+) {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has AVX2, which is all that this copy of the code asks for.
+        return unsafe { x86::row(source, matrix, y, fill, out, cubic, places) };
+    }
+    let sample = if cubic { bicubic } else { bilinear };
+    places.locate(source, matrix, y);
+    trace(source, places, fill, out, |columns, rows, dx, dy| sample(source, columns, rows, dx, dy));
+}
 
-/// Four bytes as numbers: a pixel and its right neighbour's red, so that it fills a vector.
-type Lanes = [f64; 4];
-
-impl Source<'_> {
-    #[inline(always)]
-    fn lanes(&self, start: usize) -> Lanes {
-        let bytes = self.pixels[start..].first_chunk::<4>().copied().unwrap_or_default();
-        std::array::from_fn(|lane| f64::from(i32::from(bytes[lane])))
+/// Looks up each pixel of a row. `sample` is given the byte offsets of four columns and of four rows about
+/// the place, with those outside repeating the nearest, and the shares of the third of either. Inlined, so
+/// that it is compiled with its caller's instructions.
+#[inline(always)]
+fn trace(
+    source: Source,
+    places: &Places,
+    fill: [u8; 3],
+    out: &mut [u8],
+    sample: impl Fn([usize; 4], [usize; 4], f64, f64) -> [u8; 3],
+) {
+    let (last_column, last_row) = (source.width as i32 - 1, source.height as i32 - 1);
+    let about = |first: i32, last: i32, bytes: usize| -> [usize; 4] {
+        if first >= 1 && first + 2 <= last {
+            let start = (first - 1) as usize * bytes;
+            [start, start + bytes, start + 2 * bytes, start + 3 * bytes]
+        } else {
+            std::array::from_fn(|tap| (first - 1 + tap as i32).clamp(0, last) as usize * bytes)
+        }
+    };
+    let shares = places.dx.iter().zip(&places.dy);
+    let pixels = out.as_chunks_mut::<3>().0.iter_mut().zip(places.left.iter().zip(&places.top));
+    for ((pixel, (&left, &top)), (&dx, &dy)) in pixels.zip(shares) {
+        *pixel = if left == OUTSIDE {
+            fill
+        } else {
+            sample(about(left, last_column, 3), about(top, last_row, source.width * 3), dx, dy)
+        };
     }
 }
 
-#[inline(always)]
-fn combine(a: Lanes, b: Lanes, with: impl Fn(f64, f64) -> f64) -> Lanes {
-    std::array::from_fn(|lane| with(a[lane], b[lane]))
+/// In the place of a column: the output pixel shows nothing of the source.
+const OUTSIDE: i32 = -2;
+
+/// Where each pixel of a row of output lies in the source: the pixel up and to the left of it (from -1 on)
+/// and the shares of the next.
+struct Places {
+    left: Vec<i32>,
+    top: Vec<i32>,
+    dx: Vec<f64>,
+    dy: Vec<f64>,
 }
 
-#[inline(always)]
-fn linear(a: Lanes, b: Lanes, share: f64) -> Lanes {
-    combine(a, b, |a, b| a + (b - a) * share)
+impl Places {
+    fn new(width: usize) -> Places {
+        Places { left: vec![0; width], top: vec![0; width], dx: vec![0.0; width], dy: vec![0.0; width] }
+    }
+
+    /// Inlined, so that it is compiled with its caller's instructions.
+    #[inline(always)]
+    fn locate(&mut self, source: Source, matrix: &[f64; 6], y: usize) {
+        let [a, b, c, d, e, f] = *matrix;
+        let (width, height) = (source.width as f64, source.height as f64);
+        let y = y as f64 + 0.5;
+        let (row_x, row_y) = (b * y, e * y);
+        let count = self.left.len();
+        let (left, top) = (&mut self.left[..count], &mut self.top[..count]);
+        let (dx, dy) = (&mut self.dx[..count], &mut self.dy[..count]);
+        for index in 0..count {
+            let x = f64::from(index as i32) + 0.5;
+            let (x, y) = (a * x + row_x + c, d * x + row_y + f);
+            let inside = (x >= 0.0) & (x < width) & (y >= 0.0) & (y < height);
+            let (x, y) = if inside { (x - 0.5, y - 0.5) } else { (f64::from(OUTSIDE), 0.0) };
+            let (floor_x, floor_y) = (x.floor(), y.floor());
+            // SAFETY: both are whole numbers of -2 to the image's size, which fits an i32.
+            unsafe {
+                left[index] = floor_x.to_int_unchecked();
+                top[index] = floor_y.to_int_unchecked();
+            }
+            dx[index] = x - floor_x;
+            dy[index] = y - floor_y;
+        }
+    }
 }
 
-/// Keys' cubic with a = -1, in the form and the order of Pillow's terms.
-#[inline(always)]
-fn cubic(a: Lanes, b: Lanes, c: Lanes, d: Lanes, share: f64) -> Lanes {
-    std::array::from_fn(|lane| {
-        let (a, b, c, d) = (a[lane], b[lane], c[lane], d[lane]);
+/// A pixel's value of a channel at an offset.
+fn at(source: Source, offset: usize, channel: usize) -> f64 {
+    f64::from(source.pixels[offset + channel])
+}
+
+fn bilinear(source: Source, columns: [usize; 4], rows: [usize; 4], dx: f64, dy: f64) -> [u8; 3] {
+    std::array::from_fn(|channel| {
+        let across = |row: usize| {
+            let (a, b) = (at(source, row + columns[1], channel), at(source, row + columns[2], channel));
+            a + (b - a) * dx
+        };
+        let (above, below) = (across(rows[1]), across(rows[2]));
+        (above + (below - above) * dy) as u8
+    })
+}
+
+fn bicubic(source: Source, columns: [usize; 4], rows: [usize; 4], dx: f64, dy: f64) -> [u8; 3] {
+    // Keys' cubic with a = -1, in the form and the order of Pillow's terms.
+    let cubic = |[a, b, c, d]: [f64; 4], share: f64| {
         let first = -a + c;
         let second = 2.0 * (a - b) + c - d;
         let third = -a + b - c + d;
         b + share * (first + share * (second + share * third))
+    };
+    std::array::from_fn(|channel| {
+        let across = |row: usize| cubic(columns.map(|column| at(source, row + column, channel)), dx);
+        // A cast to a byte cuts off and stops at 0 and 255.
+        cubic(rows.map(across), dy) as u8
     })
 }
 
-/// Where an output pixel lies in the source: `None` outside, else the pixel up and to the left of it (from
-/// -1 on) and the shares of the next.
-#[inline(always)]
-fn locate(source: &Source, x: f64, y: f64) -> Option<(i32, i32, f64, f64)> {
-    if !(x >= 0.0 && x < source.width as f64 && y >= 0.0 && y < source.height as f64) {
-        return None;
-    }
-    let (x, y) = (x - 0.5, y - 0.5);
-    let floor = |value: f64| if value < 0.0 { -1 } else { value as i32 };
-    let (left, top) = (floor(x), floor(y));
-    Some((left, top, x - f64::from(left), y - f64::from(top)))
-}
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
 
-#[inline(always)]
-fn bilinear_row_body(source: Source, matrix: &[f64; 6], y: usize, fill: [u8; 3], out: &mut [u8]) {
-    let [a, b, c, d, e, f] = *matrix;
-    let y = y as f64 + 0.5;
-    let (row_x, row_y) = (b * y, e * y);
-    let row_bytes = source.width * 3;
-    for (index, pixel) in out.as_chunks_mut::<3>().0.iter_mut().enumerate() {
-        let x = index as f64 + 0.5;
-        let Some((left, top, dx, dy)) = locate(&source, a * x + row_x + c, d * x + row_y + f) else {
-            *pixel = fill;
-            continue;
-        };
-        let x0 = left.max(0) as usize * 3;
-        let x1 = ((left + 1) as usize).min(source.width - 1) * 3;
-        let upper = top.max(0) as usize * row_bytes;
-        let above = linear(source.lanes(upper + x0), source.lanes(upper + x1), dx);
-        let value = if ((top + 1) as usize) < source.height {
-            let lower = (top + 1) as usize * row_bytes;
-            linear(above, linear(source.lanes(lower + x0), source.lanes(lower + x1), dx), dy)
+    use super::{Places, Source, trace};
+
+    /// A pixel and the byte behind it, in 32 bits each.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn load(source: Source, offset: usize) -> __m128i {
+        let bytes = source.pixels[offset..].first_chunk::<4>().copied().unwrap_or_default();
+        _mm_cvtepu8_epi32(_mm_cvtsi32_si128(i32::from_le_bytes(bytes)))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn to_pixel(value: __m256d) -> [u8; 3] {
+        let words = _mm256_cvttpd_epi32(value);
+        let words = _mm_packs_epi32(words, words);
+        let [red, green, blue, _] = _mm_cvtsi128_si32(_mm_packus_epi16(words, words)).to_le_bytes();
+        [red, green, blue]
+    }
+
+    #[target_feature(enable = "avx2")]
+    pub(super) fn row(
+        source: Source,
+        matrix: &[f64; 6],
+        y: usize,
+        fill: [u8; 3],
+        out: &mut [u8],
+        cubic: bool,
+        places: &mut Places,
+    ) {
+        places.locate(source, matrix, y);
+        // Closures take on the instructions of the function they stand in.
+        if cubic {
+            trace(source, places, fill, out, |columns, rows, dx, dy| bicubic(source, columns, rows, dx, dy));
         } else {
-            above
-        };
-        for channel in 0..3 {
-            pixel[channel] = value[channel] as i32 as u8;
+            trace(source, places, fill, out, |columns, rows, dx, dy| bilinear(source, columns, rows, dx, dy));
         }
     }
-}
 
-#[inline(always)]
-fn bicubic_row_body(source: Source, matrix: &[f64; 6], y: usize, fill: [u8; 3], out: &mut [u8]) {
-    let [a, b, c, d, e, f] = *matrix;
-    let y = y as f64 + 0.5;
-    let (row_x, row_y) = (b * y, e * y);
-    let row_bytes = source.width * 3;
-    let last = source.width as i32 - 1;
-    for (index, pixel) in out.as_chunks_mut::<3>().0.iter_mut().enumerate() {
-        let x = index as f64 + 0.5;
-        let Some((left, top, dx, dy)) = locate(&source, a * x + row_x + c, d * x + row_y + f) else {
-            *pixel = fill;
-            continue;
+    /// `a + b * share`, in two steps: a fused one would round otherwise than Pillow.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn add_scaled(a: __m256d, b: __m256d, share: __m256d) -> __m256d {
+        _mm256_add_pd(a, _mm256_mul_pd(b, share))
+    }
+
+    /// Each channel's four values of a row side by side, in bytes.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn load_four(source: Source, row: usize, columns: [usize; 4]) -> __m128i {
+        const N: i8 = -1;
+        let by_channel = _mm_setr_epi8(0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11, N, N, N, N);
+        let mut gathered = [0; 16];
+        let bytes = match source.pixels[row + columns[0]..].first_chunk::<16>() {
+            Some(bytes) if columns[3] == columns[0] + 9 => bytes,
+            _ => {
+                for (to, from) in gathered.as_chunks_mut::<3>().0.iter_mut().zip(columns) {
+                    to.copy_from_slice(&source.pixels[row + from..row + from + 3]);
+                }
+                &gathered
+            }
         };
-        let columns: [usize; 4] = if left >= 1 && left + 2 <= last {
-            let first = (left - 1) as usize * 3;
-            [first, first + 3, first + 6, first + 9]
-        } else {
-            std::array::from_fn(|tap| (left - 1 + tap as i32).clamp(0, last) as usize * 3)
-        };
+        // SAFETY: 16 bytes are there; the load needs no alignment.
+        _mm_shuffle_epi8(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }, by_channel)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn bilinear(source: Source, columns: [usize; 4], rows: [usize; 4], dx: f64, dy: f64) -> [u8; 3] {
         let across = |row: usize| {
-            let start = row * row_bytes;
-            let [x0, x1, x2, x3] = columns.map(|column| source.lanes(start + column));
-            cubic(x0, x1, x2, x3, dx)
+            let (a, b) = (load(source, row + columns[1]), load(source, row + columns[2]));
+            // Differences of bytes are the same in whole numbers and in f64.
+            add_scaled(_mm256_cvtepi32_pd(a), _mm256_cvtepi32_pd(_mm_sub_epi32(b, a)), _mm256_set1_pd(dx))
         };
-        // Rows outside repeat the nearest one.
-        let rows: [usize; 4] =
-            std::array::from_fn(|tap| (top - 1 + tap as i32).clamp(0, source.height as i32 - 1) as usize);
-        let value = cubic(across(rows[0]), across(rows[1]), across(rows[2]), across(rows[3]), dy);
-        for channel in 0..3 {
-            pixel[channel] = value[channel].clamp(0.0, 255.0) as i32 as u8;
+        let above = across(rows[1]);
+        // Shears and translations leave one direction as it is.
+        if dy == 0.0 {
+            return to_pixel(above);
         }
+        to_pixel(add_scaled(above, _mm256_sub_pd(across(rows[2]), above), _mm256_set1_pd(dy)))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn bicubic(source: Source, columns: [usize; 4], rows: [usize; 4], dx: f64, dy: f64) -> [u8; 3] {
+        let (share_x, share_y) = (_mm256_set1_pd(dx), _mm256_set1_pd(dy));
+        let weigh = |taps: __m128i, [a, b, c, d]: [i8; 4]| {
+            let weights = _mm_set1_epi32(i32::from_le_bytes([a as u8, b as u8, c as u8, d as u8]));
+            let pairs = _mm_maddubs_epi16(taps, weights);
+            _mm256_cvtepi32_pd(_mm_madd_epi16(pairs, _mm_set1_epi16(1)))
+        };
+        // Shears and translations leave one direction as it is. (One loop rather than four calls: a
+        // function called four times is not inlined.)
+        let used = if dy == 0.0 { &rows[1..2] } else { &rows[..] };
+        let mut values = [_mm256_setzero_pd(); 4];
+        for (value, &row) in values.iter_mut().zip(used) {
+            if dx == 0.0 {
+                *value = _mm256_cvtepi32_pd(load(source, row + columns[1]));
+                continue;
+            }
+            let taps = load_four(source, row, columns);
+            let second_byte = _mm_and_si128(_mm_srli_epi32::<8>(taps), _mm_set1_epi32(0xFF));
+            let (first, second) = (weigh(taps, [-1, 0, 1, 0]), weigh(taps, [2, -2, 1, -1]));
+            let inner = add_scaled(first, add_scaled(second, weigh(taps, [-1, 1, -1, 1]), share_x), share_x);
+            *value = add_scaled(_mm256_cvtepi32_pd(second_byte), inner, share_x);
+        }
+        let [a, b, c, d] = values;
+        if dy == 0.0 {
+            return to_pixel(a);
+        }
+        let first = _mm256_sub_pd(c, a);
+        let a_b = _mm256_sub_pd(a, b);
+        let second = _mm256_sub_pd(_mm256_add_pd(_mm256_add_pd(a_b, a_b), c), d);
+        let third = _mm256_add_pd(_mm256_sub_pd(_mm256_sub_pd(b, a), c), d);
+        let inner = add_scaled(first, add_scaled(second, third, share_y), share_y);
+        to_pixel(add_scaled(b, inner, share_y))
     }
 }
 

@@ -260,6 +260,7 @@ fn measure(name: &str, options: &Options) -> Result<serde_json::Value> {
             loss: Loss::CrossEntropy { smoothing: 0.0 },
             optimizer: &*optimizer,
             groups: &Default::default(),
+            variant: 0,
             clip: None,
             ema: false,
             normalization: &normalization(&data),

@@ -109,6 +109,10 @@ pub fn run(options: Options) -> Result<()> {
         mean: PAPER.map(|value| f64::from(value) / 255.0),
         ..data.evaluation()?
     })?;
+    let draws = options.draws.unwrap_or(if options.eval { 1 } else { 6 });
+    // Before anything is made that would not fit.
+    let shown = draws.saturating_mul(options.augment.aug_splits.max(1)).saturating_add(1);
+    Layout::new(original.size(), options.rows, shown, options.augment.mixes())?;
     let (chosen, originals) = choose(dataset, &options, &original)?;
     let base = LoaderConfig {
         batch_size: chosen.len(),
@@ -124,7 +128,6 @@ pub fn run(options: Options) -> Result<()> {
         return usage("--aug-repeats only changes the order of images: leave it out");
     }
     let loader = Loader::new(chosen.clone(), Transform::new(transform)?, config)?;
-    let draws = options.draws.unwrap_or(if options.eval { 1 } else { 6 });
     let mut columns: Vec<Batch> = Vec::new();
     for epoch in 0..draws as u64 {
         columns.extend(loader.epoch(epoch, 0).next().transpose()?);
@@ -176,24 +179,40 @@ fn choose(
     Ok((Arc::new(Chosen { dataset, indices }), originals))
 }
 
+/// Where things are, in pixels.
+struct Layout {
+    scale: usize,
+    cell_width: usize,
+    cell_height: usize,
+    row_height: usize,
+    full_width: usize,
+    full_height: usize,
+}
+
+impl Layout {
+    fn new((height, width): (usize, usize), rows: usize, columns: usize, mixed: bool) -> Result<Layout> {
+        let scale = (LEGIBLE / width.max(height)).max(1);
+        let (cell_width, cell_height) = (width * scale, height * scale);
+        // A caption above each row; with mixed labels two lines below each image, too.
+        let row_height = LINE + 4 + cell_height + if mixed { 2 * LINE + 2 } else { 0 } + 2 * GAP;
+        let full_width = (cell_width + GAP).saturating_mul(columns).saturating_add(2 * MARGIN - GAP);
+        let full_height = row_height.saturating_mul(rows).saturating_add(2 * MARGIN + 2 * LINE + GAP);
+        if full_width.saturating_mul(full_height) > MAX_PIXELS {
+            return usage(format!(
+                "a picture of {full_width} x {full_height} pixels is too large: take a smaller --img-size, fewer --rows or --draws"
+            ));
+        }
+        Ok(Layout { scale, cell_width, cell_height, row_height, full_width, full_height })
+    }
+}
+
 fn draw(options: &Options, chosen: &Chosen, originals: &[Vec<u8>], columns: &[Batch]) -> Result<Canvas> {
     let Some(first) = columns.first() else { bail!("not one image could be used") };
     let ((height, width), splits) = (first.size, first.splits);
-    let scale = (LEGIBLE / width.max(height)).max(1);
-    let (cell_width, cell_height) = (width * scale, height * scale);
     let mixed = !chosen.is_multi_label() && columns.iter().any(|batch| batch.soft.is_some());
-    // A caption above each row; with mixed labels two lines below each image, too.
-    let row_height = LINE + 4 + cell_height + if mixed { 2 * LINE + 2 } else { 0 } + 2 * GAP;
+    let layout = Layout::new((height, width), chosen.len(), 1 + columns.len() * splits, mixed)?;
+    let Layout { scale, cell_width, cell_height, row_height, full_width, full_height } = layout;
     let shown = 1 + columns.len() * splits;
-    let (full_width, full_height) = (
-        2 * MARGIN + shown * (cell_width + GAP) - GAP,
-        2 * MARGIN + 2 * LINE + GAP + chosen.len() * row_height,
-    );
-    if full_width.saturating_mul(full_height) > MAX_PIXELS {
-        return usage(format!(
-            "a picture of {full_width} x {full_height} pixels is too large: take a smaller --img-size, fewer --rows or --draws"
-        ));
-    }
     let mut canvas = Canvas::new(full_width, full_height, PAPER);
     let column_x = |column: usize| MARGIN + column * (cell_width + GAP);
     canvas.text(&fit(&title(options), full_width - 2 * MARGIN), (MARGIN, MARGIN - 6), INK);
