@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use timm_graph::{StateKind, Store};
 use timm_models::weights::{self, WeightFile};
 
+use crate::schedule::PlateauState;
 use crate::{TrainError, ema};
 
 /// Where a run stands, beside its numbers.
@@ -46,6 +47,8 @@ pub struct State {
     pub best: Option<(f64, usize)>,
     /// Epochs whose weights are kept, best first, with their metric.
     pub history: Vec<(usize, Option<f64>)>,
+    /// The memory of the schedule `plateau`.
+    pub plateau: Option<PlateauState>,
     /// The settings the run had, to name what has changed when it resumes.
     pub config: serde_json::Value,
 }

@@ -57,7 +57,7 @@ pub use error::TrainError;
 pub use evaluate::{EvalMetrics, Evaluator, evaluate};
 pub use losses::Loss;
 pub use optim::{Clip, OptimizerConfig, create_optimizer, list_optimizers, scaled_lr};
-pub use schedule::{Schedule, ScheduleConfig};
+pub use schedule::{PlateauState, Schedule, ScheduleConfig};
 pub use step::Normalization;
 pub use trainer::{
     EpochReport, EvalMetric, Observer, Outcome, StepReport, TrainConfig, Trainer, initial_store,

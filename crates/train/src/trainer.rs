@@ -430,6 +430,14 @@ impl Trainer {
         self.state.batches_per_epoch = batches;
         let accum = self.config.grad_accum_steps;
         let schedule = Schedule::new(&self.config.schedule, self.config.lr, batches.div_ceil(accum))?;
+        if self.state.plateau.is_none() {
+            self.state.plateau = schedule.memory(self.state.epoch);
+        }
+        if validation.is_none() && schedule.memory(0).is_some() {
+            return Err(TrainError::Config(
+                "sched plateau needs validation data: its rate follows the metric".into(),
+            ));
+        }
         let epochs = schedule.total_epochs();
         let mut last = None;
         while self.state.epoch < epochs {
@@ -447,7 +455,10 @@ impl Trainer {
                     some => some,
                 },
             };
-            let (lr, train_loss) = (schedule.at(epoch, self.state.updates), self.state.train_loss());
+            let lr = schedule.rate(epoch, self.state.updates, self.state.plateau.as_ref());
+            let (train_loss, choice) = (self.state.train_loss(), self.config.eval_metric);
+            let metric = eval.map(|eval| choice.of(&eval));
+            schedule.observe(&mut self.state.plateau, epoch + 1, metric, choice == EvalMetric::Loss);
             let row = SummaryRow { epoch, train_loss, eval: eval.map(|e| [e.loss, e.top1, e.top5]), lr };
             self.finish_epoch(folder, &row, eval)?;
             let (best, eval_seconds) = (self.state.best, started.elapsed().as_secs_f64());
@@ -484,7 +495,7 @@ impl Trainer {
                 n if n < group => Phase::Accumulate,
                 _ => Phase::Finish,
             };
-            let lr = schedule.at(epoch, self.state.updates);
+            let lr = schedule.rate(epoch, self.state.updates, self.state.plateau.as_ref());
             let step = (epoch * batches + number) as u64;
             let (loss, grad_norm) = self.run_step(&batch, phase, lr, 1.0 / group as f32, step)?;
             self.state.batch += 1;

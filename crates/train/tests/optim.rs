@@ -261,8 +261,8 @@ fn impossible_schedules_are_refused() {
     };
     assert!(config(|_| {}).is_ok());
     assert!(config(|c| c.sched = "cosin".into()).unwrap_err().contains("did you mean 'cosine'"));
-    assert!(config(|c| c.sched = "plateau".into()).unwrap_err().contains("plateau"));
-    assert!(config(|c| c.lr_noise = Some(vec![0.4])).unwrap_err().contains("lr-noise"));
+    assert!(config(|c| (c.sched, c.decay_rate) = ("plateau".into(), 1.0)).unwrap_err().contains("plateau"));
+    assert!(config(|c| c.lr_noise = Some(vec![])).unwrap_err().contains("lr-noise"));
     assert!(config(|c| c.epochs = 0).is_err());
     assert!(config(|c| c.min_lr = f64::NAN).is_err());
     assert!(config(|c| (c.sched, c.decay_epochs) = ("step".into(), Some(0.0))).is_err());

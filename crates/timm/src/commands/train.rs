@@ -1,6 +1,7 @@
 //! `timm train`: the training script.
 
 mod options;
+mod plot;
 mod progress;
 mod samples;
 
@@ -16,6 +17,8 @@ use timm_data::{
 };
 use timm_graph::Engine;
 use timm_models::{Blueprint, ModelArgs};
+use timm_train::losses::{BinaryCrossEntropy, TargetKind};
+use timm_train::optim::Groups;
 use timm_train::trainer::EvalMetric;
 use timm_train::{
     Clip, EmaConfig, Loss, OptimizerConfig, Outcome, RunFolder, Schedule, ScheduleConfig, TrainConfig,
@@ -34,6 +37,11 @@ use progress::Progress;
 /// Runs the command.
 pub fn run(options: Options) -> Result<()> {
     let options = options.with_defaults_for_data()?;
+    if let Some(file) = options.plot_lr.as_ref().filter(|_| !options.sched_on_updates) {
+        // Without updates in it, a schedule needs no data: any number of classes has the same layers.
+        let blueprint = blueprint(&options, options.num_classes.unwrap_or(10))?;
+        return plot_lr(&options, file, blueprint, 1);
+    }
     let stop = stop_flag();
     let reader = options.reader.open_options()?;
     let name = options.reader.name(options.data());
@@ -65,6 +73,9 @@ pub fn run(options: Options) -> Result<()> {
         );
     }
     let (train, validation) = loaders(&options, &data, train_set, eval_set)?;
+    if let Some(file) = &options.plot_lr {
+        return plot_lr(&options, file, blueprint, train.batches().div_ceil(options.grad_accum_steps));
+    }
 
     let metadata = SavedModel::metadata(&blueprint, &data, &classes);
     let mut model = timm_models::Model::from_blueprint(blueprint, Arc::new(CpuEngine));
@@ -275,12 +286,13 @@ fn train_config(options: &Settings, data: &DataConfig) -> Result<TrainConfig> {
             lr_decay_fn: options.lr_decay_fn.clone(),
             lr_stable_timescale: options.lr_stable_timescale,
             lr_noise: options.lr_noise.clone(),
+            lr_noise_pct: options.lr_noise_pct,
+            lr_noise_std: options.lr_noise_std,
+            noise_seed: options.seed,
+            patience_epochs: options.patience_epochs,
+            ..ScheduleConfig::default()
         },
-        loss: match options.augment.mixes() {
-            // The loader smooths the labels that it mixes.
-            true => Loss::SoftTarget,
-            false => Loss::CrossEntropy { smoothing: options.smoothing },
-        },
+        loss: loss(options)?,
         clip,
         ema,
         grad_accum_steps: options.grad_accum_steps,
@@ -291,6 +303,51 @@ fn train_config(options: &Settings, data: &DataConfig) -> Result<TrainConfig> {
         recovery_interval: options.recovery_interval,
         checkpoint_hist: options.checkpoint_hist,
     })
+}
+
+/// The loss that the options name; the loader smooths the labels that it mixes.
+fn loss(options: &Settings) -> Result<Loss> {
+    let (mixes, smoothing) = (options.augment.mixes(), options.smoothing);
+    let of_bce = options.bce_sum || options.bce_target_thresh.is_some() || options.bce_pos_weight.is_some();
+    Ok(match (options.jsd_loss, options.bce_loss) {
+        (true, true) => return usage("--jsd-loss and --bce-loss are two losses: leave one out"),
+        (_, false) if of_bce => {
+            return usage(
+                "--bce-sum, --bce-target-thresh and --bce-pos-weight go with --bce-loss: give that too",
+            );
+        }
+        (true, _) if mixes => return usage("--jsd-loss needs class numbers: leave out --mixup and --cutmix"),
+        (true, _) if options.augment.aug_splits < 2 => {
+            return usage("--jsd-loss compares augmentations of an image: give --aug-splits 2 or more");
+        }
+        (true, _) => Loss::Jsd { splits: options.augment.aug_splits, alpha: 12.0, smoothing },
+        (_, true) => Loss::BinaryCrossEntropy(BinaryCrossEntropy {
+            targets: if mixes { TargetKind::Soft } else { TargetKind::Labels },
+            smoothing: if mixes { 0.0 } else { smoothing },
+            target_threshold: options.bce_target_thresh,
+            sum_classes: options.bce_sum,
+            weight: vec![],
+            pos_weight: options.bce_pos_weight.into_iter().collect(),
+        }),
+        _ if mixes => Loss::SoftTarget,
+        _ => Loss::CrossEntropy { smoothing },
+    })
+}
+
+/// Draws the run's learning rate to a file.
+fn plot_lr(options: &Settings, file: &Path, blueprint: Blueprint, updates_per_epoch: usize) -> Result<()> {
+    let config = train_config(options, &data_config(options, &blueprint)?)?;
+    let schedule = Schedule::new(&config.schedule, config.lr, updates_per_epoch)?;
+    let model = timm_models::Model::from_blueprint(blueprint, Arc::new(CpuEngine));
+    let shares = match config.optimizer.layer_decay {
+        Some(_) => Groups::new(&config.optimizer, &model)?.lr_scales.into_values().collect(),
+        None => vec![1.0],
+    };
+    let title = format!("{} · {}", options.model, options.sched);
+    let svg = plot::draw(&title, &schedule, updates_per_epoch, &shares);
+    std::fs::write(file, svg).with_context(|| format!("writing {}", file.display()))?;
+    say!("{}", file.display());
+    Ok(())
 }
 
 /// The folder of the run to go on with, if there is one.

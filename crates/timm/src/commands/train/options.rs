@@ -176,6 +176,21 @@ pub struct Options {
     /// Label smoothing
     #[arg(long, default_value_t = 0.1, value_name = "SHARE", help_heading = "Optimizer")]
     pub smoothing: f32,
+    /// Binary cross-entropy, a sigmoid for each class
+    #[arg(long, help_heading = "Optimizer")]
+    pub bce_loss: bool,
+    /// Sum over the classes instead of their mean
+    #[arg(long, help_heading = "Optimizer")]
+    pub bce_sum: bool,
+    /// Targets above this count as 1, the others as 0
+    #[arg(long, value_name = "SHARE", help_heading = "Optimizer")]
+    pub bce_target_thresh: Option<f32>,
+    /// Weight of the classes that are there
+    #[arg(long, value_name = "WEIGHT", help_heading = "Optimizer")]
+    pub bce_pos_weight: Option<f32>,
+    /// Jensen-Shannon divergence between the splits of --aug-splits, and cross-entropy
+    #[arg(long, help_heading = "Optimizer")]
+    pub jsd_loss: bool,
 
     /// Learning rate [default: --lr-base, scaled by the batch size; digits: 2e-3]
     #[arg(long, value_name = "LR", help_heading = "Schedule")]
@@ -189,7 +204,7 @@ pub struct Options {
     /// How it is scaled: linear or sqrt [default: sqrt for Adam and its kin, else linear]
     #[arg(long, value_name = "HOW", help_heading = "Schedule")]
     pub lr_base_scale: Option<String>,
-    /// Schedule: cosine, tanh, step, multistep, poly, wsd, rsqrt, constant or none
+    /// Schedule: cosine, tanh, step, multistep, plateau, poly, wsd, rsqrt, constant or none
     #[arg(long, default_value = "cosine", value_name = "NAME", help_heading = "Schedule")]
     pub sched: String,
     /// The rate changes with each update, not with each epoch [default for the digits]
@@ -216,9 +231,18 @@ pub struct Options {
     /// Multistep: epochs of the decays
     #[arg(long, action = clap::ArgAction::Set, num_args = 1.., default_values_t = [90.0, 180.0, 270.0], value_name = "N", help_heading = "Schedule")]
     pub decay_milestones: Vec<f64>,
-    /// Step, multistep: factor of a decay; poly: the power
-    #[arg(long, default_value_t = 0.1, value_name = "FACTOR", help_heading = "Schedule")]
+    /// Step, multistep, plateau: factor of a decay; poly: the power
+    #[arg(
+        long,
+        visible_alias = "dr",
+        default_value_t = 0.1,
+        value_name = "FACTOR",
+        help_heading = "Schedule"
+    )]
     pub decay_rate: f64,
+    /// Plateau: epochs without a better --eval-metric that change nothing
+    #[arg(long, default_value_t = 10, value_name = "N", help_heading = "Schedule")]
+    pub patience_epochs: usize,
     /// Length of each cycle relative to the one before
     #[arg(long, default_value_t = 1.0, value_name = "FACTOR", help_heading = "Schedule")]
     pub lr_cycle_mul: f64,
@@ -237,9 +261,19 @@ pub struct Options {
     /// Time scale of rsqrt, in epochs
     #[arg(long, value_name = "N", help_heading = "Schedule")]
     pub lr_stable_timescale: Option<f64>,
-    /// Not available yet
-    #[arg(long, action = clap::ArgAction::Set, num_args = 1.., hide = true)]
+    /// Noise on the rate, from this share of the schedule on, or between two; it follows --seed
+    #[arg(long, action = clap::ArgAction::Set, num_args = 1..=2, value_name = "SHARE", help_heading = "Schedule")]
     pub lr_noise: Option<Vec<f64>>,
+    /// The noise stays below this share of the rate
+    #[arg(long, default_value_t = 0.67, value_name = "SHARE", help_heading = "Schedule")]
+    pub lr_noise_pct: f64,
+    /// Standard deviation of the noise, as a share of the rate
+    #[arg(long, default_value_t = 1.0, value_name = "STD", help_heading = "Schedule")]
+    pub lr_noise_std: f64,
+    /// Draw the learning rate of every update of this run as a picture, and exit
+    #[arg(long, value_name = "FILE.svg", help_heading = "Schedule")]
+    #[serde(skip)]
+    pub plot_lr: Option<PathBuf>,
 
     /// Keep a moving average of the weights, validate and save it
     #[arg(long, help_heading = "Moving average")]
@@ -334,7 +368,7 @@ impl Options {
             opt: self.opt.clone().unwrap_or_else(|| if digits { "adamw" } else { "sgd" }.into()),
             weight_decay: self.weight_decay.unwrap_or(pick(2e-5, 0.02)),
             lr: self.lr.or(digits.then_some(2e-3)),
-            sched_on_updates: self.sched_on_updates || digits,
+            sched_on_updates: self.sched_on_updates || (digits && self.sched != "plateau"),
             warmup_epochs: self.warmup_epochs.unwrap_or(pick(5.0, 1.0)),
             data,
             options: self,

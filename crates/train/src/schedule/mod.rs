@@ -1,18 +1,26 @@
 //! Learning rate schedules, with timm's semantics: the rate is a function of time alone, so a resumed run
-//! needs nothing but the epoch and the update count.
+//! needs nothing but the epoch and the update count. Only `plateau` looks at the metric; its [`PlateauState`]
+//! belongs into the checkpoint.
 //!
 //! Time runs in epochs, or in updates with [`ScheduleConfig::sched_on_updates`].
+
+mod noise;
+mod plateau;
 
 use std::f64::consts::PI;
 
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
+use noise::Noise;
+use plateau::Plateau;
+pub use plateau::PlateauState;
 
 /// Which schedule, with timm's option names (and its train.py's defaults).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ScheduleConfig {
-    /// `cosine`, `tanh`, `step`, `multistep`, `poly`, `wsd`, `rsqrt`, `constant` (warm-up, then flat) or `none`.
+    /// `cosine`, `tanh`, `step`, `multistep`, `poly`, `plateau`, `wsd`, `rsqrt`, `constant`
+    /// (warm-up, then flat) or `none`.
     pub sched: String,
     /// Epochs of the schedule, without cool-down, and without warm-up where that is a prefix.
     pub epochs: usize,
@@ -31,7 +39,7 @@ pub struct ScheduleConfig {
     pub decay_epochs: Option<f64>,
     /// Multistep: epochs at which the rate decays.
     pub decay_milestones: Vec<f64>,
-    /// Step, multistep: factor of a decay. Poly: the power.
+    /// Step, multistep, plateau: factor of a decay. Poly: the power.
     pub decay_rate: f64,
     /// Cosine, tanh, poly: each cycle's length and height relative to the one before, and their number.
     pub lr_cycle_mul: f64,
@@ -43,8 +51,18 @@ pub struct ScheduleConfig {
     pub lr_decay_fn: Option<String>,
     /// Rsqrt: the time scale in epochs, else that of the warm-up.
     pub lr_stable_timescale: Option<f64>,
-    /// Not supported: asked for, it is an error.
+    /// Noise on the rate: shares of the schedule where it starts and, if there are two, ends.
     pub lr_noise: Option<Vec<f64>>,
+    /// Noise stays below this share of the rate.
+    pub lr_noise_pct: f64,
+    pub lr_noise_std: f64,
+    pub noise_seed: u64,
+    /// Plateau: epochs without improvement that change nothing.
+    pub patience_epochs: usize,
+    /// Plateau: an improvement is more than this share of the best metric.
+    pub plateau_threshold: f64,
+    /// Plateau: epochs after a decay in which the metric does not count.
+    pub plateau_cooldown: usize,
 }
 
 impl Default for ScheduleConfig {
@@ -68,6 +86,12 @@ impl Default for ScheduleConfig {
             lr_decay_fn: None,
             lr_stable_timescale: None,
             lr_noise: None,
+            lr_noise_pct: 0.67,
+            lr_noise_std: 1.0,
+            noise_seed: 42,
+            patience_epochs: 10,
+            plateau_threshold: 1e-4,
+            plateau_cooldown: 0,
         }
     }
 }
@@ -118,6 +142,7 @@ impl Fall {
 #[derive(Clone, Debug, PartialEq)]
 enum Shape {
     Flat,
+    Plateau(Plateau),
     Cycles(Wave),
     Step {
         every: f64,
@@ -154,35 +179,30 @@ pub struct Schedule {
     cycle_decay: f64,
     cycle_limit: u32,
     k_decay: f64,
+    noise: Option<Noise>,
     /// Epochs to train.
     total_epochs: usize,
 }
 
-const NAMES: &[&str] = &["cosine", "tanh", "step", "multistep", "poly", "wsd", "rsqrt", "constant", "none"];
+const NAMES: &[&str] =
+    &["cosine", "tanh", "step", "multistep", "plateau", "poly", "wsd", "rsqrt", "constant", "none"];
 
 impl Schedule {
     /// Plans the schedule of a run whose full learning rate is `lr`, with `updates_per_epoch` updates.
     ///
     /// # Errors
-    /// An unknown name (with the nearest known one), noise, `plateau`, or lengths that make no schedule.
+    /// An unknown name (with the nearest known one), numbers out of range, or lengths that make no schedule.
     pub fn new(config: &ScheduleConfig, lr: f64, updates_per_epoch: usize) -> Result<Self, TrainError> {
         let numbers = [
             ("decay-epochs", config.decay_epochs.unwrap_or(0.0)),
             ("decay-rate", config.decay_rate),
             ("lr-stable-timescale", config.lr_stable_timescale.unwrap_or(0.0)),
+            ("plateau-threshold", config.plateau_threshold),
         ];
         if let Some((name, number)) = numbers.into_iter().find(|(_, number)| !number.is_finite()) {
             return Err(TrainError::Config(format!("{name} is {number}, it must be a number")));
         }
         let bad = |message: String| Err(TrainError::Config(message));
-        if config.lr_noise.is_some() {
-            return bad(
-                "lr-noise is not supported: its numbers come from PyTorch's generator; leave it out".into()
-            );
-        }
-        if config.sched == "plateau" {
-            return bad("sched plateau is not there yet; use cosine, step or constant".into());
-        }
         if config.epochs == 0 || config.lr_cycle_limit == 0 {
             return bad("epochs and lr-cycle-limit must be at least 1".into());
         }
@@ -203,6 +223,19 @@ impl Schedule {
         let stable = matches!(config.sched.as_str(), "wsd" | "rsqrt");
         let shape = match config.sched.as_str() {
             "none" | "constant" => Shape::Flat,
+            "plateau" if config.sched_on_updates => {
+                return bad("sched plateau goes by epochs: leave out sched-on-updates".into());
+            }
+            "plateau" if !(0.0..1.0).contains(&config.decay_rate) => {
+                return bad(format!("sched plateau needs a decay-rate in [0, 1), not {}", config.decay_rate));
+            }
+            "plateau" => Shape::Plateau(Plateau {
+                factor: config.decay_rate,
+                patience: config.patience_epochs,
+                threshold: config.plateau_threshold,
+                cooldown: config.plateau_cooldown,
+                min_lr: config.min_lr,
+            }),
             "cosine" => Shape::Cycles(Wave::Cosine),
             "tanh" => Shape::Cycles(Wave::Tanh),
             "poly" => Shape::Cycles(Wave::Poly(config.decay_rate)),
@@ -236,6 +269,11 @@ impl Schedule {
             return bad("decay-epochs must be positive".into());
         }
         let none = config.sched == "none";
+        if none && config.lr_noise.is_some() {
+            return bad("sched none has no noise: take constant, or leave out lr-noise".into());
+        }
+        let ScheduleConfig { lr_noise_pct, lr_noise_std, noise_seed, .. } = *config;
+        let noise = |range| Noise::new(range, epochs * unit, lr_noise_pct, lr_noise_std, noise_seed);
         let mut schedule = Schedule {
             lr,
             min_lr: config.min_lr,
@@ -249,11 +287,12 @@ impl Schedule {
             cycle_decay: config.lr_cycle_decay,
             cycle_limit: config.lr_cycle_limit,
             k_decay: config.lr_k_decay,
+            noise: config.lr_noise.as_deref().map(noise).transpose()?,
             total_epochs: 0,
             shape,
         };
         if schedule.shape == Shape::Cycles(Wave::Tanh) && !schedule.prefix {
-            schedule.warmup_to = schedule.value(warmup);
+            schedule.warmup_to = schedule.plain(warmup);
         }
         let planned = match schedule.shape {
             Shape::Cycles(_) => Some(schedule.cycles_length() + if schedule.prefix { warmup } else { 0.0 }),
@@ -278,19 +317,69 @@ impl Schedule {
         self.on_updates
     }
 
-    /// The rate for the update after `updates` ones, in `epoch` (both from 0).
+    /// What a run of this schedule must remember from `epoch` on; None for all but `plateau`.
+    pub fn memory(&self, epoch: usize) -> Option<PlateauState> {
+        let Shape::Plateau(_) = self.shape else { return None };
+        Some(PlateauState { lr: self.climbed(epoch as f64), best: None, bad_epochs: 0, cooldown: 0 })
+    }
+
+    /// Takes in the metric of an epoch, None where it was not measured, and goes on to `next_epoch`.
+    pub fn observe(
+        &self,
+        memory: &mut Option<PlateauState>,
+        next_epoch: usize,
+        metric: Option<f64>,
+        lower_is_better: bool,
+    ) {
+        let (Shape::Plateau(plateau), Some(memory)) = (&self.shape, memory) else { return };
+        let next = next_epoch as f64;
+        if next <= self.warmup {
+            memory.lr = self.climbed(next);
+        } else if let Some(metric) = metric {
+            plateau.observe(memory, metric, lower_is_better);
+        }
+    }
+
+    /// The rate during and right after the warm-up of `plateau`, which ends one unit later than the others'.
+    fn climbed(&self, t: f64) -> f64 {
+        if self.warmup > 0.0 && t <= self.warmup {
+            return self.warmup_lr + t * ((self.lr - self.warmup_lr) / self.warmup);
+        }
+        self.lr
+    }
+
+    /// The rate for the update after `updates` ones, in `epoch` (both from 0), with what the run remembers.
+    pub fn rate(&self, epoch: usize, updates: u64, memory: Option<&PlateauState>) -> f64 {
+        match (&self.shape, memory) {
+            (Shape::Plateau(_), Some(memory)) => self.disturbed(memory.lr, epoch as f64),
+            _ => self.at(epoch, updates),
+        }
+    }
+
+    /// The rate for the update after `updates` ones, in `epoch` (both from 0); for `plateau` as long as the metric
+    /// improves.
     pub fn at(&self, epoch: usize, updates: u64) -> f64 {
         self.value(if self.on_updates { updates as f64 } else { epoch as f64 })
     }
 
     /// The rate at time `t`, in the schedule's own unit.
     pub fn value(&self, t: f64) -> f64 {
+        self.disturbed(self.plain(t), t)
+    }
+
+    fn disturbed(&self, rate: f64, t: f64) -> f64 {
+        // timm's plateau has none while it warms up.
+        let calm = matches!(self.shape, Shape::Plateau(_)) && t <= self.warmup;
+        self.noise.as_ref().filter(|_| !calm).map_or(rate, |noise| noise.apply(rate, t))
+    }
+
+    fn plain(&self, t: f64) -> f64 {
         if t < self.warmup {
             return self.warmup_lr + t * ((self.warmup_to - self.warmup_lr) / self.warmup);
         }
         let t = if self.prefix { t - self.warmup } else { t };
         match &self.shape {
-            Shape::Flat => self.lr,
+            Shape::Flat | Shape::Plateau(_) => self.lr,
             Shape::Step { every, rate } => self.lr * rate.powf(floor_div(t, *every)),
             Shape::Milestones { at, rate } => {
                 // A milestone counts one unit early, as in timm.
@@ -328,7 +417,8 @@ impl Schedule {
             return self.min_lr;
         }
         let height = self.lr * self.cycle_decay.powf(index) - self.min_lr;
-        let done = || into.powf(self.k_decay) / length.powf(self.k_decay);
+        // Rounding may leave a hair below 0 or above 1 at the ends of cycles.
+        let done = || (into.max(0.0).powf(self.k_decay) / length.powf(self.k_decay)).min(1.0);
         let left = match wave {
             Wave::Cosine => 0.5 * (1.0 + (PI * done()).cos()),
             Wave::Poly(power) => (1.0 - done()).powf(power),
