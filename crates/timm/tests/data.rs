@@ -113,7 +113,6 @@ fn options_that_are_refused_say_why() {
     assert!(error("train --input-img-mode L").contains("RGB"));
     assert!(error("train --train-batch-sizes 8 4").contains("--train-img-sizes"));
     assert!(error("train --naflex-train-seq-lens 128").contains("patches"));
-    assert!(error("validate --valid-labels x").contains("--class-map"));
     assert!(error("train --worker-seeding part").contains("--seed"));
     assert!(error("train --aug-splits 1").contains("at least 2"));
 }

@@ -167,7 +167,6 @@ const REASONS: &[(&str, &str)] = &[
     ("tf-preprocessing", "images are not resized in TensorFlow's way; leave it out"),
     ("use-multi-epochs-loader", "the loader's threads stay from epoch to epoch anyway; leave it out"),
     ("use-train-size", "give the size with --img-size"),
-    ("valid-labels", "give the classes with --class-map"),
     ("variable-batch-loss-scale", "leave it out: the loss is the mean over a batch"),
     (
         "worker-seeding",
