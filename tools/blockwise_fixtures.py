@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Records ten steps of bitsandbytes' optimizers, in f32 and with 8-bit states, on its CPU backend, as
-crates/train/tests/fixtures/optim_blockwise.json.gz.
+crates/train/tests/data/optim_blockwise.json.gz.
 
     python tools/blockwise_fixtures.py
 
@@ -18,7 +18,7 @@ import bitsandbytes
 import torch
 from bitsandbytes.backends.cpu import ops as cpu_ops
 
-OUT = Path(__file__).resolve().parent.parent / "crates/train/tests/fixtures/optim_blockwise.json.gz"
+OUT = Path(__file__).resolve().parent.parent / "crates/train/tests/data/optim_blockwise.json.gz"
 STEPS = 10
 SHAPES = {"wide.weight": [70, 64], "wide.bias": [64], "head.weight": [9, 11]}
 # Every so many entries of a large tensor are recorded.

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Records twenty steps of the optimizers of timm that see matrices, norms or second derivatives, as
-crates/train/tests/fixtures/optim_matrix.json.gz.
+crates/train/tests/data/optim_matrix.json.gz.
 
     python tools/optim_matrix_fixtures.py
 
@@ -18,7 +18,7 @@ from timm.optim import create_optimizer_v2
 from timm.optim import kron as kron_module
 from timm.optim import muon as muon_module
 
-OUT = Path(__file__).resolve().parent.parent / "crates/train/tests/fixtures/optim_matrix.json.gz"
+OUT = Path(__file__).resolve().parent.parent / "crates/train/tests/data/optim_matrix.json.gz"
 STEPS = 20
 SHAPES = {"conv.weight": [6, 5, 3, 2], "norm.weight": [6], "norm.bias": [6], "head.weight": [4, 7], "head.bias": [4],
           "cls_token": [1, 1, 5], "gain": []}

@@ -102,7 +102,7 @@ impl Setting {
 
 fn fixture() -> Fixture {
     let mut text = String::new();
-    let packed: &[u8] = include_bytes!("fixtures/optim_matrix.json.gz");
+    let packed: &[u8] = include_bytes!("data/optim_matrix.json.gz");
     flate2::read::GzDecoder::new(packed).read_to_string(&mut text).expect("gzip");
     serde_json::from_str(&text).expect("fixture")
 }
