@@ -1,7 +1,7 @@
 //! Instruction sets: chosen once at run time, named by [`Isa`], spoken through [`Simd`].
 
+use std::cell::Cell;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU8, Ordering};
 
 /// The instruction sets that kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,11 +16,8 @@ pub enum Isa {
 
 /// The best instruction set of this machine; `TIMM_ISA=portable|avx2|avx512` lowers it (never raises it).
 pub fn isa() -> Isa {
-    match FORCED.load(Ordering::Relaxed) {
-        1 => return Isa::Portable,
-        2 => return Isa::Avx2,
-        3 => return Isa::Avx512,
-        _ => {}
+    if let Some(forced) = FORCED.get() {
+        return forced;
     }
     static ISA: OnceLock<Isa> = OnceLock::new();
     *ISA.get_or_init(|| {
@@ -33,8 +30,27 @@ pub fn isa() -> Isa {
     })
 }
 
-/// Set by [`with_isa`]: 0 none, else the instruction set + 1. Seen by every thread of the pool.
-static FORCED: AtomicU8 = AtomicU8::new(0);
+thread_local! {
+    /// Set by [`with_isa`]; [`crate::threads`] hands it to the threads that share a job.
+    static FORCED: Cell<Option<Isa>> = const { Cell::new(None) };
+}
+
+/// What [`with_isa`] set on this thread.
+pub(crate) fn forced() -> Option<Isa> {
+    FORCED.get()
+}
+
+/// Runs `f` with what [`with_isa`] set on another thread.
+pub(crate) fn with_forced<R>(forced: Option<Isa>, f: impl FnOnce() -> R) -> R {
+    struct Reset(Option<Isa>);
+    impl Drop for Reset {
+        fn drop(&mut self) {
+            FORCED.set(self.0);
+        }
+    }
+    let _reset = Reset(FORCED.replace(forced));
+    f()
+}
 
 /// The instruction sets that this machine has.
 pub fn available() -> &'static [Isa] {
@@ -45,23 +61,13 @@ pub fn available() -> &'static [Isa] {
     }
 }
 
-/// Runs `f` with every kernel of the process on `isa`: for tests of each instruction set.
+/// Runs `f` with every kernel that it starts on `isa`: for tests of each instruction set.
 ///
 /// # Panics
-/// If the machine lacks `isa`. Calls wait for each other; do not nest them.
+/// If the machine lacks `isa`.
 pub fn with_isa<R>(isa: Isa, f: impl FnOnce() -> R) -> R {
-    static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
-    struct Reset;
-    impl Drop for Reset {
-        fn drop(&mut self) {
-            FORCED.store(0, Ordering::Relaxed);
-        }
-    }
     assert!(available().contains(&isa), "this machine has no {isa:?}");
-    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    let _reset = Reset;
-    FORCED.store(isa as u8 + 1, Ordering::Relaxed);
-    f()
+    with_forced(Some(isa), f)
 }
 
 fn detect() -> Isa {

@@ -2,12 +2,18 @@
 
 use rayon::prelude::*;
 
+use crate::simd::{forced, with_forced};
+
 /// Runs `job(0) … job(jobs - 1)`, on as many threads as rayon's pool has. Jobs must not depend on each other.
 pub fn for_each(jobs: usize, job: impl Fn(usize) + Send + Sync) {
     match jobs {
         0 => {}
         1 => job(0),
-        _ => (0..jobs).into_par_iter().with_max_len(1).for_each(job),
+        _ => {
+            // A waiting thread may take up a job of another caller: that one's instruction set counts.
+            let isa = forced();
+            (0..jobs).into_par_iter().with_max_len(1).for_each(|index| with_forced(isa, || job(index)));
+        }
     }
 }
 
@@ -42,7 +48,8 @@ impl<T> SendPtr<T> {
 /// Runs `work` on a thread of the pool: the many [`for_each`] calls inside it then hand over to no other thread
 /// than those that share their jobs.
 pub fn inside<R: Send>(work: impl FnOnce() -> R + Send) -> R {
-    rayon::scope(|_| work())
+    let isa = forced();
+    rayon::scope(|_| with_forced(isa, work))
 }
 
 /// Threads that [`for_each`] uses.
