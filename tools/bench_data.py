@@ -108,6 +108,11 @@ class Memory(threading.Thread):
 
 def timm_worker(folder: str, case: str, workers: int, batch: int) -> None:
     """Measures timm in a process of its own; prints one line of JSON."""
+    from PIL import ImageOps
+
+    # Pillow 13 refuses the 0 bits that timm's RandAugment asks for now and then: without this it dies within an epoch.
+    posterize = ImageOps.posterize
+    ImageOps.posterize = lambda image, bits: posterize(image, max(bits, 1))
     import torch
     from timm.data import create_dataset, create_loader
 
