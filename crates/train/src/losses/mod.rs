@@ -13,6 +13,7 @@ use timm_graph::scalar::Binary;
 use timm_graph::{Builder, NodeId};
 
 use crate::TrainError;
+use crate::optim::algebra::total;
 pub use binary::{
     AsymmetricLoss, BinaryCrossEntropy, DistributionBalancedLoss, PolyBinaryCrossEntropy, Reduction,
 };
@@ -159,6 +160,5 @@ fn rest(b: &Builder, x: NodeId) -> NodeId {
 
 /// Sum of all numbers of `x` over `count`, of shape `[]`.
 fn sum_over(b: &Builder, x: NodeId, count: usize) -> NodeId {
-    let axes: Vec<usize> = (0..b.shape(x).len()).collect();
-    b.mul_scalar(b.reshape(b.sum(x, &axes), &[]), 1.0 / count.max(1) as f32)
+    b.mul_scalar(total(b, x), 1.0 / count.max(1) as f32)
 }

@@ -3,6 +3,9 @@
 use timm_graph::scalar::{Binary, Unary};
 use timm_graph::{Builder, NodeId, ReduceOp};
 
+use super::sum_over;
+use crate::optim::algebra::total;
+
 /// What stands for entries that do not count in a log-sum-exp.
 const MASKED: f32 = -1e4;
 
@@ -11,11 +14,6 @@ fn log_sum_exp(b: &Builder, x: NodeId, axis: usize) -> NodeId {
     let most = b.detach(b.reduce(ReduceOp::Max, x, &[axis]));
     let sum = b.sum(b.unary(Unary::Exp, b.sub(x, most)), &[axis]);
     b.add(b.unary(Unary::Log, sum), most)
-}
-
-fn all(b: &Builder, x: NodeId) -> NodeId {
-    let axes: Vec<usize> = (0..b.shape(x).len()).collect();
-    b.reshape(b.sum(x, &axes), &[])
 }
 
 /// Two-way multi-label loss: the hardest label that is there against the hardest that is not, for each class over the
@@ -32,7 +30,7 @@ pub fn two_way_loss(b: &Builder, logits: NodeId, targets: NodeId, tp: f32, tn: f
         let hardest = |x, temperature| b.mul_scalar(log_sum_exp(b, x, axis), temperature);
         let margin = b.add(hardest(negative, tn), hardest(positive, tp));
         let loss = b.mul(b.unary(Unary::Softplus, margin), valid);
-        b.div(all(b, loss), b.binary(Binary::Max, all(b, valid), b.scalar(1.0)))
+        b.div(total(b, loss), b.binary(Binary::Max, total(b, valid), b.scalar(1.0)))
     });
     b.add(ways[0], ways[1])
 }
@@ -46,5 +44,5 @@ pub fn zlpr_loss(b: &Builder, logits: NodeId, targets: NodeId) -> NodeId {
     let term = |x| log_sum_exp(b, b.concat(&[x, zeros], 1), 1);
     let negative = term(b.select(there, none, logits));
     let positive = term(b.select(there, b.unary(Unary::Neg, logits), none));
-    b.mul_scalar(all(b, b.add(negative, positive)), 1.0 / shape[0].max(1) as f32)
+    sum_over(b, b.add(negative, positive), shape[0])
 }

@@ -3,6 +3,7 @@
 use timm_graph::NodeId;
 use timm_graph::scalar::{Binary, Unary};
 
+use super::algebra::{average, cautious};
 use super::{Decay, Kwargs, Optimizer, Param};
 use crate::TrainError;
 
@@ -67,11 +68,11 @@ impl Optimizer for Adam {
         let mut divisor = b.add_scalar(spread, self.eps as f32);
         if let Some(threshold) = self.clipping_threshold {
             let relative = b.unary(Unary::Square, b.div(gradient, divisor));
-            let size = b.mul_scalar(b.unary(Unary::Sqrt, p.mean(relative)), (1.0 / threshold) as f32);
+            let size = b.mul_scalar(b.unary(Unary::Sqrt, average(b, relative)), (1.0 / threshold) as f32);
             divisor = b.mul(divisor, b.binary(Binary::Max, size, b.scalar(1.0)));
         }
         if self.caution {
-            mean = p.cautious(mean, gradient);
+            mean = cautious(b, mean, gradient);
         }
         let rate = b.mul(p.lr, p.scalar("correction1"));
         b.sub(start, b.div(b.mul(mean, rate), divisor))

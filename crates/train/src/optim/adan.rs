@@ -3,6 +3,7 @@
 use timm_graph::NodeId;
 use timm_graph::scalar::Unary;
 
+use super::algebra::cautious;
 use super::{Kwargs, Optimizer, Param};
 use crate::TrainError;
 
@@ -55,7 +56,7 @@ impl Optimizer for Adan {
         let spread = b.mul(b.unary(Unary::Sqrt, square), p.scalar("correction3_sqrt"));
         let divisor = b.add_scalar(spread, self.eps as f32);
         if self.caution {
-            mean = p.cautious(mean, p.gradient);
+            mean = cautious(b, mean, p.gradient);
         }
         let direction =
             b.add(b.mul(mean, p.scalar("correction1")), b.mul(mean_change, p.scalar("change_rate")));

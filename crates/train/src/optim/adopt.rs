@@ -3,6 +3,7 @@
 use timm_graph::NodeId;
 use timm_graph::scalar::{Binary, Unary};
 
+use super::algebra::cautious;
 use super::{Decay, Kwargs, Optimizer, Param};
 use crate::TrainError;
 
@@ -57,7 +58,7 @@ impl Optimizer for Adopt {
         let mean = p.slot("exp_avg");
         let mean = b.select(first, mean, b.add(mean, b.mul_scalar(b.sub(normed, mean), (1.0 - b1) as f32)));
         p.set("exp_avg", mean);
-        let direction = if self.caution { p.cautious(mean, gradient) } else { mean };
+        let direction = if self.caution { cautious(b, mean, gradient) } else { mean };
         b.select(first, p.value, b.sub(start, b.mul(direction, p.lr)))
     }
 }

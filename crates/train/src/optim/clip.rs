@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use timm_graph::scalar::{Binary, Unary};
 use timm_graph::{Builder, NodeId};
 
+use super::algebra::total;
 use crate::TrainError;
 
 /// How gradients are limited before the optimizer sees them.
@@ -78,10 +79,7 @@ fn unit_norms(b: &Builder, x: NodeId) -> NodeId {
 
 /// Euclidean norm of all values together, of shape `[]`.
 pub fn global_norm(b: &Builder, values: impl Iterator<Item = NodeId>) -> NodeId {
-    let squares = values.map(|g| {
-        let axes: Vec<usize> = (0..b.shape(g).len()).collect();
-        b.reshape(b.sum(b.unary(Unary::Square, g), &axes), &[])
-    });
+    let squares = values.map(|g| total(b, b.unary(Unary::Square, g)));
     let sum = squares.reduce(|a, s| b.add(a, s)).unwrap_or_else(|| b.scalar(0.0));
     b.unary(Unary::Sqrt, sum)
 }

@@ -3,6 +3,7 @@
 use timm_graph::scalar::{Binary, Unary};
 use timm_graph::{Init, NodeId};
 
+use super::algebra::cautious;
 use super::{Decay, Kwargs, Optimizer, Param};
 use crate::TrainError;
 
@@ -46,7 +47,7 @@ impl Optimizer for LaProp {
         p.set("exp_avg_lr_1", rates);
         let mean = b.add(scaled(p.slot("exp_avg"), b1), b.mul(normed, scaled(p.lr, 1.0 - b1)));
         p.set("exp_avg", mean);
-        let direction = if self.caution { p.cautious(mean, p.gradient) } else { mean };
+        let direction = if self.caution { cautious(b, mean, p.gradient) } else { mean };
         // Without any learning rate so far, the mean is 0 and stays so.
         let rate = b.div(p.lr, b.binary(Binary::Max, rates, b.scalar(f32::MIN_POSITIVE)));
         let moved = b.sub(p.value, b.mul(direction, rate));

@@ -3,6 +3,7 @@
 use timm_graph::NodeId;
 use timm_graph::scalar::Unary;
 
+use super::algebra::cautious;
 use super::{Decay, Kwargs, Optimizer, Param};
 use crate::TrainError;
 
@@ -30,7 +31,7 @@ impl Optimizer for Lion {
         let toward = |beta: f64| b.add(mean, b.mul_scalar(b.sub(gradient, mean), (1.0 - beta) as f32));
         let sign = b.unary(Unary::Sign, toward(self.betas[0]));
         p.set("exp_avg", toward(self.betas[1]));
-        let direction = if self.caution { p.cautious(sign, gradient) } else { sign };
+        let direction = if self.caution { cautious(b, sign, gradient) } else { sign };
         b.sub(start, b.mul(direction, p.lr))
     }
 }

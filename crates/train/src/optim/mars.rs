@@ -3,6 +3,7 @@
 use timm_graph::NodeId;
 use timm_graph::scalar::{Binary, Unary};
 
+use super::algebra::{cautious, norm};
 use super::{Kwargs, Optimizer, Param};
 use crate::TrainError;
 
@@ -68,12 +69,12 @@ impl Optimizer for Mars {
         let followed = if reduced {
             let change = b.mul_scalar(b.sub(gradient, before), (self.gamma * b1 / (1.0 - b1)) as f32);
             let corrected = b.select(p.first(&p.shape()), gradient, b.add(change, gradient));
-            b.div(corrected, b.binary(Binary::Max, p.norm(corrected), b.scalar(1.0)))
+            b.div(corrected, b.binary(Binary::Max, norm(b, corrected), b.scalar(1.0)))
         } else {
             gradient
         };
         let mean = p.average("exp_avg", b1, followed);
-        let direction = if self.caution { p.cautious(mean, gradient) } else { mean };
+        let direction = if self.caution { cautious(b, mean, gradient) } else { mean };
         let step = if self.lion && reduced {
             b.unary(Unary::Sign, direction)
         } else {

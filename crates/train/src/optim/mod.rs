@@ -16,7 +16,7 @@ mod adam;
 mod adamax;
 mod adan;
 mod adopt;
-mod algebra;
+pub(crate) mod algebra;
 mod blockwise;
 mod clip;
 mod groups;

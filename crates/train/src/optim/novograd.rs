@@ -3,6 +3,7 @@
 use timm_graph::scalar::{Binary, Unary};
 use timm_graph::{Init, NodeId};
 
+use super::algebra::total;
 use super::{Decay, Kwargs, Optimizer, Param};
 use crate::TrainError;
 
@@ -34,7 +35,7 @@ impl Optimizer for NovoGrad {
     fn update(&self, p: &Param) -> NodeId {
         let b = p.b;
         let [b1, b2] = self.betas.map(|beta| beta as f32);
-        let norm = p.sum(b.unary(Unary::Square, p.gradient));
+        let norm = total(b, b.unary(Unary::Square, p.gradient));
         let old = p.slot_shaped("exp_avg_sq", &[], Init::Fill(0.0));
         let later = b.add(b.mul_scalar(old, b2), b.mul_scalar(norm, (1.0 - self.betas[1]) as f32));
         // The average starts with the first norm that is not 0.

@@ -1,8 +1,8 @@
 //! What an optimizer sees: one parameter, or all of them.
 
 use indexmap::IndexMap;
-use timm_graph::scalar::{Binary, Unary};
-use timm_graph::{Builder, Init, NodeId, ReduceOp, StateKind, StateSpec};
+use timm_graph::scalar::Unary;
+use timm_graph::{Builder, Init, NodeId, StateKind, StateSpec};
 
 use super::Group;
 
@@ -154,35 +154,5 @@ impl Param<'_> {
             return x;
         }
         b.mul(x, b.add_scalar(b.mul_scalar(self.decay_rate(decay), -weight_decay), 1.0))
-    }
-
-    /// Leaves of an update only what points where the gradient points, and makes up for the rest (Liang et al.,
-    /// arXiv:2411.16085).
-    pub fn cautious(&self, update: NodeId, gradient: NodeId) -> NodeId {
-        let b = self.b;
-        let mask = b.unary(Unary::Step, b.mul(update, gradient));
-        let share = b.binary(Binary::Max, self.mean(mask), b.scalar(1e-3));
-        b.mul(update, b.div(mask, share))
-    }
-
-    /// Mean of all numbers of a tensor, of shape `[]`.
-    pub fn mean(&self, x: NodeId) -> NodeId {
-        self.reduce(ReduceOp::Mean, x)
-    }
-
-    /// Sum of all numbers of a tensor, of shape `[]`.
-    pub fn sum(&self, x: NodeId) -> NodeId {
-        self.reduce(ReduceOp::Sum, x)
-    }
-
-    /// Euclidean norm of a tensor, of shape `[]`.
-    pub fn norm(&self, x: NodeId) -> NodeId {
-        self.b.unary(Unary::Sqrt, self.sum(self.b.unary(Unary::Square, x)))
-    }
-
-    fn reduce(&self, op: ReduceOp, x: NodeId) -> NodeId {
-        let b = self.b;
-        let axes: Vec<usize> = (0..b.shape(x).len()).collect();
-        b.reshape(b.reduce(op, x, &axes), &[])
     }
 }

@@ -3,6 +3,7 @@
 use timm_graph::scalar::Unary;
 use timm_graph::{Init, NodeId};
 
+use super::algebra::cautious;
 use super::{Decay, Kwargs, Optimizer, Param};
 use crate::TrainError;
 
@@ -81,7 +82,7 @@ impl Optimizer for RmsProp {
         let step = if self.lr_in_momentum { b.mul(scaled, p.lr) } else { scaled };
         let buffer = b.add(b.mul_scalar(p.slot("momentum_buffer"), self.momentum as f32), step);
         p.set("momentum_buffer", buffer);
-        let direction = if self.caution { p.cautious(buffer, gradient) } else { buffer };
+        let direction = if self.caution { cautious(b, buffer, gradient) } else { buffer };
         b.sub(start, if self.lr_in_momentum { direction } else { b.mul(direction, p.lr) })
     }
 }

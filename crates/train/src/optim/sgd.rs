@@ -2,6 +2,7 @@
 
 use timm_graph::NodeId;
 
+use super::algebra::cautious;
 use super::{Decay, Kwargs, Optimizer, Param};
 use crate::TrainError;
 
@@ -52,7 +53,7 @@ impl Optimizer for Sgd {
             let buffer = b.add(momentum(p.slot("momentum_buffer")), share);
             p.set("momentum_buffer", buffer);
             let ahead = if self.nesterov { b.add(gradient, momentum(buffer)) } else { buffer };
-            if self.caution { p.cautious(ahead, gradient) } else { ahead }
+            if self.caution { cautious(b, ahead, gradient) } else { ahead }
         };
         b.sub(start, b.mul(direction, p.lr))
     }
