@@ -35,9 +35,9 @@ def floats(tensor):
 class Net(torch.nn.Module):
     """Parameters of a small network, with names; the gradients are given from outside."""
 
-    def __init__(self, generator):
+    def __init__(self, generator, shapes):
         super().__init__()
-        for name, shape in SHAPES.items():
+        for name, shape in shapes.items():
             path, _, leaf = name.rpartition(".")
             module = self
             if path:
@@ -118,7 +118,7 @@ def optimizers():
     recorded = []
     for case in cases:
         generator = torch.Generator().manual_seed(7)
-        net = Net(generator)
+        net = Net(generator, SHAPES)
         steps = gradients(generator)
         kwargs = {k: v for k, v in case.items() if k in ("opt", "momentum", "weight_decay", "betas", "eps")}
         kwargs.update(case.get("kwargs", {}))
@@ -147,7 +147,7 @@ def optimizers():
         result["state"] = state
         recorded.append(result)
     generator = torch.Generator().manual_seed(7)
-    net = Net(generator)
+    net = Net(generator, SHAPES)
     return dict(
         shapes=[[n, list(p.shape)] for n, p in net.named_parameters()],
         start={n: floats(p) for n, p in net.named_parameters()},
@@ -208,4 +208,5 @@ def main():
         print(path.name, path.stat().st_size)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -18,8 +18,9 @@ from timm.optim import create_optimizer_v2
 from timm.optim import kron as kron_module
 from timm.optim import muon as muon_module
 
+from optim_fixtures import STEPS, Net
+
 OUT = Path(__file__).resolve().parent.parent / "crates/train/tests/data/optim_matrix.json.gz"
-STEPS = 20
 SHAPES = {"conv.weight": [6, 5, 3, 2], "norm.weight": [6], "norm.bias": [6], "head.weight": [4, 7], "head.bias": [4],
           "cls_token": [1, 1, 5], "gain": []}
 MASK = (1 << 64) - 1
@@ -57,26 +58,6 @@ def normal(seed, step, name, shape):
 
 def floats(tensor):
     return [float(f"{v:.9g}") for v in tensor.detach().double().reshape(-1).tolist()]
-
-
-class Net(torch.nn.Module):
-    """Parameters of a small network, with names; the gradients are given from outside."""
-
-    def __init__(self, generator):
-        super().__init__()
-        for name, shape in SHAPES.items():
-            path, _, leaf = name.rpartition(".")
-            module = self
-            if path:
-                if not hasattr(self, path):
-                    self.add_module(path, torch.nn.Module())
-                module = getattr(self, path)
-            # Values that f32 holds exactly, so that both sides start from the same numbers.
-            value = torch.randn(shape, generator=generator).float().double()
-            module.register_parameter(leaf, torch.nn.Parameter(value))
-
-    def no_weight_decay(self):
-        return {"cls_token"}
 
 
 def gradients(generator):
@@ -208,7 +189,7 @@ def in_f64():
 
 def run(case, seed):
     generator = torch.Generator().manual_seed(7)
-    net = Net(generator)
+    net = Net(generator, SHAPES)
     steps = gradients(generator)
     lrs = [0.02 * (1 + step % 3) for step in range(STEPS)]
     options = {k: v for k, v in case.items() if k in ("opt", "momentum", "weight_decay", "betas", "eps")}
@@ -308,7 +289,7 @@ def main():
     in_f64()
     seed = a_seed_that_balances()
     generator = torch.Generator().manual_seed(7)
-    net = Net(generator)
+    net = Net(generator, SHAPES)
     grads = [{n: g.reshape(-1).tolist() for n, g in step.items()} for step in gradients(generator)]
     start = {n: p.detach().reshape(-1).tolist() for n, p in net.named_parameters()}
     found = dict(shapes=SHAPES, start=start, gradients=grads, cases=[run(case, seed) for case in CASES],
