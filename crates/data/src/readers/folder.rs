@@ -76,10 +76,6 @@ impl FolderDataset {
     pub fn index_bytes(&self) -> usize {
         self.index.memory()
     }
-
-    fn entry(&self, index: usize) -> Result<Entry<'_>, DataError> {
-        self.index.get(index).ok_or(DataError::OutOfRange { index, len: self.index.len() })
-    }
 }
 
 impl Dataset for FolderDataset {
@@ -92,14 +88,14 @@ impl Dataset for FolderDataset {
     }
 
     fn load(&self, index: usize) -> Result<(Source, Target), DataError> {
-        let entry = self.entry(index)?;
+        let entry = self.index.entry(index)?;
         let path = self.root.join(path_of(&[entry.prefix, entry.name].concat()));
         let bytes = fs::read(&path).map_err(failed(&path))?;
         Ok((Source::Encoded(bytes), Target::Class(entry.label)))
     }
 
     fn target(&self, index: usize) -> Result<Target, DataError> {
-        Ok(Target::Class(self.entry(index)?.label))
+        Ok(Target::Class(self.index.entry(index)?.label))
     }
 
     fn name(&self, index: usize) -> String {

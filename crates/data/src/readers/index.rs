@@ -164,6 +164,14 @@ impl Index {
         self.names.len()
     }
 
+    /// An image of the index.
+    ///
+    /// # Errors
+    /// [`DataError::OutOfRange`] beyond its end.
+    pub(crate) fn entry(&self, index: usize) -> Result<Entry<'_>, DataError> {
+        self.get(index).ok_or(DataError::OutOfRange { index, len: self.len() })
+    }
+
     /// An image of the index; `None` beyond its end.
     pub(crate) fn get(&self, index: usize) -> Option<Entry<'_>> {
         if index >= self.len() {

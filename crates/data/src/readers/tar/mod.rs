@@ -90,10 +90,6 @@ impl TarDataset {
     pub fn index_bytes(&self) -> usize {
         self.index.memory()
     }
-
-    fn entry(&self, index: usize) -> Result<Entry<'_>, DataError> {
-        self.index.get(index).ok_or(DataError::OutOfRange { index, len: self.index.len() })
-    }
 }
 
 impl Dataset for TarDataset {
@@ -106,7 +102,7 @@ impl Dataset for TarDataset {
     }
 
     fn load(&self, index: usize) -> Result<(Source, Target), DataError> {
-        let entry = self.entry(index)?;
+        let entry = self.index.entry(index)?;
         let place = entry.place.unwrap_or(Place { block: 0, size: 0 });
         let bytes =
             self.files.read(entry.archive as usize, u64::from(place.block) * BLOCK, place.size as usize)?;
@@ -114,7 +110,7 @@ impl Dataset for TarDataset {
     }
 
     fn target(&self, index: usize) -> Result<Target, DataError> {
-        Ok(Target::Class(self.entry(index)?.label))
+        Ok(Target::Class(self.index.entry(index)?.label))
     }
 
     fn name(&self, index: usize) -> String {
