@@ -19,6 +19,13 @@ pub unsafe trait Lanes: Simd {
     unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
     /// a / b.
     unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
+    /// a / b within two units in the last place for b ≥ 2⁻¹²⁶, but a · 0 may stand for b > 2¹²⁶: faster where the
+    /// divider is slow.
+    #[inline(always)]
+    unsafe fn quotient(a: Self::V, b: Self::V) -> Self::V {
+        // SAFETY: the trait's contract.
+        unsafe { Self::div(a, b) }
+    }
     /// The smaller of each lane.
     unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
     /// c − a · b.
@@ -273,6 +280,13 @@ mod x86 {
         methods! {
             sub(a: V16, b: V16) -> V16 = _mm512_sub_ps(a, b);
             div(a: V16, b: V16) -> V16 = _mm512_div_ps(a, b);
+            quotient(a: V16, b: V16) -> V16 = {
+                // 14 bits, doubled by a Newton step, which infinity would turn into NaN.
+                let usual = _mm512_cmp_ps_mask::<_CMP_NGT_UQ>(b, _mm512_set1_ps(8.507_059e37));
+                let r = _mm512_rcp14_ps(b);
+                let lost = _mm512_fnmadd_ps(b, r, _mm512_set1_ps(1.0));
+                _mm512_mul_ps(a, _mm512_maskz_fmadd_ps(usual, r, lost, r))
+            };
             min(a: V16, b: V16) -> V16 = _mm512_min_ps(a, b);
             fnma(a: V16, b: V16, c: V16) -> V16 = _mm512_fnmadd_ps(a, b, c);
             sqrt(a: V16) -> V16 = _mm512_sqrt_ps(a);

@@ -100,7 +100,7 @@ pub unsafe fn erf<S: Lanes>(x: S::V) -> S::V {
         );
         let one = S::splat(1.0);
         // Rounding may carry the quotient past ±1, where 1 + erf must not change its sign.
-        let y = S::min(one, S::max(S::neg(one), S::mul(x, S::div(p, q))));
+        let y = S::min(one, S::max(S::neg(one), S::mul(x, S::quotient(p, q))));
         S::select(S::gt(S::abs(x), edge), S::copysign(one, x), y)
     }
 }
@@ -113,7 +113,7 @@ pub unsafe fn tanh<S: Lanes>(x: S::V) -> S::V {
         let t = S::mul(x, x);
         let p = polynomial::<S, 5>([1.0, 0.133_797_32, 0.003_494_05, 2.058_37e-5, 1.331_932_3e-8], t);
         let q = polynomial::<S, 5>([1.0, 0.467_130_48, 0.025_871_133, 3.283_116_7e-4, 7.762_134e-7], t);
-        let y = S::mul(x, S::div(p, q));
+        let y = S::mul(x, S::quotient(p, q));
         S::select(S::gt(S::abs(x), S::splat(9.0)), S::copysign(S::splat(1.0), x), y)
     }
 }
@@ -122,10 +122,14 @@ pub unsafe fn tanh<S: Lanes>(x: S::V) -> S::V {
 #[inline(always)]
 pub unsafe fn sigmoid<S: Lanes>(x: S::V) -> S::V {
     // SAFETY: the caller's promise.
-    unsafe {
-        let one = S::splat(1.0);
-        S::div(one, S::add(one, exp::<S>(S::neg(x))))
-    }
+    unsafe { logistic_quotient::<S>(S::splat(1.0), S::neg(x)) }
+}
+
+/// a / (1 + eˣ).
+#[inline(always)]
+unsafe fn logistic_quotient<S: Lanes>(a: S::V, x: S::V) -> S::V {
+    // SAFETY: the caller's promise.
+    unsafe { S::quotient(a, S::add(S::splat(1.0), exp::<S>(x))) }
 }
 
 /// log(1 + eˣ) without overflow.
@@ -154,7 +158,7 @@ pub unsafe fn gelu<S: Lanes>(x: S::V) -> S::V {
         let p = polynomial::<S, 4>([0.5, 0.328_636_85, 0.101_347_3, 0.012_952_604], a);
         let q = polynomial::<S, 5>([1.0, 1.455_156_2, 0.863_762_5, 0.253_385_5, 0.032_493_15], a);
         let e = exp::<S>(S::mul(S::mul(a, a), S::splat(-0.5)));
-        S::fnma(S::mul(a, e), S::div(p, q), S::max(S::zero(), x))
+        S::fnma(S::mul(a, e), S::quotient(p, q), S::max(S::zero(), x))
     }
 }
 
@@ -165,7 +169,7 @@ pub unsafe fn gelu_tanh<S: Lanes>(x: S::V) -> S::V {
     unsafe {
         // −2 √(2/π) (1 + 0.044715 x²).
         let cubic = S::fma(S::mul(x, x), S::splat(-1.595_769 * 0.044_715), S::splat(-1.595_769));
-        S::div(x, S::add(S::splat(1.0), exp::<S>(S::mul(x, cubic))))
+        logistic_quotient::<S>(x, S::mul(x, cubic))
     }
 }
 
@@ -213,7 +217,7 @@ pub unsafe fn unary<S: Lanes>(op: Unary, x: S::V) -> S::V {
             Unary::Softplus => softplus::<S>(x),
             Unary::Relu => S::max(zero, x),
             Unary::Relu6 => S::min(S::splat(6.0), S::max(zero, x)),
-            Unary::Silu => S::div(x, S::add(one, exp::<S>(S::neg(x)))),
+            Unary::Silu => logistic_quotient::<S>(x, S::neg(x)),
             Unary::Gelu => gelu::<S>(x),
             Unary::GeluTanh => gelu_tanh::<S>(x),
             Unary::HardSigmoid => hard_sigmoid::<S>(x),

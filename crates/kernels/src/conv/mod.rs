@@ -108,6 +108,11 @@ impl ConvShape {
         }
     }
 
+    /// Whether each output pixel reads the input pixel of the same place and nothing else.
+    fn is_pointwise(&self) -> bool {
+        self.taps() == 1 && self.stride == [1, 1] && self.pad == [0; 4]
+    }
+
     /// Columns of the kernel and input channels that can be read as one run of the input.
     fn fuse_rows(&self) -> Fuse {
         if self.groups > 1 || self.dilation[1] > 1 || self.kw == 1 {
@@ -199,6 +204,9 @@ pub(crate) fn forward_isa(
     };
     if fuse == Fuse::PaddedCopy {
         return forward_from_padded_copy(shape, x, &product);
+    }
+    if shape.is_pointwise() {
+        return product.run_rows(shape.n * shape.h * shape.w, x, shape.c_in, shape.c_out);
     }
     let sampling = |axis: usize, taps: usize, source: usize, target: usize| Sampling::Forward {
         stride: shape.stride[axis],
@@ -367,6 +375,9 @@ pub(crate) fn input_grad_isa(isa: Isa, shape: &ConvShape, dy: &[f32], packed: &[
         out: SendPtr(dx.as_mut_ptr()),
         epilogue: &Epilogue::default(),
     };
+    if shape.is_pointwise() {
+        return product.run_rows(shape.n * shape.h * shape.w, dy, shape.c_out, shape.c_in);
+    }
     let sampling = |axis: usize, taps: usize, source: usize, target: usize| Sampling::Transposed {
         stride: shape.stride[axis],
         dilation: shape.dilation[axis],

@@ -345,9 +345,55 @@ macro_rules! map {
 
 /// `op` on each number of `x`, in place.
 pub(crate) fn apply_unary(op: Unary, x: &mut [f32]) {
-    let step = Step { op: Op::Unary(op), dst: 0, src: [(0, true); 3] };
-    // SAFETY: the only slot is x.
-    unsafe { execute(&step, &[x.as_mut_ptr()], x.len()) };
+    // SAFETY: the only row is x.
+    unsafe { apply_unary_rows(op, x.as_mut_ptr(), &[0], x.len()) };
+}
+
+multiversion!(
+    /// `op` in place on rows of `len` numbers, each at its offset from `out`.
+    ///
+    /// # Safety
+    /// The rows can be read and written, and nobody else does so meanwhile.
+    pub(crate) fn apply_unary_rows<S>(op: Unary, out: *mut f32, offsets: &[usize], len: usize) = unary_rows
+);
+
+/// `$each!(Name …)` with the unary functions that have no parameter.
+macro_rules! plain_unaries {
+    ($each:ident) => {
+        $each!(Neg Abs Sign Step Floor Exp Log Sqrt Rsqrt Recip Square Sin Cos Erf Tanh Sigmoid Softplus
+            Relu Relu6 Silu Gelu GeluTanh HardSigmoid HardSwish)
+    };
+}
+
+#[inline(always)]
+unsafe fn unary_rows<S: Lanes>(op: Unary, out: *mut f32, offsets: &[usize], len: usize) {
+    /// A loop over all rows with the function known.
+    macro_rules! rows {
+        ($op:expr) => {
+            for offset in offsets {
+                let row = out.add(*offset);
+                let mut i = 0;
+                while i + S::LANES <= len {
+                    S::store(row.add(i), math::unary::<S>($op, S::load(row.add(i))));
+                    i += S::LANES;
+                }
+                if i < len {
+                    let value = math::unary::<S>($op, S::load_first(row.add(i), len - i));
+                    S::store_first(row.add(i), value, len - i);
+                }
+            }
+        };
+    }
+    macro_rules! each {
+        ($($name:ident)*) => {
+            match op {
+                $(Unary::$name => rows!(Unary::$name),)*
+                Unary::LeakyRelu(slope) => rows!(Unary::LeakyRelu(slope)),
+            }
+        };
+    }
+    // SAFETY: the caller's promise.
+    unsafe { plain_unaries!(each) }
 }
 
 multiversion!(fn execute<S>(step: &Step, slots: &[*mut f32], len: usize) = execute_body);
@@ -356,12 +402,15 @@ multiversion!(fn execute<S>(step: &Step, slots: &[*mut f32], len: usize) = execu
 unsafe fn execute_body<S: Lanes>(step: &Step, slots: &[*mut f32], len: usize) {
     /// A loop of its own for each operation of the list.
     macro_rules! unary_loops {
-        ($op:expr, $($name:ident)*) => {
-            match $op {
-                $(Unary::$name => map!(S, step, slots, len, |x = 0| math::unary::<S>(Unary::$name, x)),)*
-                Unary::LeakyRelu(slope) => {
+        ($($name:ident)*) => {
+            match step.op {
+                $(Op::Unary(Unary::$name) => {
+                    map!(S, step, slots, len, |x = 0| math::unary::<S>(Unary::$name, x))
+                })*
+                Op::Unary(Unary::LeakyRelu(slope)) => {
                     map!(S, step, slots, len, |x = 0| math::unary::<S>(Unary::LeakyRelu(slope), x))
                 }
+                _ => unreachable!("matched above"),
             }
         };
     }
@@ -377,9 +426,7 @@ unsafe fn execute_body<S: Lanes>(step: &Step, slots: &[*mut f32], len: usize) {
     // SAFETY: blocks have room for `len` numbers and splats for a whole vector; the rest is the caller's.
     unsafe {
         match step.op {
-            Op::Unary(op) => unary_loops!(op,
-                Neg Abs Sign Step Floor Exp Log Sqrt Rsqrt Recip Square Sin Cos Erf Tanh Sigmoid Softplus
-                Relu Relu6 Silu Gelu GeluTanh HardSigmoid HardSwish),
+            Op::Unary(_) => plain_unaries!(unary_loops),
             Op::Binary(op) => binary_loops!(op, Add Sub Mul Div Max Min Pow Gt Ge Eq),
             Op::Select => map!(S, step, slots, len, |a = 0, b = 1, cond = 2| {
                 S::select(S::eq(cond, S::zero()), b, a)

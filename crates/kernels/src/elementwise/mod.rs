@@ -11,7 +11,7 @@ mod execute;
 mod tests;
 
 pub use compile::Compiled;
-pub(crate) use execute::apply_unary;
+pub(crate) use execute::{apply_unary, apply_unary_rows};
 use timm_graph::scalar::{Binary, Unary};
 
 /// One instruction of a [`Program`]. Registers hold one number per element; any number may be used, and a

@@ -94,16 +94,7 @@ pub(crate) fn gemm_isa(
         out: SendPtr(c.as_mut_ptr()),
         epilogue,
     };
-    let tile_rows = product.tile_rows();
-    let (blocks, rows_per_block) = product.row_blocks(m, k * 4);
-    product.run(blocks, rows_per_block.min(m) * n * k, |block, rows| {
-        let first = block * rows_per_block;
-        rows.fill((m - first).min(rows_per_block), tile_rows, 1, 0, false, |row, table, _| {
-            // Inside `a`, whose length was checked, unless k = 0: then it is never read.
-            table[0] = a.as_ptr().wrapping_add((first + row) * a_row_stride);
-            (first + row) * c_row_stride
-        });
-    });
+    product.run_rows(m, a, a_row_stride, c_row_stride);
 }
 
 /// Where the elements of a batch of matrices stand: (b, i, j) at `b · batch + i · row + j · col`.

@@ -7,7 +7,7 @@ use timm_graph::scalar::Unary;
 
 use super::Epilogue;
 use super::tile::{Tile, best_rows, fitting_rows, tile_fn};
-use crate::elementwise::apply_unary;
+use crate::elementwise::apply_unary_rows;
 use crate::pack::{Layout, lanes};
 use crate::threads::{SendPtr, for_each};
 
@@ -103,6 +103,22 @@ impl Product<'_> {
         }
     }
 
+    /// Runs `count` rows that stand `source_row` apart in `source` and `out_row` apart in the output.
+    pub fn run_rows(&self, count: usize, source: &[f32], source_row: usize, out_row: usize) {
+        let tile_rows = self.tile_rows();
+        let (inputs, outputs) =
+            (self.layout.groups * self.layout.inputs, self.layout.groups * self.layout.outputs);
+        let (blocks, per_block) = self.row_blocks(count, inputs * 4);
+        self.run(blocks, per_block.min(count) * self.layout.inputs * outputs, |block, rows| {
+            let first = block * per_block;
+            rows.fill((count - first).min(per_block), tile_rows, 1, 0, false, |row, table, _| {
+                // Inside the source, whose length the entry points check, unless it has no columns: then it is never read.
+                table[0] = source.as_ptr().wrapping_add((first + row) * source_row);
+                (first + row) * out_row
+            });
+        });
+    }
+
     /// Runs all rows of a job through a range of panels.
     fn run_panels(&self, rows: &Rows, panels: Range<usize>) {
         let isa = self.layout.isa;
@@ -141,11 +157,9 @@ impl Product<'_> {
                 // is what was detected; jobs write disjoint rows and channels.
                 unsafe { kernel(&tile) };
                 if let Some(act) = self.epilogue.act.filter(|act| *act != Unary::Relu) {
-                    for row in &rows.offsets[first..first + tile.rows] {
-                        // SAFETY: these numbers were just written by this job.
-                        let row = unsafe { self.out.slice(panel.first_output + row, panel.outputs) };
-                        apply_unary(act, row);
-                    }
+                    let offsets = &rows.offsets[first..first + tile.rows];
+                    // SAFETY: these numbers were just written by this job.
+                    unsafe { apply_unary_rows(act, tile.out, offsets, panel.outputs) };
                 }
             }
         }
