@@ -305,7 +305,7 @@ impl Plan<'_> {
                 reserve(&mut scratch.x, scratch.pairs.len() * step);
                 for (index, pair) in scratch.pairs.iter_mut().enumerate() {
                     let from = source.add(pair.0 as usize + inputs.start);
-                    copy_rows(from, 0, scratch.x.as_mut_ptr().add(index * step), 0, 1, inputs.len());
+                    copy_rows(from, 0, scratch.x.as_mut_ptr().add(index * step), step, 1, inputs.len());
                     pair.0 = (index * step) as u32;
                 }
             }
@@ -418,10 +418,10 @@ fn reserve(scratch: &mut Vec<f32>, len: usize) {
 }
 
 multiversion!(
-    /// Copies `rows` rows of `len` numbers, rounded up to whole vectors with zeros.
+    /// Copies `rows` rows of `len` numbers and fills up what is left of `to_step` with zeros.
     ///
     /// # Safety
-    /// The rows can be read; whole vectors of them can be written.
+    /// The rows can be read; `to_step` numbers of each can be written.
     fn copy_rows<S>(
         from: *const f32, from_step: usize, to: *mut f32, to_step: usize, rows: usize, len: usize,
     ) = copy_rows_body
@@ -445,8 +445,10 @@ unsafe fn copy_rows_body<S: Simd>(
                 S::store(to.add(at), S::load(from.add(at)));
                 at += S::LANES;
             }
-            if at < len {
-                S::store(to.add(at), S::load_first(from.add(at), len - at));
+            while at < to_step {
+                let left = len.saturating_sub(at);
+                S::store_first(to.add(at), S::load_first(from.add(at), left), S::LANES.min(to_step - at));
+                at += S::LANES;
             }
         }
     }
