@@ -9,6 +9,7 @@
 use std::collections::{HashMap, HashSet};
 
 use timm_graph::{DType, EngineError, Graph, NodeId, Op};
+use timm_kernels::bf16::Operands;
 
 use crate::epilogue::{self, Fused};
 use crate::fuse::Groups;
@@ -140,6 +141,8 @@ pub struct Plan {
 
 pub(crate) struct Planner<'g> {
     pub graph: &'g Graph,
+    /// What products multiply, where the numbers of channels allow it.
+    pub precision: Operands,
     pub uses: Vec<u32>,
     values: Vec<Option<Value>>,
     pub groups: Groups,
@@ -156,9 +159,9 @@ pub(crate) struct Planner<'g> {
 }
 
 /// Plans `graph`, which the caller has already rewritten for the occasion.
-pub fn plan(graph: Graph) -> Result<Plan, EngineError> {
+pub fn plan(graph: Graph, precision: Operands) -> Result<Plan, EngineError> {
     let (prepare, steps, buffers, constants, outputs, copies) = {
-        let mut planner = Planner::new(&graph);
+        let mut planner = Planner::new(&graph, precision);
         planner.walk()?;
         let outputs: Vec<Value> = graph.outputs.values().map(|&id| planner.value(id)).collect();
         let mut copies = Vec::new();
@@ -180,7 +183,7 @@ pub fn plan(graph: Graph) -> Result<Plan, EngineError> {
 }
 
 impl<'g> Planner<'g> {
-    fn new(graph: &'g Graph) -> Self {
+    fn new(graph: &'g Graph, precision: Operands) -> Self {
         // The rewrites before this left no dead node, so every reader counts.
         let uses = graph.use_counts();
         let mut fixed = vec![false; graph.nodes.len()];
@@ -193,6 +196,7 @@ impl<'g> Planner<'g> {
         }
         Planner {
             graph,
+            precision,
             fused: epilogue::find(graph, &uses),
             uses,
             values: vec![None; graph.nodes.len()],

@@ -122,7 +122,7 @@ fn it_learns_and_keeps_its_books() {
 fn stopped_anywhere_it_ends_bit_identical() {
     let (train, validation) = (batches(5, 4), batches(1, 6));
     let never = AtomicBool::new(false);
-    let engines: [Arc<dyn Engine>; 2] = [Arc::new(ReferenceEngine), Arc::new(CpuEngine)];
+    let engines: [Arc<dyn Engine>; 2] = [Arc::new(ReferenceEngine), Arc::new(CpuEngine::default())];
     for (engine, (opt, accum)) in engines.iter().flat_map(|e| [(e, ("adamw", 1)), (e, ("sgd", 2))]) {
         let config = || TrainConfig { grad_accum_steps: accum, ..config(opt, 2) };
         let trainer = |config| trainer_on(engine.clone(), Arc::new(network), config);
