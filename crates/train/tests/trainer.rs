@@ -156,7 +156,7 @@ fn every_optimizer_goes_on_from_a_checkpoint_bit_identical() {
     let names = list_optimizers().into_iter().chain(["lookahead_adamw", "lookahead_sgd"]);
     for opt in names {
         let config = || TrainConfig { lr: 0.01, ..config(opt, 1) };
-        let trainer = || trainer_on(Arc::new(CpuEngine), Arc::new(network), config());
+        let trainer = || trainer_on(Arc::new(CpuEngine::default()), Arc::new(network), config());
         let scratch = Scratch::new();
         let whole = run_folder(&scratch, "whole");
         let mut straight = trainer();
