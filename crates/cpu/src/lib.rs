@@ -30,9 +30,16 @@ use timm_graph::{Engine, EngineError, Executable, Graph, rewrite};
 pub use plan::{Span, Step};
 pub use run::CpuExecutable;
 
+/// What products multiply: `f32`, or numbers rounded to bf16 with sums in `f32` ("mixed precision").
+pub use timm_kernels::bf16::Operands as Precision;
+
 /// The engine for this machine's cores. Threads are those of rayon's global pool.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct CpuEngine;
+pub struct CpuEngine {
+    /// With [`Precision::Bf16`] convolutions and products with plain weights round what they multiply; parameters,
+    /// activations, sums, attention, norms and losses stay `f32`. Results then differ from `f32` by about 1e-2.
+    pub precision: Precision,
+}
 
 impl CpuEngine {
     /// Compiles to the concrete executable, which can also profile its steps.
@@ -43,7 +50,7 @@ impl CpuEngine {
         let training = !graph.updates.is_empty();
         let graph =
             if training { rewrite::for_training(&graph).graph } else { rewrite::for_inference(&graph).graph };
-        Ok(CpuExecutable::new(plan::plan(graph)?))
+        Ok(CpuExecutable::new(plan::plan(graph, self.precision)?))
     }
 }
 
@@ -51,7 +58,8 @@ impl Engine for CpuEngine {
     fn name(&self) -> String {
         let threads = timm_kernels::threads::count();
         let isa = format!("{:?}", timm_kernels::simd::isa()).to_lowercase();
-        format!("cpu ({isa}, {threads} thread{})", if threads == 1 { "" } else { "s" })
+        let precision = if self.precision == Precision::Bf16 { ", bf16" } else { "" };
+        format!("cpu ({isa}{precision}, {threads} thread{})", if threads == 1 { "" } else { "s" })
     }
 
     fn compile(&self, graph: Graph) -> Result<Arc<dyn Executable>, EngineError> {

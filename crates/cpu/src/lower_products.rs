@@ -1,6 +1,7 @@
 //! Convolutions and matrix products as kernel calls, with packed weights and fused epilogues.
 
 use timm_graph::{Conv2d, EngineError, NodeId, Op};
+use timm_kernels::bf16::{self, Operands};
 use timm_kernels::conv::{self, ConvShape, winograd};
 use timm_kernels::copy;
 use timm_kernels::depthwise::{self, DepthwiseShape};
@@ -41,6 +42,7 @@ fn conv_shape(conv: &Conv2d, x: &[usize], w: &[usize]) -> ConvShape {
         pad: conv.pad,
         dilation: conv.dilation,
         groups: conv.groups,
+        operands: Operands::F32,
     }
 }
 
@@ -121,15 +123,19 @@ impl Planner<'_> {
     fn conv(&mut self, root: NodeId, conv: &Conv2d, extra: Vec<Span>, tail: Tail, id: NodeId) -> Value {
         let graph = self.graph;
         let (x, w) = (graph.node(root).inputs[0], graph.node(root).inputs[1]);
-        let shape = conv_shape(conv, graph.shape(x), graph.shape(w));
-        let input = self.channels_last(x);
+        let mut shape = conv_shape(conv, graph.shape(x), graph.shape(w));
+        let mut input = self.channels_last(x);
+        if as_depthwise(&shape).is_none() {
+            shape.operands = self.operands(shape.c_in / shape.groups);
+            input = self.as_operands(x, input, shape.operands);
+        }
         let (packed, kernel): (Value, Kernel) = if let Some(shape) = as_depthwise(&shape) {
             let kernel = move |args: &Args| {
                 let tail = tail.bind(args);
                 depthwise::depthwise(&shape, args.read(0), args.read(1), tail.bias, tail.act, args.write(0));
             };
             (self.packed_depthwise(w), Box::new(kernel))
-        } else if self.fixed[w.index()] && winograd::fits(&shape) {
+        } else if shape.operands == Operands::F32 && self.fixed[w.index()] && winograd::fits(&shape) {
             // In training the weights change with each step, and transforming them costs what it saves.
             let pack = move |w: &[f32], packed: &mut [f32]| winograd::pack_weights(&shape, w, packed);
             let packed = self.packed(w, "winograd", winograd::packed_len(&shape), pack);
@@ -161,8 +167,12 @@ impl Planner<'_> {
     fn conv_input_grad(&mut self, id: NodeId, conv: &Conv2d) -> Value {
         let graph = self.graph;
         let (dy, w) = (graph.node(id).inputs[0], graph.node(id).inputs[1]);
-        let shape = conv_shape(conv, graph.shape(id), graph.shape(w));
-        let input = self.channels_last(dy);
+        let mut shape = conv_shape(conv, graph.shape(id), graph.shape(w));
+        let mut input = self.channels_last(dy);
+        if as_depthwise(&shape).is_none() {
+            shape.operands = self.operands(shape.c_out / shape.groups);
+            input = self.as_operands(dy, input, shape.operands);
+        }
         let (packed, kernel): (Value, Kernel) = if let Some(shape) = as_depthwise(&shape) {
             let kernel = move |args: &Args| {
                 depthwise::depthwise_input_grad(&shape, args.read(0), args.read(1), args.write(0));
@@ -225,21 +235,46 @@ impl Planner<'_> {
             (2, true) => (strides[1], strides[0]),
             _ => (k, 1),
         };
+        let operands = if col == 1 && row == k { self.operands(k) } else { Operands::F32 };
+        let row = if operands == Operands::F32 { row } else { row / 2 };
+        let left = self.as_operands(a, left, operands);
         let right = self.value(b);
         let b_strides = right.layout.strides();
         let (b_row, b_col) =
             if trans_b { (b_strides[1], b_strides[0]) } else { (b_strides[0], b_strides[1]) };
-        let pack = move |w: &[f32], packed: &mut [f32]| gemm::pack_b(k, n, w, b_row, b_col, packed);
-        let key = format!("matrix {k}x{n} {b_row} {b_col}");
-        let packed = self.packed_value(b, &right, &key, gemm::gemm_packed_len(k, n), pack);
+        let pack = move |w: &[f32], packed: &mut [f32]| gemm::pack_b(operands, k, n, w, b_row, b_col, packed);
+        let key = format!("matrix {operands:?} {k}x{n} {b_row} {b_col}");
+        let packed = self.packed_value(b, &right, &key, gemm::gemm_packed_len(operands, k, n), pack);
         let kernel: Kernel = Box::new(move |args| {
-            gemm::gemm(m, n, k, args.read(0), row, col, args.read(1), args.write(0), n, &tail.bind(args));
+            let (left, packed, tail) = (args.read(0), args.read(1), tail.bind(args));
+            gemm::gemm(operands, m, n, k, left, row, col, packed, args.write(0), n, &tail);
         });
         let out = self.new_value(id, Layout::row_major(&node.shape));
         let reads = [vec![left.span(), packed.span()], extra].concat();
         let flops = 2 * (m * n * k) as u64;
         self.push_counted(&format!("linear {m}x{k}->{n}"), id, reads, vec![out.span()], kernel, flops);
         out
+    }
+
+    /// What a product over `count` neighbouring numbers multiplies.
+    fn operands(&self, count: usize) -> Operands {
+        if self.precision.fit(count) { self.precision } else { Operands::F32 }
+    }
+
+    /// A value whose innermost numbers are multiplied, as a product reads it: rounded once for all that do.
+    fn as_operands(&mut self, id: NodeId, value: Value, operands: Operands) -> Value {
+        if operands == Operands::F32 {
+            return value;
+        }
+        let key = (id, format!("bf16 {:?} {}", value.place, value.offset));
+        if let Some(done) = self.derived.get(&key) {
+            return done.clone();
+        }
+        let pairs = self.new_value(id, Layout::row_major(&[value.layout.len() / 2]));
+        let kernel: Kernel = Box::new(|args| bf16::to_pairs(args.read(0), args.write(0)));
+        self.push_step("round to bf16", id, vec![value.span()], vec![pairs.span()], kernel);
+        self.derived.insert(key, pairs.clone());
+        pairs
     }
 
     fn batched(&mut self, id: NodeId, trans_a: bool, trans_b: bool) -> Value {

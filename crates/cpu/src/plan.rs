@@ -9,6 +9,7 @@
 use std::collections::{HashMap, HashSet};
 
 use timm_graph::{DType, EngineError, Graph, NodeId, Op};
+use timm_kernels::bf16::Operands;
 
 use crate::attention::{self, Attentions};
 use crate::epilogue::{self, Fused};
@@ -141,6 +142,8 @@ pub struct Plan {
 
 pub(crate) struct Planner<'g> {
     pub graph: &'g Graph,
+    /// What products multiply, where the numbers of channels allow it.
+    pub precision: Operands,
     pub uses: Vec<u32>,
     values: Vec<Option<Value>>,
     pub groups: Groups,
@@ -158,9 +161,9 @@ pub(crate) struct Planner<'g> {
 }
 
 /// Plans `graph`, which the caller has already rewritten for the occasion.
-pub fn plan(graph: Graph) -> Result<Plan, EngineError> {
+pub fn plan(graph: Graph, precision: Operands) -> Result<Plan, EngineError> {
     let (prepare, steps, buffers, constants, outputs, copies) = {
-        let mut planner = Planner::new(&graph);
+        let mut planner = Planner::new(&graph, precision);
         planner.walk()?;
         let outputs: Vec<Value> = graph.outputs.values().map(|&id| planner.value(id)).collect();
         let mut copies = Vec::new();
@@ -182,7 +185,7 @@ pub fn plan(graph: Graph) -> Result<Plan, EngineError> {
 }
 
 impl<'g> Planner<'g> {
-    fn new(graph: &'g Graph) -> Self {
+    fn new(graph: &'g Graph, precision: Operands) -> Self {
         // The rewrites before this left no dead node, so every reader counts.
         let uses = graph.use_counts();
         let mut fixed = vec![false; graph.nodes.len()];
@@ -200,6 +203,7 @@ impl<'g> Planner<'g> {
             graph,
             fused,
             attentions,
+            precision,
             uses,
             values: vec![None; graph.nodes.len()],
             groups: Groups::new(graph.nodes.len()),

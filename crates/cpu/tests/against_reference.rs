@@ -40,7 +40,8 @@ fn assert_close(what: &str, got: &[f32], want: &[f32], tolerance: f32) {
 /// Runs a graph on both engines, twice on ours, and compares outputs and updated states.
 fn compare(what: &str, graph: Graph, inputs: &[(&str, InputData)]) {
     let run = Run { inputs, seed: 7, step: 3 };
-    let (cpu, reference) = (CpuEngine.compile(graph.clone()), ReferenceEngine.compile(graph.clone()));
+    let (cpu, reference) =
+        (CpuEngine::default().compile(graph.clone()), ReferenceEngine.compile(graph.clone()));
     let (cpu, reference) = (cpu.unwrap_or_else(|e| panic!("{what}: {e}")), reference.unwrap());
     let store = store_for(&graph);
     let (mut ours, mut theirs) = (store.clone(), store);
@@ -372,7 +373,7 @@ fn one_executable_on_many_threads() {
     b.output("y", b.relu(b.conv2d(x, w, Conv2d::default())));
     let graph = b.finish().unwrap();
     let store = store_for(&graph);
-    let exe = CpuEngine.compile(graph).unwrap();
+    let exe = CpuEngine::default().compile(graph).unwrap();
     let inputs: Vec<Vec<f32>> = (0..4).map(|i| noise(i, 16 * 144)).collect();
     let run_one =
         |data: &[f32]| exe.run(&store, Run { inputs: &[("x", InputData::F32(data))], ..Run::default() });
@@ -397,7 +398,7 @@ fn wrong_calls_are_errors() {
     b.output("y", b.add(x, b.param("w", &[3], Init::Fill(0.0))));
     let graph = b.finish().unwrap();
     let store = store_for(&graph);
-    let exe = CpuEngine.compile(graph).unwrap();
+    let exe = CpuEngine::default().compile(graph).unwrap();
     let message = |run: Run, store: &Store| exe.run(store, run).unwrap_err().to_string();
     assert_eq!(message(Run::default(), &store), "input 'x' was not given");
     let short = [("x", InputData::F32(&[1.0]))];

@@ -8,6 +8,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use timm_graph::scalar::Unary;
+use timm_kernels::bf16::Operands;
 use timm_kernels::conv::{self, ConvShape};
 use timm_kernels::gemm::Epilogue;
 
@@ -78,6 +79,7 @@ fn layer_shape(n: usize, layer: &(&str, usize, usize, usize, usize, usize, usize
         pad: [kernel / 2; 4],
         dilation: [1; 2],
         groups,
+        operands: Operands::F32,
     }
 }
 

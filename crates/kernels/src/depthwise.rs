@@ -5,7 +5,7 @@
 //! another, and the input gradient of a strided convolution has one run per phase of the stride. A tile is 8
 //! positions of a run times one vector of channels, all in registers.
 
-use crate::elementwise::apply_unary;
+use crate::elementwise::apply_unary_rows;
 use crate::lanes::Lanes;
 use crate::multiversion;
 use crate::threads::{self, SendPtr};
@@ -218,124 +218,133 @@ impl Plan {
                 for block in (first..last).step_by(BLOCK_ROWS) {
                     let end = last.min(block + BLOCK_ROWS);
                     let to = &mut to[(block - first) * row..(end - first) * row];
-                    plan_rows(self, x, packed, bias, block, end, to);
-                    if let Some(op) = act {
-                        apply_unary(op, to);
-                    }
+                    plan_rows(&Block { plan: self, x, packed, bias, act, first: block, last: end }, to);
                 }
             }
         });
     }
 }
 
-/// Output rows done for one vector of channels before the next: their input rows overlap in L1.
+/// Output rows done for a few positions and one vector of channels before the next: their inputs overlap in the
+/// first-level cache, however wide the image.
 const BLOCK_ROWS: usize = 8;
 
-multiversion!(fn plan_rows<S>(
-    plan: &Plan, x: &[f32], packed: &[f32], bias: Option<&[f32]>, first: usize, last: usize, y: &mut [f32],
-) = plan_rows_body);
-
-#[inline(always)]
-unsafe fn plan_rows_body<S: Lanes>(
-    plan: &Plan,
-    x: &[f32],
-    packed: &[f32],
-    bias: Option<&[f32]>,
+/// The output rows `first..last` of an image.
+struct Block<'a> {
+    plan: &'a Plan,
+    x: &'a [f32],
+    packed: &'a [f32],
+    bias: Option<&'a [f32]>,
+    act: Option<Unary>,
     first: usize,
     last: usize,
-    y: &mut [f32],
-) {
-    let l = S::LANES;
-    let channels = plan.channels;
-    let (x, packed, y) = (x.as_ptr(), packed.as_ptr(), y.as_mut_ptr());
-    let row = plan.output[1] * channels;
-    // Runs of few positions go by several vectors of channels instead, as far as there are four.
-    let few = |run: &Run| run.count < 4;
-    let wide = channels / (4 * l) * (4 * l);
+}
+
+multiversion!(fn plan_rows<S>(block: &Block, y: &mut [f32]) = plan_rows_body);
+
+#[inline(always)]
+unsafe fn plan_rows_body<S: Lanes>(block: &Block, y: &mut [f32]) {
+    let y = y.as_mut_ptr();
     // SAFETY: taps lie inside the image, channels inside a pixel.
     unsafe {
-        for oy in first..last {
-            let y = y.add((oy - first) * row);
-            for run in &plan.runs {
-                if few(run) {
-                    let tile = Tile { plan, run, x, packed, bias, rows: &plan.rows[oy] };
-                    for c in (0..wide).step_by(4 * l) {
-                        for p in 0..run.count {
-                            tile.run::<S, 1, 4, true>(c, p, l, y);
-                        }
-                    }
-                }
-            }
-        }
-        let mut c = 0;
-        while c < channels {
-            let n = l.min(channels - c);
-            for oy in first..last {
-                let y = y.add((oy - first) * row);
-                for run in &plan.runs {
-                    if c < wide && few(run) {
-                        continue;
-                    }
-                    let tile = Tile { plan, run, x, packed, bias, rows: &plan.rows[oy] };
-                    if n == l {
-                        tile.column::<S, true>(c, n, y);
-                    } else {
-                        tile.column::<S, false>(c, n, y);
-                    }
-                }
-            }
-            c += n;
-        }
-    }
-}
-
-struct Tile<'a> {
-    plan: &'a Plan,
-    run: &'a Run,
-    x: *const f32,
-    packed: *const f32,
-    bias: Option<&'a [f32]>,
-    rows: &'a [(usize, usize)],
-}
-
-impl Tile<'_> {
-    /// All positions of the run for one vector of channels, of which `n` exist.
-    #[inline(always)]
-    unsafe fn column<S: Lanes, const WHOLE: bool>(&self, c: usize, n: usize, y: *mut f32) {
-        let count = self.run.count;
-        // SAFETY: the caller's promise.
-        unsafe {
+        for run in &block.plan.runs {
+            let count = run.count;
             let mut p = 0;
             while p + 8 <= count {
-                self.run::<S, 8, 1, WHOLE>(c, p, n, y);
+                block.pixels::<S, 8>(run, p, y);
                 p += 8;
             }
             // What is left: the last tile may do some positions again.
             let left = count - p;
             if left > 4 && count >= 8 {
-                self.run::<S, 8, 1, WHOLE>(c, count - 8, n, y);
+                block.pixels::<S, 8>(run, count - 8, y);
             } else if left > 0 && count >= 4 {
                 if left > 4 {
-                    self.run::<S, 4, 1, WHOLE>(c, p, n, y);
+                    block.pixels::<S, 4>(run, p, y);
                 }
-                self.run::<S, 4, 1, WHOLE>(c, count - 4, n, y);
+                block.pixels::<S, 4>(run, count - 4, y);
             } else {
                 for p in p..count {
-                    self.run::<S, 1, 1, WHOLE>(c, p, n, y);
+                    block.pixels::<S, 1>(run, p, y);
                 }
             }
         }
     }
+}
 
-    /// Positions `p..p + P` of the run, `V` vectors of channels from `c` on; the last has `n` of its lanes.
+impl Block<'_> {
+    /// Positions `p..p + P` of the run in every row of the block, for all channels.
     #[inline(always)]
-    unsafe fn run<S: Lanes, const P: usize, const V: usize, const WHOLE: bool>(
+    unsafe fn pixels<S: Lanes, const P: usize>(&self, run: &Run, p: usize, y: *mut f32) {
+        let (l, channels) = (S::LANES, self.plan.channels);
+        let mut c = 0;
+        // SAFETY: the caller's promise.
+        unsafe {
+            // Few positions leave room for more vectors of channels; with 32 registers so do many.
+            while P == 1 && c + 4 * l <= channels {
+                self.tile::<S, P, 4, true>(run, c, p, l, y);
+                c += 4 * l;
+            }
+            while l == 16 && c + 2 * l <= channels {
+                self.tile::<S, P, 2, true>(run, c, p, l, y);
+                c += 2 * l;
+            }
+            while c + l <= channels {
+                self.tile::<S, P, 1, true>(run, c, p, l, y);
+                c += l;
+            }
+            if c < channels {
+                self.tile::<S, P, 1, false>(run, c, p, channels - c, y);
+            }
+        }
+    }
+
+    /// Positions `p..p + P` of the run in every row of the block, `V` vectors of channels from `c` on; the last has
+    /// `n` of its lanes.
+    #[inline(always)]
+    unsafe fn tile<S: Lanes, const P: usize, const V: usize, const WHOLE: bool>(
         &self,
+        run: &Run,
         c: usize,
         p: usize,
         n: usize,
         y: *mut f32,
     ) {
+        let channels = self.plan.channels;
+        let row = self.plan.output[1] * channels;
+        let mut offsets = [0; 8 * BLOCK_ROWS];
+        let mut done = 0;
+        // SAFETY: the caller's promise.
+        unsafe {
+            for oy in self.first..self.last {
+                let sums = self.sums::<S, P, V, WHOLE>(run, oy, c, p, n);
+                for (q, sums) in sums.iter().enumerate() {
+                    let position = run.first + (p + q) * run.step;
+                    offsets[done] = (oy - self.first) * row + position * channels + c;
+                    let to = y.add(offsets[done]);
+                    done += 1;
+                    for (v, sum) in sums.iter().enumerate() {
+                        let to = to.add(v * S::LANES);
+                        if WHOLE { S::store(to, *sum) } else { S::store_first(to, *sum, n) }
+                    }
+                }
+            }
+            if let Some(act) = self.act {
+                apply_unary_rows(act, y, &offsets[..done], (V - 1) * S::LANES + n);
+            }
+        }
+    }
+
+    /// The sums of one row's part of a tile.
+    #[inline(always)]
+    unsafe fn sums<S: Lanes, const P: usize, const V: usize, const WHOLE: bool>(
+        &self,
+        run: &Run,
+        oy: usize,
+        c: usize,
+        p: usize,
+        n: usize,
+    ) -> [[S::V; V]; P] {
         // SAFETY: the caller's promise.
         unsafe {
             let channels = self.plan.channels;
@@ -348,12 +357,12 @@ impl Tile<'_> {
                     }
                 }
             }
-            let step = self.run.input_step * channels;
-            for &(iy, ky) in self.rows {
-                for &(ix, kx) in &self.run.taps {
-                    let ix = ix + p * self.run.input_step;
-                    let x = self.x.add((iy * self.plan.input[1] + ix) * channels + c);
-                    let w = self.packed.add((ky * self.plan.kw + kx) * channels + c);
+            let step = run.input_step * channels;
+            for &(iy, ky) in &self.plan.rows[oy] {
+                for &(ix, kx) in &run.taps {
+                    let ix = ix + p * run.input_step;
+                    let x = self.x.as_ptr().add((iy * self.plan.input[1] + ix) * channels + c);
+                    let w = self.packed.as_ptr().add((ky * self.plan.kw + kx) * channels + c);
                     for v in 0..V {
                         let w = load::<S, WHOLE>(w.add(v * S::LANES), n);
                         for q in 0..P {
@@ -363,13 +372,7 @@ impl Tile<'_> {
                     }
                 }
             }
-            for q in 0..P {
-                let to = y.add((self.run.first + (p + q) * self.run.step) * channels + c);
-                for v in 0..V {
-                    let to = to.add(v * S::LANES);
-                    if WHOLE { S::store(to, sums[q][v]) } else { S::store_first(to, sums[q][v], n) }
-                }
-            }
+            sums
         }
     }
 }

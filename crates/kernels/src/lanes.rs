@@ -54,6 +54,16 @@ pub unsafe trait Lanes: Simd {
     unsafe fn select(mask: Self::Mask, a: Self::V, b: Self::V) -> Self::V;
     /// a · 2ⁿ with gradual underflow, for integral −252 ≤ n ≤ 252.
     unsafe fn scale(a: Self::V, n: Self::V) -> Self::V;
+    /// (a − ⌊a⌋, what [`Lanes::scale`] takes for ⌊a⌋): 2ᵃ is 2 to the first, scaled by the second.
+    #[inline(always)]
+    unsafe fn split_floor(a: Self::V) -> (Self::V, Self::V) {
+        // SAFETY: the trait's contract.
+        unsafe {
+            let a = Self::min(Self::splat(128.0), Self::max(Self::splat(-151.0), a));
+            let floor = Self::floor(a);
+            (Self::sub(a, floor), floor)
+        }
+    }
     /// (m, e) with a = m · 2ᵉ and ¾ ≤ m < 1½, for finite a > 0 (subnormal too).
     unsafe fn split(a: Self::V) -> (Self::V, Self::V);
 
@@ -305,6 +315,10 @@ mod x86 {
             is_nan(a: V16) -> __mmask16 = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(a, a);
             select(mask: __mmask16, a: V16, b: V16) -> V16 = _mm512_mask_blend_ps(mask, b, a);
             scale(a: V16, n: V16) -> V16 = _mm512_scalef_ps(a, n);
+            // Scaling rounds down by itself; the remainder of an infinity is zero.
+            split_floor(a: V16) -> (V16, V16) = {
+                (_mm512_reduce_ps::<{ _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC }>(a), a)
+            };
             split(a: V16) -> (V16, V16) = {
                 let m = _mm512_getmant_ps::<_MM_MANT_NORM_P75_1P5, _MM_MANT_SIGN_SRC>(a);
                 (m, _mm512_sub_ps(_mm512_getexp_ps(a), _mm512_getexp_ps(m)))

@@ -10,6 +10,7 @@
 #![allow(clippy::extra_unused_type_parameters)]
 
 pub mod attention;
+pub mod bf16;
 pub mod conv;
 pub mod copy;
 pub mod depthwise;

@@ -8,10 +8,17 @@
 //! Groups narrower than a vector are merged into blocks whose cross terms are zero: wasteful in arithmetic, but
 //! never in lanes. Narrow groups with a kernel of their own do not come here.
 
+use std::cell::Cell;
 use std::ops::Range;
 
+use crate::bf16::{Operands, rows_to_pairs};
 use crate::simd::Isa;
 use crate::threads::{SendPtr, for_each};
+
+thread_local! {
+    /// Packed weights before they are rounded.
+    static WHOLE: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
 
 /// Rows and columns of the blocks in which weights are transposed.
 const BLOCK: usize = 16;
@@ -123,6 +130,43 @@ impl Layout {
     pub fn pack(&self, weights: &[f32], group_stride: usize, strides: [usize; 3], packed: &mut [f32]) {
         let parallel = self.len() > 1 << 15;
         self.pack_with(weights, group_stride, strides, packed, parallel);
+    }
+
+    /// As [`Layout::pack`], rounding to what the product multiplies. This is the layout in elements of `operands`: with
+    /// pairs, it has half the weights' inputs.
+    pub fn pack_as(
+        &self,
+        operands: Operands,
+        weights: &[f32],
+        group_stride: usize,
+        strides: [usize; 3],
+        packed: &mut [f32],
+    ) {
+        if operands == Operands::F32 {
+            return self.pack(weights, group_stride, strides, packed);
+        }
+        assert!(
+            packed.len() >= self.len(),
+            "packed weights need {} numbers, got {}",
+            self.len(),
+            packed.len()
+        );
+        let whole = Layout { inputs: 2 * self.inputs, ..*self };
+        let mut unrounded = WHOLE.take();
+        if unrounded.len() < whole.len() {
+            unrounded.resize(whole.len(), 0.0);
+        }
+        whole.pack(weights, group_stride, strides, &mut unrounded);
+        let target = SendPtr(packed.as_mut_ptr());
+        for_each(self.panels(), |index| {
+            let panel = self.panel(index);
+            let width = panel.vectors * lanes(self.isa);
+            let len = self.taps * self.merged() * self.inputs * width;
+            // SAFETY: panels are disjoint.
+            let to = unsafe { target.slice(panel.offset, len) };
+            rows_to_pairs(&unrounded[2 * panel.offset..2 * (panel.offset + len)], width, to);
+        });
+        WHOLE.set(unrounded);
     }
 
     /// As [`Layout::pack`], on this thread alone unless `parallel`.

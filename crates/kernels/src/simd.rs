@@ -1,6 +1,7 @@
 //! Instruction sets: chosen once at run time, named by [`Isa`], spoken through [`Simd`].
 
 use std::cell::Cell;
+use std::marker::PhantomData;
 use std::sync::OnceLock;
 
 /// The instruction sets that kernels are compiled for.
@@ -70,6 +71,15 @@ pub fn with_isa<R>(isa: Isa, f: impl FnOnce() -> R) -> R {
     with_forced(Some(isa), f)
 }
 
+/// Whether this machine multiplies bf16 numbers by itself; elsewhere they are widened first, which is no faster than
+/// `f32`.
+pub fn has_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return isa() == Isa::Avx512 && is_x86_feature_detected!("avx512bf16");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
 fn detect() -> Isa {
     #[cfg(target_arch = "x86_64")]
     {
@@ -118,6 +128,62 @@ pub unsafe trait Simd: Copy {
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
     /// The larger of each lane.
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
+    /// c + a₀ · b₀ + a₁ · b₁, where each lane of a and b holds two bf16 numbers (see [`crate::bf16`]).
+    unsafe fn fma_pairs(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+}
+
+/// `S` on lanes that hold pairs of bf16 numbers: what a kernel multiplies are pairs, what it sums is `f32`.
+#[derive(Clone, Copy)]
+pub struct Pairs<S>(PhantomData<S>);
+
+// SAFETY: as for S, whose methods it calls.
+unsafe impl<S: Simd> Simd for Pairs<S> {
+    type V = S::V;
+    const LANES: usize = S::LANES;
+    #[inline(always)]
+    unsafe fn zero() -> S::V {
+        unsafe { S::zero() }
+    }
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> S::V {
+        unsafe { S::splat(x) }
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> S::V {
+        unsafe { S::load(p) }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, v: S::V) {
+        unsafe { S::store(p, v) }
+    }
+    #[inline(always)]
+    unsafe fn load_first(p: *const f32, count: usize) -> S::V {
+        unsafe { S::load_first(p, count) }
+    }
+    #[inline(always)]
+    unsafe fn store_first(p: *mut f32, v: S::V, count: usize) {
+        unsafe { S::store_first(p, v, count) }
+    }
+    #[inline(always)]
+    unsafe fn fma(a: S::V, b: S::V, c: S::V) -> S::V {
+        unsafe { S::fma_pairs(a, b, c) }
+    }
+    #[inline(always)]
+    unsafe fn add(a: S::V, b: S::V) -> S::V {
+        unsafe { S::add(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn mul(a: S::V, b: S::V) -> S::V {
+        unsafe { S::mul(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn max(a: S::V, b: S::V) -> S::V {
+        unsafe { S::max(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn fma_pairs(a: S::V, b: S::V, c: S::V) -> S::V {
+        unsafe { S::fma_pairs(a, b, c) }
+    }
 }
 
 /// Eight lanes of plain Rust.
@@ -174,6 +240,12 @@ unsafe impl Simd for Portable {
     unsafe fn max(a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
         std::array::from_fn(|i| if a[i] > b[i] { a[i] } else { b[i] })
     }
+    #[inline(always)]
+    unsafe fn fma_pairs(a: [f32; 8], b: [f32; 8], c: [f32; 8]) -> [f32; 8] {
+        let low = |x: f32| f32::from_bits(x.to_bits() << 16);
+        let high = |x: f32| f32::from_bits(x.to_bits() & 0xffff_0000);
+        std::array::from_fn(|i| low(a[i]) * low(b[i]) + (high(a[i]) * high(b[i]) + c[i]))
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -184,7 +256,7 @@ mod x86 {
     macro_rules! impl_simd {
         ($name:ident, $v:ty, $lanes:expr, $doc:expr, $zero:ident, $set1:ident, $load:ident, $store:ident,
          $fma:ident, $add:ident, $mul:ident, $max:ident, $mask:ident, $load_first:ident,
-         $store_first:ident) => {
+         $store_first:ident, $fma_pairs:ident) => {
             #[doc = $doc]
             #[derive(Clone, Copy)]
             pub struct $name;
@@ -233,6 +305,10 @@ mod x86 {
                 unsafe fn max(a: $v, b: $v) -> $v {
                     unsafe { $max(a, b) }
                 }
+                #[inline(always)]
+                unsafe fn fma_pairs(a: $v, b: $v, c: $v) -> $v {
+                    unsafe { $fma_pairs(a, b, c) }
+                }
             }
         };
     }
@@ -264,6 +340,26 @@ mod x86 {
         unsafe { _mm512_mask_storeu_ps(p, mask, v) }
     }
 
+    #[inline(always)]
+    unsafe fn fma_pairs8(a: __m256, b: __m256, c: __m256) -> __m256 {
+        // SAFETY: AVX2 and FMA are the caller's promise.
+        unsafe {
+            let low = |x| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(x)));
+            let high = |x| _mm256_and_ps(x, _mm256_castsi256_ps(_mm256_set1_epi32(0xffff_0000u32 as i32)));
+            _mm256_fmadd_ps(low(a), low(b), _mm256_fmadd_ps(high(a), high(b), c))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn fma_pairs16(a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: AVX-512 is the caller's promise.
+        unsafe {
+            let low = |x| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_castps_si512(x)));
+            let high = |x| _mm512_and_ps(x, _mm512_castsi512_ps(_mm512_set1_epi32(0xffff_0000u32 as i32)));
+            _mm512_fmadd_ps(low(a), low(b), _mm512_fmadd_ps(high(a), high(b), c))
+        }
+    }
+
     impl_simd!(
         Avx2,
         __m256,
@@ -279,7 +375,8 @@ mod x86 {
         _mm256_max_ps,
         mask8,
         _mm256_maskload_ps,
-        _mm256_maskstore_ps
+        _mm256_maskstore_ps,
+        fma_pairs8
     );
     impl_simd!(
         Avx512,
@@ -296,11 +393,43 @@ mod x86 {
         _mm512_max_ps,
         mask16,
         load16,
-        store16
+        store16,
+        fma_pairs16
+    );
+
+    #[inline(always)]
+    unsafe fn dot_pairs(a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: AVX-512 BF16 is the caller's promise; the types have the same bits.
+        unsafe {
+            _mm512_dpbf16_ps(
+                c,
+                std::mem::transmute::<__m512, __m512bh>(a),
+                std::mem::transmute::<__m512, __m512bh>(b),
+            )
+        }
+    }
+
+    impl_simd!(
+        Avx512Bf16,
+        __m512,
+        16,
+        "AVX-512 with instructions for bf16.",
+        _mm512_setzero_ps,
+        _mm512_set1_ps,
+        _mm512_loadu_ps,
+        _mm512_storeu_ps,
+        _mm512_fmadd_ps,
+        _mm512_add_ps,
+        _mm512_mul_ps,
+        _mm512_max_ps,
+        mask16,
+        load16,
+        store16,
+        dot_pairs
     );
 }
 #[cfg(target_arch = "x86_64")]
-pub use x86::{Avx2, Avx512};
+pub use x86::{Avx2, Avx512, Avx512Bf16};
 
 /// Compiles one `#[inline(always)]` generic body for every instruction set and calls the one in use.
 ///

@@ -61,7 +61,7 @@ fn fused_blocks_have_one_convolution_and_models_without_branches_stay() {
     );
     assert_eq!(names.len(), 2 * 23, "22 blocks and the classifier");
 
-    let engine: Arc<dyn Engine> = Arc::new(CpuEngine);
+    let engine: Arc<dyn Engine> = Arc::new(CpuEngine::default());
     let mut model = Model::new("test_byobnet", &ModelArgs::default(), engine).expect("a model");
     let before = model.store().version();
     model.reparameterize().expect("nothing to fuse");
@@ -70,7 +70,7 @@ fn fused_blocks_have_one_convolution_and_models_without_branches_stay() {
 
 #[test]
 fn initial_weights_are_timms_in_kind() {
-    let engine: Arc<dyn Engine> = Arc::new(CpuEngine);
+    let engine: Arc<dyn Engine> = Arc::new(CpuEngine::default());
     let model = Model::new("test_byobnet", &ModelArgs::default(), engine.clone()).expect("a model");
     let data = |name: &str| &model.store().get(name).expect("a known entry").tensor.data;
     let std = |name: &str| (data(name).iter().map(|v| v * v).sum::<f32>() / data(name).len() as f32).sqrt();

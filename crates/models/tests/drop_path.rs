@@ -18,7 +18,7 @@ fn last_block(name: &str, args: &ModelArgs, levels: [&str; 2]) -> [Tensor; 2] {
     let family = model_info(name).expect("a known model").family;
     let build = families::build_fn(family).expect("a written family");
     let model: Box<dyn Architecture> = build(name, args).expect("valid arguments");
-    let engine = CpuEngine;
+    let engine = CpuEngine::default();
     let start = Model::new(name, args, Arc::new(engine)).expect("a model");
     let b = Builder::new(true);
     let x = b.input("input", &[BATCH, 3, 32, 32], DType::F32);

@@ -222,7 +222,7 @@ fn fixtures_of(family: &str) -> Vec<Fixture> {
 
 /// At least two unlike variants of the family, with every argument that was recorded, on the CPU.
 fn check_family(family: &str) {
-    let engine: Arc<dyn Engine> = Arc::new(CpuEngine);
+    let engine: Arc<dyn Engine> = Arc::new(CpuEngine::default());
     let fixtures = fixtures_of(family);
     let own = std::env::var_os("TIMM_FIXTURES").is_none();
     assert!(!own || fixtures.len() >= 2 || family == "inception_v3", "{} fixtures", fixtures.len());

@@ -38,7 +38,8 @@ fn sizes_change_as_in_timm() {
     assert!(cases.len() >= 4);
     for case in &cases {
         let args: ModelArgs = serde_json::from_value(case.kwargs.clone()).expect("arguments");
-        let mut model = Model::new(&case.model, &args, Arc::new(CpuEngine)).unwrap_or_else(|e| panic!("{e}"));
+        let mut model =
+            Model::new(&case.model, &args, Arc::new(CpuEngine::default())).unwrap_or_else(|e| panic!("{e}"));
         for (name, entry) in model.store_mut().iter_mut() {
             if !name.ends_with("num_batches_tracked") {
                 entry.tensor.data = fill_values(name, &entry.tensor.shape.clone(), 0);

@@ -25,7 +25,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (model, saved) = match (argument(1), argument(2)) {
         // The file says which model it is, how to preprocess for it, and what the classes are called.
         (Some(weights), None) => {
-            let (model, saved) = SavedModel::load(weights, Arc::new(CpuEngine))?;
+            let (model, saved) = SavedModel::load(weights, Arc::new(CpuEngine::default()))?;
             (model, Some(saved))
         }
         (Some(weights), Some(name)) => {

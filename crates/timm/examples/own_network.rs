@@ -117,7 +117,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         },
         ..TrainConfig::default()
     };
-    let mut trainer = Trainer::new(Arc::new(network), store, Arc::new(CpuEngine), config)?;
+    let mut trainer = Trainer::new(Arc::new(network), store, Arc::new(CpuEngine::default()), config)?;
     trainer.fit(&train, Some(&validation), None, &mut Lines, &AtomicBool::new(false))?;
     Ok(())
 }

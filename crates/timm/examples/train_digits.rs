@@ -63,10 +63,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let dir = std::env::temp_dir().join(format!("timm-train-digits-{}", std::process::id()));
     let folder = RunFolder::create(&dir, &serde_json::Map::new(), metadata)?;
     let store = model.store().clone();
-    let mut trainer = Trainer::new(Arc::new(model), store, Arc::new(CpuEngine), config)?;
+    let mut trainer = Trainer::new(Arc::new(model), store, Arc::new(CpuEngine::default()), config)?;
     trainer.fit(&train, Some(&validation), Some(&folder), &mut Lines, &AtomicBool::new(false))?;
 
-    let (best, saved) = SavedModel::load(folder.best_path(), Arc::new(CpuEngine))?;
+    let (best, saved) = SavedModel::load(folder.best_path(), Arc::new(CpuEngine::default()))?;
     println!("{}, classes {}: {}", best.name(), saved.class_names.join(" "), folder.best_path().display());
     Ok(())
 }

@@ -70,7 +70,7 @@ use timm_models::{Model, ModelArgs, ModelError};
 /// # Errors
 /// An unknown name (with the nearest known ones), a family that is not written yet, arguments that do not fit.
 pub fn create_model(name: &str, args: &ModelArgs) -> Result<Model, ModelError> {
-    Model::new(name, args, Arc::new(CpuEngine))
+    Model::new(name, args, Arc::new(CpuEngine::default()))
 }
 
 /// Makes the model that timm calls `name` with its published weights, as timm's `create_model(name, pretrained=True)`:

@@ -60,7 +60,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         normalization: Normalization { mean: vec![0.5; 3], std: vec![0.5; 3] },
         ..TrainConfig::default()
     };
-    let mut trainer = Trainer::new(Arc::new(network), store, Arc::new(CpuEngine), config)?;
+    let mut trainer = Trainer::new(Arc::new(network), store, Arc::new(CpuEngine::default()), config)?;
     trainer.fit(&train, Some(&validation), None, &mut Print, &AtomicBool::new(false))?;
     Ok(())
 }

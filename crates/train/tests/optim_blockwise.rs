@@ -169,7 +169,7 @@ fn ten_steps_as_bitsandbytes() {
     assert!(all.cases.len() >= 11);
     let mut failures = Vec::new();
     for case in &all.cases {
-        for (engine, name) in [(&ReferenceEngine as &dyn Engine, "f64"), (&CpuEngine, "cpu")] {
+        for (engine, name) in [(&ReferenceEngine as &dyn Engine, "f64"), (&CpuEngine::default(), "cpu")] {
             let (store, halfway) = train(&all, case, engine, None);
             let (resumed, _) = train(&all, case, engine, Some((halfway, all.steps / 2)));
             for (entry, other) in store.iter().zip(resumed.iter()) {

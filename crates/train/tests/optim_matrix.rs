@@ -195,7 +195,7 @@ impl Cpu<'_> {
         let (all, case, optimizer) = (self.all, self.case, &*self.optimizer);
         let (graph, plan) = self.plans.entry(variant).or_insert_with(|| {
             let graph = graph(all, case, optimizer, variant);
-            let plan = CpuEngine.compile(graph.clone()).expect("plan");
+            let plan = CpuEngine::default().compile(graph.clone()).expect("plan");
             (graph, plan)
         });
         for (name, spec) in &graph.states {

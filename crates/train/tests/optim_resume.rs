@@ -58,7 +58,8 @@ fn they_go_on_where_they_stopped() {
     cases.push(("adafactor", one("min_dim_size_to_factor", 2.into()), 1));
     let (train, never) = (batches(6, 4), AtomicBool::new(false));
     for (opt, options, accum) in cases {
-        let trainer = || trainer_on(Arc::new(CpuEngine), Arc::new(network), config(opt, &options, accum));
+        let trainer =
+            || trainer_on(Arc::new(CpuEngine::default()), Arc::new(network), config(opt, &options, accum));
         let mut straight = trainer();
         let start: Vec<f32> = weight(&straight);
         straight.fit(&train, None, None, &mut (), &never).unwrap_or_else(|e| panic!("{opt}: {e}"));

@@ -198,7 +198,7 @@ fn first_step_in_f64() {
 #[test]
 fn first_step() {
     for name in ["test_resnet", "resnet10t"] {
-        Bench::load(name, Arc::new(CpuEngine)).first_step(false);
+        Bench::load(name, Arc::new(CpuEngine::default())).first_step(false);
     }
 }
 
@@ -209,7 +209,7 @@ fn gradients_of_every_family() {
     let families: Vec<&str> = paths
         .par_iter()
         .map(|path| {
-            let mut bench = Bench::read(path, Arc::new(CpuEngine));
+            let mut bench = Bench::read(path, Arc::new(CpuEngine::default()));
             let exact = bench.ill_conditioned();
             if exact {
                 bench.engine = Arc::new(ReferenceEngine);
@@ -228,7 +228,7 @@ fn gradients_of_every_family() {
 #[test]
 fn five_steps() {
     for name in ["test_resnet", "resnet10t"] {
-        let bench = Bench::load(name, Arc::new(CpuEngine));
+        let bench = Bench::load(name, Arc::new(CpuEngine::default()));
         bench.fixture.runs.keys().for_each(|label| bench.run(label));
     }
 }

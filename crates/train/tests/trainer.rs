@@ -122,7 +122,7 @@ fn it_learns_and_keeps_its_books() {
 fn stopped_anywhere_it_ends_bit_identical() {
     let (train, validation) = (batches(5, 4), batches(1, 6));
     let never = AtomicBool::new(false);
-    let engines: [Arc<dyn Engine>; 2] = [Arc::new(ReferenceEngine), Arc::new(CpuEngine)];
+    let engines: [Arc<dyn Engine>; 2] = [Arc::new(ReferenceEngine), Arc::new(CpuEngine::default())];
     for (engine, (opt, accum)) in engines.iter().flat_map(|e| [(e, ("adamw", 1)), (e, ("sgd", 2))]) {
         let config = || TrainConfig { grad_accum_steps: accum, ..config(opt, 2) };
         let trainer = |config| trainer_on(engine.clone(), Arc::new(network), config);
@@ -156,7 +156,7 @@ fn every_optimizer_goes_on_from_a_checkpoint_bit_identical() {
     let names = list_optimizers().into_iter().chain(["lookahead_adamw", "lookahead_sgd"]);
     for opt in names {
         let config = || TrainConfig { lr: 0.01, ..config(opt, 1) };
-        let trainer = || trainer_on(Arc::new(CpuEngine), Arc::new(network), config());
+        let trainer = || trainer_on(Arc::new(CpuEngine::default()), Arc::new(network), config());
         let scratch = Scratch::new();
         let whole = run_folder(&scratch, "whole");
         let mut straight = trainer();

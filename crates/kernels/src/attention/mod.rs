@@ -9,6 +9,7 @@ mod softmax;
 #[cfg(test)]
 mod tests;
 
+use crate::bf16::Operands;
 use crate::gemm::product::tile_height;
 use crate::gemm::tile::{MAX_ROWS, Tile, best_rows, tile_fn};
 use crate::pack::Layout;
@@ -210,7 +211,7 @@ unsafe fn product(
                 relu: false,
             };
             // SAFETY: the caller's promise; rows beyond the last repeat it and are not written.
-            unsafe { tile_fn(layout.isa, height, panel.vectors)(&tile) };
+            unsafe { tile_fn(layout.isa, Operands::F32, height, panel.vectors)(&tile) };
         }
     }
 }

@@ -5,6 +5,7 @@ mod geometry;
 mod weight_grad;
 pub mod winograd;
 
+use crate::bf16::Operands;
 use crate::gemm::Epilogue;
 use crate::gemm::product::Product;
 use crate::pack::Layout;
@@ -30,9 +31,22 @@ pub struct ConvShape {
     /// Vertical, horizontal.
     pub dilation: [usize; 2],
     pub groups: usize,
+    /// What is multiplied. With bf16, images and output gradients that are multiplied are pairs of channels, the
+    /// channels of a group must be even, and weights are packed for just that; sums and results are `f32`.
+    pub operands: Operands,
 }
 
 impl ConvShape {
+    /// The shape of the forward pass in elements of its input.
+    fn input_elements(&self) -> ConvShape {
+        ConvShape { c_in: self.operands.elements(self.group_in()) * self.groups, ..*self }
+    }
+
+    /// The shape of the input gradient in elements of the output gradient.
+    fn output_elements(&self) -> ConvShape {
+        ConvShape { c_out: self.operands.elements(self.group_out()) * self.groups, ..*self }
+    }
+
     /// Rows of the output; 0 if the kernel is larger than the padded input.
     pub fn out_h(&self) -> usize {
         out_len(self.h + self.pad[0] + self.pad[1], self.kh, self.stride[0], self.dilation[0])
@@ -92,7 +106,7 @@ impl ConvShape {
         Layout {
             isa,
             groups: self.groups,
-            inputs: self.group_in(),
+            inputs: self.operands.elements(self.group_in()),
             outputs: self.group_out(),
             taps: self.taps(),
         }
@@ -102,7 +116,7 @@ impl ConvShape {
         Layout {
             isa,
             groups: self.groups,
-            inputs: self.group_out(),
+            inputs: self.operands.elements(self.group_out()),
             outputs: self.group_in(),
             taps: self.taps(),
         }
@@ -160,7 +174,8 @@ pub(crate) fn pack_weights_isa(isa: Isa, shape: &ConvShape, weights: &[f32], pac
     shape.check();
     assert!(weights.len() >= shape.weight_len(), "convolution: the weights are too short");
     let taps = shape.taps();
-    shape.forward_layout(isa).pack(weights, 0, [shape.group_in() * taps, taps, 1], packed);
+    let strides = [shape.group_in() * taps, taps, 1];
+    shape.forward_layout(isa).pack_as(shape.operands, weights, 0, strides, packed);
 }
 
 /// out = act(conv(x) + bias + residual): x `[n, h, w, c_in]`, out and residual `[n, out_h, out_w, c_out]`, weights from
@@ -181,6 +196,8 @@ pub(crate) fn forward_isa(
     epilogue: &Epilogue,
 ) {
     shape.check();
+    let layout = shape.forward_layout(isa);
+    let shape = &shape.input_elements();
     assert!(x.len() >= shape.input_len(), "convolution: the input is too short");
     assert!(out.len() >= shape.output_len(), "convolution: the output is too short");
     assert!(epilogue.bias.is_none_or(|b| b.len() >= shape.c_out), "convolution: the bias is too short");
@@ -188,7 +205,6 @@ pub(crate) fn forward_isa(
         epilogue.residual.is_none_or(|r| r.len() >= shape.output_len()),
         "convolution: the residual is too short"
     );
-    let layout = shape.forward_layout(isa);
     assert!(packed.len() >= layout.len(), "convolution: the packed weights are too short");
     if shape.output_len() == 0 {
         return;
@@ -196,6 +212,7 @@ pub(crate) fn forward_isa(
     let fuse = shape.fuse_rows();
     let product = Product {
         layout,
+        operands: shape.operands,
         packed,
         fused_taps: if fuse == Fuse::No { 1 } else { shape.kw },
         source_stride: 1,
@@ -346,7 +363,7 @@ pub(crate) fn pack_weights_for_input_grad_isa(
     let taps = shape.taps();
     let row = shape.group_in() * taps;
     let group_stride = shape.group_out().saturating_sub(1) * row;
-    shape.input_grad_layout(isa).pack(weights, group_stride, [taps, row, 1], packed);
+    shape.input_grad_layout(isa).pack_as(shape.operands, weights, group_stride, [taps, row, 1], packed);
 }
 
 /// dx = the gradient of the convolution's input: dy `[n, out_h, out_w, c_out]`, dx `[n, h, w, c_in]`, weights from
@@ -360,15 +377,17 @@ pub fn input_grad(shape: &ConvShape, dy: &[f32], packed: &[f32], dx: &mut [f32])
 
 pub(crate) fn input_grad_isa(isa: Isa, shape: &ConvShape, dy: &[f32], packed: &[f32], dx: &mut [f32]) {
     shape.check();
+    let layout = shape.input_grad_layout(isa);
+    let shape = &shape.output_elements();
     assert!(dy.len() >= shape.output_len(), "convolution: the output gradient is too short");
     assert!(dx.len() >= shape.input_len(), "convolution: the input gradient is too short");
-    let layout = shape.input_grad_layout(isa);
     assert!(packed.len() >= layout.len(), "convolution: the packed weights are too short");
     if shape.input_len() == 0 {
         return;
     }
     let product = Product {
         layout,
+        operands: shape.operands,
         packed,
         fused_taps: 1,
         source_stride: 1,

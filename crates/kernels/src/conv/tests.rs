@@ -2,6 +2,7 @@ use timm_graph::scalar::Unary;
 
 use super::weight_grad::weight_grad_isa;
 use super::*;
+use crate::bf16::{rounded, to_pairs};
 use crate::simd::{available, with_isa};
 use crate::testing::{Random, assert_close, isas};
 
@@ -31,9 +32,29 @@ fn products(shape: &ConvShape, mut visit: impl FnMut(usize, usize, usize)) {
 }
 
 fn check(shape: &ConvShape, random: &mut Random, case: usize) {
+    check_operands(shape, random, case);
+    if Operands::Bf16.fit(shape.group_in()) && Operands::Bf16.fit(shape.group_out()) {
+        check_operands(&ConvShape { operands: Operands::Bf16, ..*shape }, random, case);
+    }
+}
+
+fn check_operands(shape: &ConvShape, random: &mut Random, case: usize) {
+    let in_pairs = shape.operands == Operands::Bf16;
+    let as_operands = |numbers: &[f32]| {
+        let mut pairs = vec![0.0; numbers.len() / 2];
+        if in_pairs {
+            to_pairs(numbers, &mut pairs);
+        }
+        if in_pairs { pairs } else { numbers.to_vec() }
+    };
     let (x, dy) = (random.numbers(shape.input_len() + 1), random.numbers(shape.output_len() + 1));
-    let (x, dy) = (&x[1..], &dy[1..]);
-    let weights = random.numbers(shape.weight_len());
+    let mut weights = random.numbers(shape.weight_len());
+    let (mut x, mut dy) = (x[1..].to_vec(), dy[1..].to_vec());
+    if in_pairs {
+        [&mut x, &mut dy, &mut weights].into_iter().flatten().for_each(|number| *number = rounded(*number));
+    }
+    let (x, dy) = (&x[..], &dy[..]);
+    let (x_operand, dy_operand) = (as_operands(x), as_operands(dy));
     let bias = random.numbers(shape.c_out);
     let residual = random.numbers(shape.output_len());
     let epilogue = Epilogue {
@@ -59,15 +80,18 @@ fn check(shape: &ConvShape, random: &mut Random, case: usize) {
         let mut packed = vec![f32::NAN; shape.forward_layout(isa).len()];
         pack_weights_isa(isa, shape, &weights, &mut packed);
         let mut got = vec![f32::NAN; out.len()];
-        forward_isa(isa, shape, x, &packed, &mut got, &epilogue);
+        forward_isa(isa, shape, &x_operand, &packed, &mut got, &epilogue);
         assert_close(&got, &out, &format!("forward {name}"));
 
         let mut packed = vec![f32::NAN; shape.input_grad_layout(isa).len()];
         pack_weights_for_input_grad_isa(isa, shape, &weights, &mut packed);
         let mut got = vec![f32::NAN; dx.len()];
-        input_grad_isa(isa, shape, dy, &packed, &mut got);
+        input_grad_isa(isa, shape, &dy_operand, &packed, &mut got);
         assert_close(&got, &dx, &format!("input gradient {name}"));
 
+        if in_pairs {
+            continue; // weight gradients are sums over pixels, not over channels: always of f32
+        }
         let mut got = vec![f32::NAN; dw.len()];
         weight_grad_isa(isa, shape, x, dy, &mut got);
         assert_close(&got, &dw, &format!("weight gradient {name}"));
@@ -99,6 +123,7 @@ fn random_shapes_match_the_naive_convolution() {
             pad: std::array::from_fn(|_| random.range(0, 4)),
             dilation: [random.range(1, 3), random.range(1, 3)],
             groups,
+            operands: Operands::F32,
         };
         check(&shape, &mut random, case);
     }
@@ -119,6 +144,7 @@ fn shapes_of_real_networks_match_the_naive_convolution() {
         pad: [pad; 4],
         dilation: [1; 2],
         groups,
+        operands: Operands::F32,
     };
     let shapes = [
         // Stem, ordinary, strided and 1×1 layers, a patch embedding, grouped, all larger than one job.
@@ -159,6 +185,7 @@ fn results_do_not_depend_on_the_number_of_threads() {
         pad: [1; 4],
         dilation: [1; 2],
         groups: 1,
+        operands: Operands::F32,
     };
     let (x, dy) = (random.numbers(shape.input_len()), random.numbers(shape.output_len()));
     let weights = random.numbers(shape.weight_len());
@@ -190,7 +217,20 @@ fn winograd_matches_the_naive_convolution() {
         let [c_in, c_out] = [random.range(32, 100), random.range(32, 150)];
         let pad = std::array::from_fn(|_| random.range(0, 3));
         let (stride, dilation) = ([1; 2], [1; 2]);
-        let shape = ConvShape { n, h, w, c_in, c_out, kh: 3, kw: 3, stride, pad, dilation, groups: 1 };
+        let shape = ConvShape {
+            n,
+            h,
+            w,
+            c_in,
+            c_out,
+            kh: 3,
+            kw: 3,
+            stride,
+            pad,
+            dilation,
+            groups: 1,
+            operands: Operands::F32,
+        };
         if !winograd::fits(&shape) {
             continue;
         }

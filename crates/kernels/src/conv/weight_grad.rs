@@ -2,27 +2,27 @@
 //! over pixels.
 //!
 //! Sums are kept in the layout of packed weights. A job takes a range of output lines, panels of output channels and
-//! input channels; where lines are split, each split has sums of its own, added up in order at the end. The cut
-//! follows from the shape alone, so the result does not depend on the number of threads.
+//! input channels; where lines are split, each split has sums of its own, added up in order at the end. How lines are
+//! split follows from the shape alone, so the result does not depend on the number of threads.
 
 use std::cell::Cell;
 use std::ops::Range;
 
 use super::{ConvShape, Fuse, copy_band};
 use crate::gemm::tile::{OuterTile, best_rows, outer_tile_fn};
+use crate::multiversion;
 use crate::pack::{Layout, Panel, lanes};
-use crate::simd::{Isa, isa};
-use crate::threads::{SendPtr, for_each};
+use crate::simd::{Isa, Simd, isa};
+use crate::threads::{self, SendPtr, for_each};
 
 /// Pixels of a block: its part of dy, packed, and a channel tile of x stay in the first two cache levels.
 const BLOCK_PIXELS: usize = 128;
 /// Fewest pixels worth sums of their own.
 const SPLIT_PIXELS: usize = 1024;
 const MOST_SPLITS: usize = 16;
-const ENOUGH_JOBS: usize = 32;
 /// Fewest input channels of a job, and as many as it should have.
 const JOB_INPUTS: usize = 24;
-const WIDE_JOB_INPUTS: usize = 64;
+const WIDE_JOB_INPUTS: usize = 1024;
 /// Numbers between pixels of the source from which on a job copies what it reads: pixels so far apart share few
 /// sets of the first-level cache, and each has a page of its own.
 const FAR_APART: usize = 256;
@@ -56,7 +56,6 @@ struct Scratch {
     band: Vec<f32>,
     dy: Vec<f32>,
     x: Vec<f32>,
-    copied_pairs: Vec<(u32, u32)>,
     pairs: Vec<(u32, u32)>,
     /// Where each tap's pairs begin.
     starts: Vec<usize>,
@@ -103,8 +102,9 @@ impl Plan<'_> {
         let (panels, inputs) = (self.layout.panels(), self.layout.panel(0).inputs);
         let lines = self.shape.n * self.shape.out_h();
         let work = lines * self.shape.out_w() * self.layout.len();
-        let wanted = ENOUGH_JOBS.min(work / SMALLEST_JOB).max(1).div_ceil(self.splits);
-        // Input channels are divided first, as long as enough are left for packing dy to pay.
+        // How panels and input channels are divided changes no sum, so it may follow the number of threads. Few wide
+        // jobs read long stretches of memory and pack dy seldom.
+        let wanted = (2 * threads::count()).min(work / SMALLEST_JOB).max(1).div_ceil(self.splits);
         let wide_parts = wanted.min(inputs.div_ceil(WIDE_JOB_INPUTS));
         let panels_per_job = panels.div_ceil(wanted.div_ceil(wide_parts).min(panels));
         let panel_parts = panels.div_ceil(panels_per_job);
@@ -167,18 +167,19 @@ impl Plan<'_> {
                 x[first / out_h * shape.h * shape.w * shape.c_in..].as_ptr()
             };
             let pixels = count * out_w;
-            scratch.dy.clear();
+            let widths =
+                panels.clone().map(|index| self.layout.panel(index).vectors * lanes(self.layout.isa));
+            reserve(&mut scratch.dy, pixels * widths.sum::<usize>());
+            let mut packed = scratch.dy.as_mut_ptr();
             for index in panels.clone() {
                 let panel = self.layout.panel(index);
                 let width = panel.vectors * lanes(self.layout.isa);
-                pack_dy(
-                    &dy[first * out_w * shape.c_out..],
-                    pixels,
-                    shape.c_out,
-                    &panel,
-                    width,
-                    &mut scratch.dy,
-                );
+                let from = &dy[first * out_w * shape.c_out + panel.first_output..];
+                // SAFETY: dy has these pixels, each with the panel's channels; the scratch holds whole vectors of them.
+                unsafe {
+                    copy_rows(from.as_ptr(), shape.c_out, packed, width, pixels, panel.outputs);
+                    packed = packed.add(pixels * width);
+                }
             }
             self.block(source, scratch, pixels, panels.clone(), inputs.clone(), sums);
             first += count;
@@ -238,30 +239,17 @@ impl Plan<'_> {
     ) {
         let isa = self.layout.isa;
         let inputs = inputs.start..inputs.end.min(self.layout.panel(0).inputs);
-        let copy = self.layout.groups == 1
+        let copied = self.layout.groups == 1
             && self.fuse != Fuse::PaddedCopy
             && self.shape.c_in * self.shape.stride[1] >= FAR_APART;
+        if copied {
+            self.copy_source(source, scratch, inputs.clone());
+        }
+        let x = if copied { scratch.x.as_ptr().wrapping_sub(inputs.start) } else { source };
         for tap in 0..self.layout.taps {
-            let mut pairs = &scratch.pairs[scratch.starts[tap]..scratch.starts[tap + 1]];
+            let pairs = &scratch.pairs[scratch.starts[tap]..scratch.starts[tap + 1]];
             if pairs.is_empty() {
                 continue;
-            }
-            let mut x = source;
-            if copy {
-                // An odd number of cache lines between pixels spreads them over all sets.
-                let step = (inputs.len().div_ceil(16) | 1) * 16;
-                scratch.x.resize(pairs.len() * step, 0.0);
-                scratch.copied_pairs.clear();
-                for (index, (row, (at, pixel))) in scratch.x.chunks_exact_mut(step).zip(pairs).enumerate() {
-                    // SAFETY: pairs lead to pixels inside the source, which have all these channels.
-                    let channels = unsafe {
-                        std::slice::from_raw_parts(source.add(*at as usize + inputs.start), inputs.len())
-                    };
-                    row[..inputs.len()].copy_from_slice(channels);
-                    scratch.copied_pairs.push(((index * step) as u32, *pixel));
-                }
-                x = scratch.x.as_ptr().wrapping_sub(inputs.start);
-                pairs = &scratch.copied_pairs;
             }
             let mut dy = scratch.dy.as_ptr();
             for index in panels.clone() {
@@ -290,6 +278,36 @@ impl Plan<'_> {
                     input += rows;
                 }
                 dy = dy.wrapping_add(pixels * width);
+            }
+        }
+    }
+
+    /// Copies a range of input channels of the pixels that a block reads to where they stand closer together, and leads
+    /// the pairs there.
+    fn copy_source(&self, source: *const f32, scratch: &mut Scratch, inputs: Range<usize>) {
+        // An odd number of cache lines between pixels spreads them over all sets.
+        let step = (inputs.len().div_ceil(16) | 1) * 16;
+        let channels = self.shape.c_in;
+        let first = scratch.pairs.iter().map(|pair| pair.0).min().unwrap_or(0) as usize;
+        let last = scratch.pairs.iter().map(|pair| pair.0).max().unwrap_or(0) as usize;
+        let stretch = (last - first) / channels + 1;
+        // SAFETY: pairs lead to pixels inside the source, which have all these channels; rows of the scratch have
+        // room for whole vectors.
+        unsafe {
+            if stretch <= scratch.pairs.len() {
+                reserve(&mut scratch.x, stretch * step);
+                let from = source.add(first + inputs.start);
+                copy_rows(from, channels, scratch.x.as_mut_ptr(), step, stretch, inputs.len());
+                for pair in &mut scratch.pairs {
+                    pair.0 = ((pair.0 as usize - first) / channels * step) as u32;
+                }
+            } else {
+                reserve(&mut scratch.x, scratch.pairs.len() * step);
+                for (index, pair) in scratch.pairs.iter_mut().enumerate() {
+                    let from = source.add(pair.0 as usize + inputs.start);
+                    copy_rows(from, 0, scratch.x.as_mut_ptr().add(index * step), step, 1, inputs.len());
+                    pair.0 = (index * step) as u32;
+                }
             }
         }
     }
@@ -392,12 +410,46 @@ impl Plan<'_> {
     }
 }
 
-/// Appends a panel's channels of `pixels` pixels side by side, padded with zeros to whole vectors.
-fn pack_dy(dy: &[f32], pixels: usize, channels: usize, panel: &Panel, width: usize, packed: &mut Vec<f32>) {
-    let start = packed.len();
-    packed.resize(start + pixels * width, 0.0);
-    for (pixel, row) in packed[start..].chunks_exact_mut(width).enumerate() {
-        let source = &dy[pixel * channels + panel.first_output..][..panel.outputs];
-        row[..panel.outputs].copy_from_slice(source);
+/// Makes room for `len` numbers.
+fn reserve(scratch: &mut Vec<f32>, len: usize) {
+    if scratch.len() < len {
+        scratch.resize(len, 0.0);
+    }
+}
+
+multiversion!(
+    /// Copies `rows` rows of `len` numbers and fills up what is left of `to_step` with zeros.
+    ///
+    /// # Safety
+    /// The rows can be read; `to_step` numbers of each can be written.
+    fn copy_rows<S>(
+        from: *const f32, from_step: usize, to: *mut f32, to_step: usize, rows: usize, len: usize,
+    ) = copy_rows_body
+);
+
+#[inline(always)]
+unsafe fn copy_rows_body<S: Simd>(
+    from: *const f32,
+    from_step: usize,
+    to: *mut f32,
+    to_step: usize,
+    rows: usize,
+    len: usize,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        for row in 0..rows {
+            let (from, to) = (from.add(row * from_step), to.add(row * to_step));
+            let mut at = 0;
+            while at + S::LANES <= len {
+                S::store(to.add(at), S::load(from.add(at)));
+                at += S::LANES;
+            }
+            while at < to_step {
+                let left = len.saturating_sub(at);
+                S::store_first(to.add(at), S::load_first(from.add(at), left), S::LANES.min(to_step - at));
+                at += S::LANES;
+            }
+        }
     }
 }

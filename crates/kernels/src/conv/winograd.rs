@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use timm_graph::scalar::Unary;
 
+use crate::bf16::Operands;
 use crate::elementwise::apply_unary;
 use crate::gemm::Epilogue;
 use crate::gemm::product::tile_height;
@@ -193,7 +194,7 @@ fn multiply(
             };
             // SAFETY: every pointer is followed by the numbers that the tile reads or writes, as sliced above; the
             // kernel fits this machine.
-            unsafe { tile_fn(isa, height, panel.vectors)(&tile) };
+            unsafe { tile_fn(isa, Operands::F32, height, panel.vectors)(&tile) };
         }
     }
 }

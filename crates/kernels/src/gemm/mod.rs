@@ -7,6 +7,7 @@ use std::cell::Cell;
 
 use timm_graph::scalar::Unary;
 
+use crate::bf16::Operands;
 use crate::pack::Layout;
 use crate::simd::{Isa, isa};
 use crate::threads::{SendPtr, for_each};
@@ -23,29 +24,42 @@ pub struct Epilogue<'a> {
     pub act: Option<Unary>,
 }
 
-fn layout(isa: Isa, k: usize, n: usize) -> Layout {
-    Layout { isa, groups: 1, inputs: k, outputs: n, taps: 1 }
+fn layout(isa: Isa, operands: Operands, k: usize, n: usize) -> Layout {
+    Layout { isa, groups: 1, inputs: operands.elements(k), outputs: n, taps: 1 }
 }
 
 /// Numbers that a packed `[k, n]` matrix takes.
-pub fn gemm_packed_len(k: usize, n: usize) -> usize {
-    layout(isa(), k, n).len()
+///
+/// # Panics
+/// If k numbers do not fit the operands.
+pub fn gemm_packed_len(operands: Operands, k: usize, n: usize) -> usize {
+    layout(isa(), operands, k, n).len()
 }
 
 /// Packs the right-hand matrix `[k, n]`, whose element (i, j) is `b[i · row_stride + j · col_stride]`.
 ///
 /// # Panics
-/// If a slice is too short.
-pub fn pack_b(k: usize, n: usize, b: &[f32], row_stride: usize, col_stride: usize, packed: &mut [f32]) {
-    layout(isa(), k, n).pack(b, 0, [col_stride, row_stride, 0], packed);
+/// If a slice is too short or k numbers do not fit the operands.
+pub fn pack_b(
+    operands: Operands,
+    k: usize,
+    n: usize,
+    b: &[f32],
+    row_stride: usize,
+    col_stride: usize,
+    packed: &mut [f32],
+) {
+    layout(isa(), operands, k, n).pack_as(operands, b, 0, [col_stride, row_stride, 0], packed);
 }
 
 /// C = act(A · B + bias + residual): A `[m, k]` with element (i, j) at `a[i · a_row_stride + j · a_col_stride]`, B
-/// packed by [`pack_b`], C `[m, n]` with rows `c_row_stride` apart.
+/// packed by [`pack_b`], C `[m, n]` with rows `c_row_stride` apart. With bf16 operands A's elements are pairs of
+/// neighbours of a row, and its strides count pairs.
 ///
 /// # Panics
-/// If a slice is too short.
+/// If a slice is too short or k numbers do not fit the operands.
 pub fn gemm(
+    operands: Operands,
     m: usize,
     n: usize,
     k: usize,
@@ -57,11 +71,12 @@ pub fn gemm(
     c_row_stride: usize,
     epilogue: &Epilogue,
 ) {
-    gemm_isa(isa(), m, n, k, a, a_row_stride, a_col_stride, packed_b, c, c_row_stride, epilogue);
+    gemm_isa(isa(), operands, m, n, k, a, a_row_stride, a_col_stride, packed_b, c, c_row_stride, epilogue);
 }
 
 pub(crate) fn gemm_isa(
     isa: Isa,
+    operands: Operands,
     m: usize,
     n: usize,
     k: usize,
@@ -76,7 +91,8 @@ pub(crate) fn gemm_isa(
     if m == 0 || n == 0 {
         return;
     }
-    let layout = layout(isa, k, n);
+    let layout = layout(isa, operands, k, n);
+    let k = layout.inputs;
     let c_len = (m - 1) * c_row_stride + n;
     assert!(c.len() >= c_len && (m == 1 || c_row_stride >= n), "product: the output is too short");
     assert!(packed_b.len() >= layout.len(), "product: the packed matrix is too short");
@@ -88,6 +104,7 @@ pub(crate) fn gemm_isa(
     assert!(epilogue.residual.is_none_or(|r| r.len() >= c_len), "product: the residual is too short");
     let product = Product {
         layout,
+        operands,
         packed: packed_b,
         fused_taps: 1,
         source_stride: a_col_stride,
@@ -166,7 +183,7 @@ pub(crate) fn batched_matmul_isa(
     assert!(k == 0 || a.len() >= a_strides.end(batch, m, k), "product: the left matrices are too short");
     assert!(k == 0 || b.len() >= b_strides.end(batch, k, n), "product: the right matrices are too short");
     assert!(batch == 1 || c_strides.batch >= (m - 1) * c_strides.row + n, "product: the outputs overlap");
-    let layout = layout(isa, k, n);
+    let layout = layout(isa, Operands::F32, k, n);
     let target = SendPtr(c.as_mut_ptr());
     let one = |index: usize, parallel: bool| {
         let mut packed = PACKED.take();
@@ -182,6 +199,7 @@ pub(crate) fn batched_matmul_isa(
         let a = a.get(index * a_strides.batch..).unwrap_or(&[]);
         gemm_isa(
             isa,
+            Operands::F32,
             m,
             n,
             k,

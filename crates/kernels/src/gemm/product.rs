@@ -7,13 +7,16 @@ use timm_graph::scalar::Unary;
 
 use super::Epilogue;
 use super::tile::{Tile, best_rows, fitting_rows, tile_fn};
+use crate::bf16::Operands;
 use crate::elementwise::apply_unary_rows;
 use crate::pack::{Layout, lanes};
 use crate::threads::{SendPtr, for_each};
 
 /// A product of gathered rows with packed weights.
 pub(crate) struct Product<'a> {
+    /// In elements of the operands, as are all offsets into the source.
     pub layout: Layout,
+    pub operands: Operands,
     pub packed: &'a [f32],
     /// Taps that are one contiguous run in the source (a kernel row); 1 unless `groups == 1`.
     pub fused_taps: usize,
@@ -152,7 +155,7 @@ impl Product<'_> {
                 tile.rows = (rows.count - first).min(tile_rows);
                 tile.table = rows.pointers[first * taps..].as_ptr();
                 tile.offsets = rows.offsets[first..].as_ptr();
-                let kernel = tile_fn(isa, tile_height(tile.rows, tile_rows), panel.vectors);
+                let kernel = tile_fn(isa, self.operands, tile_height(tile.rows, tile_rows), panel.vectors);
                 // SAFETY: `fill` made a table for this many rows and taps; the kernel fits this machine, as isa
                 // is what was detected; jobs write disjoint rows and channels.
                 unsafe { kernel(&tile) };

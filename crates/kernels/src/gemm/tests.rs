@@ -1,6 +1,7 @@
 use timm_graph::scalar::Unary;
 
 use super::*;
+use crate::bf16::{rounded, to_pairs};
 use crate::testing::{Random, assert_close, isas};
 
 /// The product in f64, one sum at a time.
@@ -34,14 +35,26 @@ fn gemm_matches_the_naive_product() {
             residual: (case % 3 == 0).then_some(&residual[..]),
             act: [None, Some(Unary::Relu), Some(Unary::Silu)][case % 3],
         };
-        let product = naive(m, n, k, |i, l| a[i * a_row + l * a_col], |l, j| b[l * b_row + j * b_col]);
+        let in_pairs = case % 4 == 1 && !by_columns && Operands::Bf16.fit(k);
+        let operands = if in_pairs { Operands::Bf16 } else { Operands::F32 };
+        let number = |x: f32| if in_pairs { rounded(x) } else { x };
+        let product =
+            naive(m, n, k, |i, l| number(a[i * a_row + l * a_col]), |l, j| number(b[l * b_row + j * b_col]));
+        let mut pairs = vec![0.0; m * k / 2];
+        let (a, a_row) = if in_pairs {
+            to_pairs(&a[..m * k], &mut pairs);
+            (&pairs[..], k / 2)
+        } else {
+            (a, a_row)
+        };
         for isa in isas() {
-            let layout = layout(isa, k, n);
+            let layout = layout(isa, operands, k, n);
             let mut packed = vec![f32::NAN; layout.len() + 1];
-            layout.pack(b, 0, [b_col, b_row, 0], &mut packed[1..]);
+            layout.pack_as(operands, b, 0, [b_col, b_row, 0], &mut packed[1..]);
             let mut c = vec![7.0f32; m * c_row_stride + 1];
             let out = &mut c[1..];
-            gemm_isa(isa, m, n, k, a, a_row, a_col, &packed[1..], out, c_row_stride, &epilogue);
+            let packed = &packed[1..];
+            gemm_isa(isa, operands, m, n, k, a, a_row, a_col, packed, out, c_row_stride, &epilogue);
             for i in 0..m {
                 let want: Vec<f64> = (0..n)
                     .map(|j| {
@@ -62,12 +75,12 @@ fn gemm_matches_the_naive_product() {
 #[test]
 fn relu_keeps_nan() {
     for isa in isas() {
-        let layout = layout(isa, 1, 3);
+        let layout = layout(isa, Operands::F32, 1, 3);
         let mut packed = vec![0.0; layout.len()];
         layout.pack(&[1.0, -1.0, f32::NAN], 0, [1, 3, 0], &mut packed);
         let mut c = [0.0; 3];
         let epilogue = Epilogue { act: Some(Unary::Relu), ..Epilogue::default() };
-        gemm_isa(isa, 1, 3, 1, &[2.0], 1, 1, &packed, &mut c, 3, &epilogue);
+        gemm_isa(isa, Operands::F32, 1, 3, 1, &[2.0], 1, 1, &packed, &mut c, 3, &epilogue);
         assert!(c[0] == 2.0 && c[1] == 0.0 && c[2].is_nan(), "{isa:?}: {c:?}");
     }
 }

@@ -5,9 +5,10 @@
 //! power of two apart, which taller tiles do not. Narrow panels get taller tiles, as a tile needs at least
 //! 8 sums in flight to hide the latency of two multipliers.
 
+use crate::bf16::Operands;
 #[cfg(target_arch = "x86_64")]
-use crate::simd::{Avx2, Avx512};
-use crate::simd::{Isa, Portable, Simd};
+use crate::simd::{Avx2, Avx512, Avx512Bf16, has_bf16};
+use crate::simd::{Isa, Pairs, Portable, Simd};
 
 /// Most rows of a tile.
 pub(crate) const MAX_ROWS: usize = 12;
@@ -192,6 +193,43 @@ instances!(tile_portable, Portable, , tile, Tile, TileFn,
 
 #[cfg(target_arch = "x86_64")]
 instances!(
+    tile_avx512_bf16,
+    Pairs<Avx512Bf16>,
+    [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")],
+    tile,
+    Tile,
+    TileFn,
+    (1, 1)(2, 1)(4, 1)(6, 1)(8, 1)(1, 2)(2, 2)(4, 2)(6, 2)(8, 2)(1, 3)(2, 3)(4, 3)(6, 3)(8, 3)(1, 4)(2, 4)(
+        4, 4
+    )(6, 4)
+);
+#[cfg(target_arch = "x86_64")]
+instances!(
+    tile_avx512_widened,
+    Pairs<Avx512>,
+    [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")],
+    tile,
+    Tile,
+    TileFn,
+    (1, 1)(2, 1)(4, 1)(6, 1)(8, 1)(1, 2)(2, 2)(4, 2)(6, 2)(8, 2)(1, 3)(2, 3)(4, 3)(6, 3)(8, 3)(1, 4)(2, 4)(
+        4, 4
+    )(6, 4)
+);
+#[cfg(target_arch = "x86_64")]
+instances!(
+    tile_avx2_widened,
+    Pairs<Avx2>,
+    [target_feature(enable = "avx2,fma")],
+    tile,
+    Tile,
+    TileFn,
+    (1, 1)(2, 1)(4, 1)(6, 1)(8, 1)(12, 1)(1, 2)(2, 2)(4, 2)(6, 2)
+);
+instances!(tile_portable_widened, Pairs<Portable>, , tile, Tile, TileFn,
+    (1, 1) (2, 1) (4, 1) (6, 1) (8, 1) (12, 1) (1, 2) (2, 2) (4, 2) (6, 2));
+
+#[cfg(target_arch = "x86_64")]
+instances!(
     outer_avx512,
     Avx512,
     [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")],
@@ -219,13 +257,20 @@ instances!(outer_portable, Portable, , outer_tile, OuterTile, OuterTileFn,
     (1, 2) (2, 2) (3, 2) (4, 2) (5, 2) (6, 2));
 
 /// The tile kernel of `rows` rows (one of those that [`fitting_rows`] gives) and `vectors` vectors.
-pub(crate) fn tile_fn(isa: Isa, rows: usize, vectors: usize) -> TileFn {
-    match isa {
+pub(crate) fn tile_fn(isa: Isa, operands: Operands, rows: usize, vectors: usize) -> TileFn {
+    match (isa, operands) {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => tile_avx512(rows, vectors),
+        (Isa::Avx512, Operands::F32) => tile_avx512(rows, vectors),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => tile_avx2(rows, vectors),
-        _ => tile_portable(rows, vectors),
+        (Isa::Avx512, Operands::Bf16) if has_bf16() => tile_avx512_bf16(rows, vectors),
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx512, Operands::Bf16) => tile_avx512_widened(rows, vectors),
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx2, Operands::F32) => tile_avx2(rows, vectors),
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx2, Operands::Bf16) => tile_avx2_widened(rows, vectors),
+        (_, Operands::F32) => tile_portable(rows, vectors),
+        (_, Operands::Bf16) => tile_portable_widened(rows, vectors),
     }
 }
 

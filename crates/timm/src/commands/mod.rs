@@ -401,7 +401,7 @@ fn base_name(name: &str) -> &str {
 
 /// The engine of all commands.
 pub fn engine() -> Arc<dyn timm_graph::Engine> {
-    Arc::new(CpuEngine)
+    Arc::new(CpuEngine::default())
 }
 
 /// The normalisation of a data config, for graphs that take bytes.

@@ -109,7 +109,7 @@ impl Case {
                 inputs.push((name.clone(), data));
             }
         }
-        Ok(Case { executable: CpuEngine.compile_cpu(graph)?, store, inputs, training })
+        Ok(Case { executable: CpuEngine::default().compile_cpu(graph)?, store, inputs, training })
     }
 
     /// Seconds of each of `count` runs after `warm` more.
