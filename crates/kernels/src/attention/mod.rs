@@ -209,6 +209,8 @@ unsafe fn product(
                 bias: std::ptr::null(),
                 residual: std::ptr::null(),
                 relu: false,
+                ahead: packed[panel.offset..].as_ptr().cast(),
+                ahead_step: 0,
             };
             // SAFETY: the caller's promise; rows beyond the last repeat it and are not written.
             unsafe { tile_fn(layout.isa, Operands::F32, height, panel.vectors)(&tile) };
