@@ -191,6 +191,8 @@ fn multiply(
                 bias: std::ptr::null(),
                 residual: std::ptr::null(),
                 relu: false,
+                ahead: packed[point * layout.len() + panel.offset..].as_ptr().cast(),
+                ahead_step: 0,
             };
             // SAFETY: every pointer is followed by the numbers that the tile reads or writes, as sliced above; the
             // kernel fits this machine.
