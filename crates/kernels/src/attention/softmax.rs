@@ -38,13 +38,19 @@ unsafe fn store<S: Lanes>(p: *mut f32, v: S::V, count: usize) {
     unsafe { if count == S::LANES { S::store(p, v) } else { S::store_first(p, v, count) } }
 }
 
-/// Scores as they go into the softmax; with a bias that has been added already, `x` itself.
+/// A key whose score is so far below the largest gets no weight: nothing that f32 could show beside that one's.
+const LEAST_EXPONENT: f32 = -75.0;
+
+/// The exponentials of scores less the largest; with a bias, `x` has the scores, else what they are scaled from.
 #[inline(always)]
 unsafe fn powers<S: Lanes, const BIAS: bool>(x: *const f32, n: usize, factor: S::V, centre: S::V) -> S::V {
     // SAFETY: the caller's promise.
     unsafe {
         let v = load::<S>(x, n);
-        math::exp::<S>(if BIAS { S::sub(v, centre) } else { S::sub(S::mul(v, factor), centre) })
+        let d = if BIAS { S::sub(v, centre) } else { S::sub(S::mul(v, factor), centre) };
+        // A mask of -100 would give subnormal weights, which the processor multiplies a hundred times slower.
+        let bound = S::splat(LEAST_EXPONENT);
+        S::select(S::gt(bound, d), S::zero(), math::exp::<S>(S::max(bound, d)))
     }
 }
 
