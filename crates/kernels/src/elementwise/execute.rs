@@ -9,7 +9,7 @@ use crate::threads::{self, SendPtr};
 use timm_graph::scalar::{Binary, Unary};
 
 /// Steps from which on a program is long enough to prefetch.
-const LONG: usize = 6;
+const LONG: usize = 3;
 
 /// Asks for `len` numbers from `p` on, which need not exist.
 fn prefetch(p: *const f32, len: usize) {
@@ -207,10 +207,6 @@ unsafe fn run_job(job: &Job<'_>, scratch: *mut f32) {
             for (i, input) in plan.inputs.iter().enumerate() {
                 if input.access == Access::Dense {
                     slots[i] = job.inputs[i].add(offset);
-                    // A long program leaves memory idle between its first steps: fetch for the next tile.
-                    if plan.steps.len() >= LONG {
-                        prefetch(slots[i].wrapping_add(len), len);
-                    }
                     continue;
                 }
                 if input.access == Access::Uniform {
@@ -249,10 +245,20 @@ unsafe fn run_job(job: &Job<'_>, scratch: *mut f32) {
                 }
             }
             let uniform = if tile == job.first { plan.uniform_steps.as_slice() } else { &[] };
-            for (steps, len) in [(uniform, SPLAT), (&plan.tile_steps, SPLAT), (&plan.steps, len)] {
-                for step in steps {
-                    execute(step, &slots, len);
+            for step in uniform.iter().chain(&plan.tile_steps) {
+                execute(step, &slots, SPLAT);
+            }
+            let count = plan.steps.len();
+            for (at, step) in plan.steps.iter().enumerate() {
+                // A program leaves memory idle while it works on what it has read: each step asks for its share of the
+                // next tile, as asking for all at once would wait for it.
+                if count >= LONG {
+                    let (from, to) = (len * at / count, len * (at + 1) / count);
+                    for (i, _) in plan.inputs.iter().enumerate().filter(|(_, x)| x.access == Access::Dense) {
+                        prefetch(job.inputs[i].0.wrapping_add(offset + len + from), to - from);
+                    }
                 }
+                execute(step, &slots, len);
             }
             for (o, output) in plan.outputs.iter().enumerate() {
                 if !job.direct[o] {
