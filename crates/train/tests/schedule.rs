@@ -116,7 +116,11 @@ fn every_value_of_every_plan() {
         for (t, wanted) in plan.parts().into_iter().enumerate() {
             let Some(wanted) = wanted else { continue };
             let found = schedule.at(t / updates, t as u64) / 0.05 * 1e9;
-            assert!((found - wanted as f64).abs() < 0.51, "{:?} at update {t}: {found}, timm {wanted}", plan.options);
+            assert!(
+                (found - wanted as f64).abs() < 0.51,
+                "{:?} at update {t}: {found}, timm {wanted}",
+                plan.options
+            );
             one_by_one += 1;
         }
     }

@@ -318,7 +318,9 @@ fn loss(options: &Settings) -> Result<Loss> {
     named.extend(options.loss.as_deref());
     named.dedup();
     if let [one, other, ..] = named[..] {
-        return usage(format!("{one} and {other} are two losses: leave out one of --loss, --bce-loss, --jsd-loss"));
+        return usage(format!(
+            "{one} and {other} are two losses: leave out one of --loss, --bce-loss, --jsd-loss"
+        ));
     }
     let (mixes, smoothing) = (options.augment.mixes(), options.smoothing);
     create_loss(&LossConfig {

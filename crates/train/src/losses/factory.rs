@@ -58,7 +58,8 @@ impl Rest {
     /// A weight for all classes, or one for each.
     fn weights(&mut self, name: &'static str) -> Result<Vec<f32>, TrainError> {
         self.asked.push(name);
-        let wrong = |v: &Value| TrainError::Config(format!("loss argument {name}={v} must be a number or a list"));
+        let wrong =
+            |v: &Value| TrainError::Config(format!("loss argument {name}={v} must be a number or a list"));
         match self.left.remove(name) {
             None | Some(Value::Null) => Ok(vec![]),
             Some(Value::Array(values)) => {
@@ -165,17 +166,18 @@ pub fn create_loss(config: &LossConfig) -> Result<Loss, TrainError> {
         }
         ("jsd", _) => Loss::Jsd { splits: config.jsd_splits, alpha: 12.0, smoothing },
         ("twoway" | "zlpr", _) if config.soft_targets || config.smoothing != 0.0 => {
-            return Err(wrong("needs labels that are 0 or 1: give --smoothing 0, and leave out --mixup and --cutmix"));
+            return Err(wrong(
+                "needs labels that are 0 or 1: give --smoothing 0, and leave out --mixup and --cutmix",
+            ));
         }
         ("twoway", _) => {
             Loss::TwoWay { tp: rest.number("twoway_tp", 4.0)?, tn: rest.number("twoway_tn", 1.0)? }
         }
         ("zlpr", _) => Loss::Zlpr,
         _ => {
-            let (counts, images) = config
-                .class_counts
-                .clone()
-                .ok_or_else(|| wrong("needs the number of images of each class, which this data does not say"))?;
+            let (counts, images) = config.class_counts.clone().ok_or_else(|| {
+                wrong("needs the number of images of each class, which this data does not say")
+            })?;
             let mut loss = DistributionBalancedLoss::new(counts, images);
             loss.neg_scale = rest.number("db_neg_scale", loss.neg_scale)?;
             loss.init_bias = rest.number("db_init_bias", loss.init_bias)?;
@@ -205,7 +207,8 @@ mod tests {
     fn every_name_makes_its_loss() {
         assert_eq!(create_loss(&LossConfig::default()).unwrap(), Loss::CrossEntropy { smoothing: 0.0 });
         let several = |c: &mut LossConfig| c.multi_label = true;
-        let counted = |c: &mut LossConfig| (c.multi_label, c.class_counts) = (true, Some((vec![3.0, 5.0], 9)));
+        let counted =
+            |c: &mut LossConfig| (c.multi_label, c.class_counts) = (true, Some((vec![3.0, 5.0], 9)));
         for name in LOSSES {
             match name {
                 "ce" => assert!(made(name, |_| ()).is_ok() && made(name, several).is_err()),

@@ -135,7 +135,9 @@ impl Loss {
             Loss::TwoWay { tp, tn } if *tp <= 0.0 || *tn <= 0.0 => Err(TrainError::Config(format!(
                 "the two-way loss needs temperatures above 0, not {tp} and {tn}"
             ))),
-            Loss::Distillation(Distillation { temperature, .. }) if !(*temperature > 0.0) => {
+            Loss::Distillation(Distillation { temperature, .. })
+                if temperature.is_nan() || *temperature <= 0.0 =>
+            {
                 Err(TrainError::Config(format!("kd-temperature {temperature} must be above 0")))
             }
             Loss::Distillation(Distillation { task, task_weight, distill_weight, .. }) => {
