@@ -5,11 +5,13 @@
 //! 1. [`timm_graph::rewrite`] folds what inference or training allows;
 //! 2. `plan` walks the nodes once and writes steps: images lie NHWC, reshapes and permutations are views,
 //!    elementwise nodes fuse (`fuse`), bias, residual and activation ride on the convolution or product
-//!    before them (`epilogue`), weights are packed once for each version of the store;
+//!    before them (`epilogue`), attention is one step without its matrix of scores (`attention`), weights are
+//!    packed once for each version of the store;
 //! 3. `in_place` lets elementwise steps overwrite what dies there, and updates write straight into the store;
 //! 4. `memory` gives every buffer its place in one block;
 //! 5. `run` executes: no allocation of work memory after the first run, any number of threads at once.
 
+mod attention;
 mod epilogue;
 mod fuse;
 mod in_place;
@@ -19,6 +21,7 @@ mod lower_products;
 mod memory;
 mod plan;
 mod run;
+mod strided;
 
 use std::sync::Arc;
 

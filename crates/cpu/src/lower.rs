@@ -45,7 +45,6 @@ impl Planner<'_> {
                     copy::bytes_to_f32(args.read_bytes(0), args.write(0));
                 });
             }
-            Op::Slice { axis, start, step, .. } => self.slice(id, *axis, *start, *step),
             Op::Pad { axis, before, step, value, .. } => self.pad(id, *axis, *before, *step, *value),
             Op::Concat { axis } => self.concat(id, *axis),
             Op::Gather { axis, indices } => {
@@ -182,7 +181,8 @@ impl Planner<'_> {
         (value, outer, len, inner)
     }
 
-    fn slice(&mut self, id: NodeId, axis: usize, start: usize, step: usize) {
+    /// Every `step`-th entry of an axis from `start` on.
+    pub fn slice(&mut self, id: NodeId, axis: usize, start: usize, step: usize) {
         let shape = self.graph.shape(id);
         let (value, outer, len, inner) = self.around(self.graph.node(id).inputs[0], axis);
         let layout = like(&value.layout, shape);

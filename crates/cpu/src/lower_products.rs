@@ -135,8 +135,7 @@ impl Planner<'_> {
                 depthwise::depthwise(&shape, args.read(0), args.read(1), tail.bias, tail.act, args.write(0));
             };
             (self.packed_depthwise(w), Box::new(kernel))
-        } else if shape.operands == Operands::F32 && self.fixed[w.index()] && winograd::fits(&shape) {
-            // In training the weights change with each step, and transforming them costs what it saves.
+        } else if shape.operands == Operands::F32 && winograd::fits(&shape, !self.fixed[w.index()]) {
             let pack = move |w: &[f32], packed: &mut [f32]| winograd::pack_weights(&shape, w, packed);
             let packed = self.packed(w, "winograd", winograd::packed_len(&shape), pack);
             let kernel = move |args: &Args| {
@@ -178,6 +177,15 @@ impl Planner<'_> {
                 depthwise::depthwise_input_grad(&shape, args.read(0), args.read(1), args.write(0));
             };
             (self.packed_depthwise(w), Box::new(kernel))
+        } else if shape.operands == Operands::F32 && winograd::fits_input_grad(&shape, !self.fixed[w.index()])
+        {
+            let pack =
+                move |w: &[f32], packed: &mut [f32]| winograd::pack_weights_for_input_grad(&shape, w, packed);
+            let len = winograd::input_grad_packed_len(&shape);
+            let packed = self.packed(w, &format!("winograd input grad {shape:?}"), len, pack);
+            let kernel =
+                move |args: &Args| winograd::input_grad(&shape, args.read(0), args.read(1), args.write(0));
+            (packed, Box::new(kernel))
         } else {
             let pack =
                 move |w: &[f32], packed: &mut [f32]| conv::pack_weights_for_input_grad(&shape, w, packed);

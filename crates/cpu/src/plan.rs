@@ -11,6 +11,7 @@ use std::collections::{HashMap, HashSet};
 use timm_graph::{DType, EngineError, Graph, NodeId, Op};
 use timm_kernels::bf16::Operands;
 
+use crate::attention::{self, Attentions};
 use crate::epilogue::{self, Fused};
 use crate::fuse::Groups;
 use crate::in_place;
@@ -154,6 +155,7 @@ pub(crate) struct Planner<'g> {
     pub fixed: Vec<bool>,
     /// Convolutions and products with what follows them, by the last node of the chain.
     pub fused: HashMap<NodeId, Fused>,
+    pub attentions: Attentions,
     /// Copies of values in other layouts, and packed weights, by a text that says which.
     pub derived: HashMap<(NodeId, String), Value>,
 }
@@ -194,10 +196,14 @@ impl<'g> Planner<'g> {
                 _ => node.inputs.iter().all(|x| fixed[x.index()]),
             };
         }
+        let attentions = attention::find(graph, &uses);
+        let mut fused = epilogue::find(graph, &uses);
+        fused.retain(|last, _| !attentions.absorbed.contains(last));
         Planner {
             graph,
+            fused,
+            attentions,
             precision,
-            fused: epilogue::find(graph, &uses),
             uses,
             values: vec![None; graph.nodes.len()],
             groups: Groups::new(graph.nodes.len()),
@@ -211,8 +217,9 @@ impl<'g> Planner<'g> {
     }
 
     fn walk(&mut self) -> Result<(), EngineError> {
-        let absorbed: HashSet<NodeId> =
+        let mut absorbed: HashSet<NodeId> =
             self.fused.values().flat_map(|f| f.absorbed.iter().copied()).collect();
+        absorbed.extend(&self.attentions.absorbed);
         for i in 0..self.graph.nodes.len() {
             let id = NodeId(i as u32);
             if !absorbed.contains(&id) {
@@ -227,6 +234,9 @@ impl<'g> Planner<'g> {
         let node = graph.node(id);
         if let Some(fused) = self.fused.get(&id).cloned() {
             return self.lower_fused(id, &fused);
+        }
+        if self.lower_attention(id) {
+            return Ok(());
         }
         match &node.op {
             Op::Input { name, dtype, .. } => {
@@ -249,6 +259,16 @@ impl<'g> Planner<'g> {
             | Op::Detach
             | Op::Broadcast(_)
             | Op::BatchNorm { .. } => self.join_group(id),
+            Op::Reshape(_) | Op::Permute(_) | Op::Slice { .. } => self.lower_view(id),
+            _ => self.lower(id)?,
+        }
+        Ok(())
+    }
+
+    /// A reshape, permutation or slice: another view of the same memory where that can be.
+    pub fn lower_view(&mut self, id: NodeId) {
+        let node = self.graph.node(id);
+        match &node.op {
             Op::Reshape(shape) => {
                 let x = self.value(node.inputs[0]);
                 let (x, layout) = match x.layout.reshaped(shape) {
@@ -265,9 +285,9 @@ impl<'g> Planner<'g> {
                 let layout = x.layout.permuted(order);
                 self.set(id, Value { layout, ..x });
             }
-            _ => self.lower(id)?,
+            &Op::Slice { axis, start, step, .. } => self.slice(id, axis, start, step),
+            other => unreachable!("{} is no view", other.name()),
         }
-        Ok(())
     }
 
     fn leaf(&mut self, id: NodeId, place: Place, dtype: DType) {

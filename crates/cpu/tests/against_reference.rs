@@ -406,3 +406,55 @@ fn wrong_calls_are_errors() {
     assert_eq!(message(run, &store), "input 'x' is 1 numbers of F32, the graph was traced for [2, 3] of F32");
     assert_eq!(message(run, &Store::new()), "the store has no 'w'");
 }
+
+#[test]
+fn attention() {
+    let heads = |b: &Builder, x: NodeId, n: usize, d: usize| {
+        let split = b.permute(b.reshape(x, &[2, n, 3, 2, d]), &[2, 0, 3, 1, 4]);
+        [0, 1, 2].map(|i| b.reshape(b.slice(split, 0, i, 1), &[2, 2, n, d]))
+    };
+    let attend = |b: &Builder, [q, k, v]: [NodeId; 3], bias: Option<NodeId>| {
+        let scores = b.matmul_t(b.mul_scalar(q, 0.4), k);
+        b.matmul(b.softmax(bias.map_or(scores, |bias| b.add(scores, bias))), v)
+    };
+    let merge = |b: &Builder, y: NodeId| {
+        let s = b.shape(y);
+        b.reshape(b.permute(y, &[0, 2, 1, 3]), &[s[0], s[2], s[1] * s[3]])
+    };
+    check("from one projection", &[&[2, 7, 30], &[30, 30]], |b, p| {
+        merge(b, attend(b, heads(b, b.matmul_t(p[0], p[1]), 7, 5), None))
+    });
+    for bias in [&[2, 2, 7, 7][..], &[2, 7, 7], &[1, 1, 7], &[7], &[2, 1, 1, 7], &[7, 7]] {
+        check(&format!("bias {bias:?}"), &[&[2, 7, 30], bias], |b, p| {
+            merge(b, attend(b, heads(b, p[0], 7, 5), Some(p[1])))
+        });
+    }
+    check("windows with a mask", &[&[6, 4, 12], &[3, 1, 4, 4], &[2, 4, 4]], |b, p| {
+        let split = b.permute(b.reshape(p[0], &[6, 4, 3, 2, 2]), &[2, 0, 3, 1, 4]);
+        let parts = [0, 1, 2].map(|i| b.reshape(b.slice(split, 0, i, 1), &[2, 6, 4, 2]));
+        let bias = b.reshape(b.add(p[1], p[2]), &[1, 6, 4, 4]);
+        merge(b, b.reshape(attend(b, parts, Some(bias)), &[6, 2, 4, 2]))
+    });
+    check("channels first", &[&[2, 12, 2, 3]], |b, p| {
+        let split = b.reshape(b.unary(Unary::Relu, p[0]), &[2, 2, 6, 6]);
+        let parts = [0, 2, 4].map(|i| b.permute(b.slice(split, 2, i, 2), &[0, 1, 3, 2]));
+        let y = attend(b, parts, None);
+        b.reshape(b.permute(y, &[0, 1, 3, 2]), &[2, 4, 2, 3])
+    });
+    check("one after another", &[&[2, 3, 4, 5], &[2, 3, 4, 5]], |b, p| {
+        let y = b.reshape(attend(b, [p[0], p[1], p[0]], None), &[6, 4, 5]);
+        attend(b, [y, y, b.reshape(p[1], &[6, 4, 5])], None)
+    });
+    check("keys that others read", &[&[2, 4, 3, 5]], |b, p| {
+        let parts = [0, 1, 2].map(|i| b.reshape(b.slice(p[0], 2, i, 1), &[2, 4, 5]));
+        b.add(attend(b, parts, None), b.unary(Unary::Tanh, parts[1]))
+    });
+    check("either side transposed", &[&[2, 5, 4], &[2, 5, 6], &[2, 3, 6]], |b, p| {
+        let scores = b.mul_scalar(b.push(Op::MatMul { trans_a: true, trans_b: false }, &[p[0], p[1]]), 0.5);
+        b.matmul_t(b.softmax(scores), p[2])
+    });
+    check("weights that others read", &[&[2, 5, 4], &[2, 6, 4]], |b, p| {
+        let weights = b.softmax(b.matmul_t(p[0], p[1]));
+        b.concat(&[b.matmul(weights, p[1]), weights], 2)
+    });
+}

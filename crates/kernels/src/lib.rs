@@ -9,6 +9,7 @@
 // `multiversion!` bodies that the compiler vectorises name their instruction set without using it.
 #![allow(clippy::extra_unused_type_parameters)]
 
+pub mod attention;
 pub mod bf16;
 pub mod conv;
 pub mod copy;

@@ -3,6 +3,8 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
+use crate::bf16::Operands;
+use crate::gemm::{self, Epilogue};
 use crate::lanes::Lanes;
 use crate::multiversion;
 use crate::threads::{self, SendPtr, for_each};
@@ -79,6 +81,24 @@ pub fn bandwidth() -> f64 {
     });
     black_box(&c);
     (jobs * part * 3 * size_of::<f32>()) as f64 / seconds
+}
+
+/// How many products with bf16 operands this machine takes in the time of one with `f32` operands. Processors with
+/// instructions for bf16 are no alike: some multiply twice as many, some fewer than of `f32`. Takes some milliseconds.
+pub fn bf16_gain() -> f64 {
+    let (m, n, k) = (48, 64, 512);
+    let mut out = vec![0.0; m * n];
+    let mut seconds = |operands: Operands| {
+        let a = vec![0.5; m * operands.elements(k)];
+        let mut packed = vec![0.0; gemm::gemm_packed_len(operands, k, n)];
+        gemm::pack_b(operands, k, n, &vec![0.5; k * n], n, 1, &mut packed);
+        least(Duration::from_millis(2), || {
+            let a = black_box(&a);
+            let row = operands.elements(k);
+            gemm::gemm(operands, m, n, k, a, row, 1, &packed, black_box(&mut out), n, &Epilogue::default());
+        })
+    };
+    seconds(Operands::F32) / seconds(Operands::Bf16)
 }
 
 #[cfg(test)]

@@ -130,6 +130,9 @@ pub unsafe trait Simd: Copy {
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
     /// c + a₀ · b₀ + a₁ · b₁, where each lane of a and b holds two bf16 numbers (see [`crate::bf16`]).
     unsafe fn fma_pairs(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// Asks for the cache line of `p`, any address, in the second-level cache.
+    #[inline(always)]
+    unsafe fn prefetch(_p: *const u8) {}
 }
 
 /// `S` on lanes that hold pairs of bf16 numbers: what a kernel multiplies are pairs, what it sums is `f32`.
@@ -308,6 +311,10 @@ mod x86 {
                 #[inline(always)]
                 unsafe fn fma_pairs(a: $v, b: $v, c: $v) -> $v {
                     unsafe { $fma_pairs(a, b, c) }
+                }
+                #[inline(always)]
+                unsafe fn prefetch(p: *const u8) {
+                    unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
                 }
             }
         };

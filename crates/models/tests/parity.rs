@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 use support::{FeaturesOnly, Fixture, Intermediates, Recorded, Reparameterized, Report, input_values};
-use timm_cpu::CpuEngine;
+use timm_cpu::{CpuEngine, Precision};
 use timm_graph::reference::ReferenceEngine;
 use timm_graph::{Engine, StateKind, StateSpec, Store, Tensor};
 use timm_models::init::init_tensor;
@@ -284,6 +284,40 @@ families! {
 fn test_resnet_on_the_reference() {
     let fixture = fixtures_of("resnet").into_iter().find(|fixture| fixture.model == "test_resnet");
     check_all(&fixture.expect("recorded"), &reference());
+}
+
+/// The plain model of the first fixtures of some families, in f32 and with what is multiplied rounded to bf16. Families
+/// whose fixtures are well conditioned: batch norms with random statistics make more of any rounding.
+#[test]
+fn bf16_is_near_f32() {
+    let [whole, mixed] = [Precision::F32, Precision::Bf16].map(|precision| CpuEngine { precision });
+    for family in
+        ["beit", "convnext", "deit", "swin_transformer", "swin_transformer_v2", "vision_transformer"]
+    {
+        for fixture in fixtures_of(family).iter().take(2) {
+            let x = input(fixture, fixture.input_size);
+            let args = args_of(fixture, &serde_json::Map::new());
+            let [whole, mixed] = [whole, mixed].map(|engine| {
+                let engine: Arc<dyn Engine> = Arc::new(engine);
+                model(fixture, &args, &engine, None).forward(&x).expect("forward")
+            });
+            let length = |numbers: &mut dyn Iterator<Item = f32>| {
+                numbers.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt()
+            };
+            let apart = length(&mut whole.data.iter().zip(&mixed.data).map(|(a, b)| a - b));
+            let relative = apart / length(&mut whole.data.iter().copied());
+            println!("{} {relative:.1e}", fixture.model);
+            assert!(relative > 0.0, "{}: nothing was rounded", fixture.model);
+            assert!(relative < 2e-2, "{}: {relative:.1e} from f32", fixture.model);
+            for row in 0..whole.shape[0] {
+                let best = |output: &Tensor| {
+                    let row = output.row(row);
+                    (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b]))
+                };
+                assert_eq!(best(&whole), best(&mixed), "{}: the best class of image {row}", fixture.model);
+            }
+        }
+    }
 }
 
 #[test]

@@ -216,6 +216,7 @@ pub(crate) fn forward_isa(
         packed,
         fused_taps: if fuse == Fuse::No { 1 } else { shape.kw },
         source_stride: 1,
+        copies_rows: false,
         out: SendPtr(out.as_mut_ptr()),
         epilogue,
     };
@@ -391,6 +392,7 @@ pub(crate) fn input_grad_isa(isa: Isa, shape: &ConvShape, dy: &[f32], packed: &[
         packed,
         fused_taps: 1,
         source_stride: 1,
+        copies_rows: false,
         out: SendPtr(dx.as_mut_ptr()),
         epilogue: &Epilogue::default(),
     };

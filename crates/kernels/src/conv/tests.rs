@@ -231,7 +231,7 @@ fn winograd_matches_the_naive_convolution() {
             groups: 1,
             operands: Operands::F32,
         };
-        if !winograd::fits(&shape) {
+        if !winograd::fits(&shape, false) || !winograd::fits_input_grad(&shape, false) {
             continue;
         }
         let x = random.numbers(shape.input_len());
@@ -242,6 +242,9 @@ fn winograd_matches_the_naive_convolution() {
             residual: case.is_multiple_of(3).then_some(&residual[..]),
             act: [None, Some(Unary::Relu), Some(Unary::Silu), None][case % 4],
         };
+        let dy = random.numbers(shape.output_len());
+        let mut want_dx = vec![0f64; x.len()];
+        products(&shape, |o, i, w| want_dx[i] += dy[o] as f64 * weights[w] as f64);
         let mut want = vec![0f64; shape.output_len()];
         products(&shape, |o, i, w| want[o] += x[i] as f64 * weights[w] as f64);
         for (at, sum) in want.iter_mut().enumerate() {
@@ -250,14 +253,19 @@ fn winograd_matches_the_naive_convolution() {
             *sum = epilogue.act.map_or(*sum, |act| act.eval(*sum));
         }
         for &isa in available() {
-            let got = with_isa(isa, || {
+            let (got, dx) = with_isa(isa, || {
                 let mut packed = vec![f32::NAN; winograd::packed_len(&shape)];
                 winograd::pack_weights(&shape, &weights, &mut packed);
                 let mut got = vec![f32::NAN; want.len()];
                 winograd::forward(&shape, &x, &packed, &mut got, &epilogue);
-                got
+                let mut packed = vec![f32::NAN; winograd::input_grad_packed_len(&shape)];
+                winograd::pack_weights_for_input_grad(&shape, &weights, &mut packed);
+                let mut dx = vec![f32::NAN; x.len()];
+                winograd::input_grad(&shape, &dy, &packed, &mut dx);
+                (got, dx)
             });
             assert_close(&got, &want, &format!("{isa:?} {shape:?}"));
+            assert_close(&dx, &want_dx, &format!("input gradient, {isa:?} {shape:?}"));
         }
     }
 }

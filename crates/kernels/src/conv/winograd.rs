@@ -5,6 +5,7 @@
 //! panel of output channels 16 products give 16 matrices `[tiles, panel]`, which are transformed back while they are
 //! in the first caches. Rounding errors are no larger than those of the direct way: all factors are 1 or ½.
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use timm_graph::scalar::Unary;
@@ -33,9 +34,13 @@ const JOB_NUMBERS: usize = 192 << 10;
 /// Jobs that keep a large machine busy.
 const ENOUGH_JOBS: usize = 16;
 
-/// Whether this way is open, and worth it, for a convolution.
-pub fn fits(shape: &ConvShape) -> bool {
-    shape.kh == 3
+/// Pixels from which on transforming weights anew for each run costs little of what is saved.
+const WORTH_TRANSFORMING: usize = 512;
+
+/// Whether this way is open, and worth it, for a convolution, whose weights may change with each run.
+pub fn fits(shape: &ConvShape, weights_change: bool) -> bool {
+    (!weights_change || shape.n * shape.out_h() * shape.out_w() >= WORTH_TRANSFORMING)
+        && shape.kh == 3
         && shape.kw == 3
         && shape.stride == [1, 1]
         && shape.dilation == [1, 1]
@@ -62,30 +67,130 @@ pub fn packed_len(shape: &ConvShape) -> usize {
     POINTS * layout(isa(), shape).len()
 }
 
-/// Rows of the weights' transform: a kernel row or column times these.
-const WEIGHT_ROWS: [[f32; 3]; IN] = [[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]];
-
 /// Transforms and packs `[c_out, c_in, 3, 3]` weights for [`forward`].
 ///
 /// # Panics
 /// If a slice is too short.
 pub fn pack_weights(shape: &ConvShape, weights: &[f32], packed: &mut [f32]) {
     let layout = layout(isa(), shape);
-    let count = shape.c_in * shape.c_out;
-    assert!(weights.len() >= 9 * count, "convolution: the weights are too short");
-    assert!(packed.len() >= POINTS * layout.len(), "convolution: the packed weights are too short");
-    let target = SendPtr(packed.as_mut_ptr());
-    for_each(POINTS, |point| {
-        let (rows, columns) = (WEIGHT_ROWS[point / IN], WEIGHT_ROWS[point % IN]);
-        let factors: [f32; 9] = std::array::from_fn(|tap| rows[tap / 3] * columns[tap % 3]);
-        let transformed: Vec<f32> = weights[..9 * count]
-            .chunks_exact(9)
-            .map(|kernel| kernel.iter().zip(&factors).map(|(w, f)| w * f).sum())
-            .collect();
-        // SAFETY: each point has its own part of the packed weights, whose length was checked.
-        let part = unsafe { target.slice(point * layout.len(), layout.len()) };
-        layout.pack_with(&transformed, 0, [shape.c_in, 1, 0], part, false);
+    with_plain(Layout { taps: 9, ..layout }.len(), |plain| {
+        super::pack_weights(shape, weights, plain);
+        transform_weights(&layout, plain, false, packed);
     });
+}
+
+/// The convolution of the output gradient that gives the input gradient.
+fn mirrored(shape: &ConvShape) -> ConvShape {
+    ConvShape {
+        h: shape.out_h(),
+        w: shape.out_w(),
+        c_in: shape.c_out,
+        c_out: shape.c_in,
+        pad: shape.pad.map(|pad| 2 - pad),
+        ..*shape
+    }
+}
+
+/// Whether the input gradient can be had this way.
+pub fn fits_input_grad(shape: &ConvShape, weights_change: bool) -> bool {
+    shape.kh == 3 && shape.kw == 3 && shape.pad.iter().all(|pad| *pad <= 2) && {
+        fits(&mirrored(shape), weights_change)
+    }
+}
+
+/// Numbers that [`pack_weights_for_input_grad`] writes.
+pub fn input_grad_packed_len(shape: &ConvShape) -> usize {
+    packed_len(&mirrored(shape))
+}
+
+/// Transforms and packs `[c_out, c_in, 3, 3]` weights for [`input_grad`].
+///
+/// # Panics
+/// If a slice is too short.
+pub fn pack_weights_for_input_grad(shape: &ConvShape, weights: &[f32], packed: &mut [f32]) {
+    let layout = layout(isa(), &mirrored(shape));
+    with_plain(Layout { taps: 9, ..layout }.len(), |plain| {
+        super::pack_weights_for_input_grad(shape, weights, plain);
+        transform_weights(&layout, plain, true, packed);
+    });
+}
+
+/// As [`super::input_grad`], with weights from [`pack_weights_for_input_grad`].
+///
+/// # Panics
+/// If a slice is too short, or the shape does not fit ([`fits_input_grad`]).
+pub fn input_grad(shape: &ConvShape, dy: &[f32], packed: &[f32], dx: &mut [f32]) {
+    forward(&mirrored(shape), dy, packed, dx, &Epilogue::default());
+}
+
+thread_local! {
+    /// Packed weights before they are transformed.
+    static PLAIN: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
+
+fn with_plain(len: usize, work: impl FnOnce(&mut [f32])) {
+    let mut plain = PLAIN.take();
+    if plain.len() < len {
+        plain.resize(len, 0.0);
+    }
+    work(&mut plain[..len]);
+    PLAIN.set(plain);
+}
+
+/// Input channels whose weights one job transforms.
+const WEIGHT_JOB: usize = 64;
+
+/// From `[panel][tap][c_in][lane]` to `[point][panel][c_in][lane]`; `reversed` turns the kernels by half a turn.
+fn transform_weights(layout: &Layout, plain: &[f32], reversed: bool, packed: &mut [f32]) {
+    assert!(packed.len() >= POINTS * layout.len(), "convolution: the packed weights are too short");
+    let parts = layout.inputs.div_ceil(WEIGHT_JOB);
+    let target = SendPtr(packed.as_mut_ptr());
+    for_each(layout.panels() * parts, |job| {
+        let panel = layout.panel(job / parts);
+        let width = panel.vectors * lanes(layout.isa);
+        let first = job % parts * WEIGHT_JOB;
+        let count = WEIGHT_JOB.min(layout.inputs - first) * width;
+        let from: [*const f32; 9] = std::array::from_fn(|tap| {
+            let tap = if reversed { 8 - tap } else { tap };
+            plain[9 * panel.offset + (tap * layout.inputs + first) * width..][..count].as_ptr()
+        });
+        // SAFETY: each job has its own rows of each point; `count` is whole vectors of this instruction set or wider.
+        unsafe {
+            let to: [*mut f32; POINTS] = std::array::from_fn(|point| {
+                target.slice(point * layout.len() + panel.offset + first * width, count).as_mut_ptr()
+            });
+            transform_kernels(&from, &to, count);
+        }
+    });
+}
+
+multiversion!(fn transform_kernels<S>(from: &[*const f32; 9], to: &[*mut f32; POINTS], count: usize) = transform_kernels_body);
+
+#[inline(always)]
+unsafe fn transform_kernels_body<S: Lanes>(from: &[*const f32; 9], to: &[*mut f32; POINTS], count: usize) {
+    // SAFETY: `count` numbers can be read from each tap and written to each point.
+    unsafe {
+        let half = S::splat(0.5);
+        // (a, b, c) to a, (a + b + c) / 2, (a − b + c) / 2, c.
+        let spread = |[a, b, c]: [S::V; 3]| {
+            let (outer, inner) = (S::mul(S::add(a, c), half), S::mul(b, half));
+            [a, S::add(outer, inner), S::sub(outer, inner), c]
+        };
+        let mut at = 0;
+        while at < count {
+            let n = S::LANES.min(count - at);
+            let columns: [[S::V; IN]; 3] = std::array::from_fn(|x| {
+                spread(std::array::from_fn(|y| S::load_first(from[3 * y + x].add(at), n)))
+            });
+            for y in 0..IN {
+                let row = spread(std::array::from_fn(|x| columns[x][y]));
+                for (x, value) in row.into_iter().enumerate() {
+                    S::store_first(to[y * IN + x].add(at), value, n);
+                }
+            }
+            at += S::LANES;
+        }
+    }
 }
 
 /// As [`super::forward`], with weights from [`pack_weights`].
@@ -93,7 +198,7 @@ pub fn pack_weights(shape: &ConvShape, weights: &[f32], packed: &mut [f32]) {
 /// # Panics
 /// If a slice is too short, or the shape does not [`fits`].
 pub fn forward(shape: &ConvShape, x: &[f32], packed: &[f32], out: &mut [f32], epilogue: &Epilogue) {
-    assert!(fits(shape), "convolution: no 3x3 with stride 1");
+    assert!(fits(shape, false), "convolution: no 3x3 with stride 1");
     let isa = isa();
     let layout = layout(isa, shape);
     assert!(x.len() >= shape.input_len(), "convolution: the input is too short");
@@ -191,6 +296,8 @@ fn multiply(
                 bias: std::ptr::null(),
                 residual: std::ptr::null(),
                 relu: false,
+                ahead: packed[point * layout.len() + panel.offset..].as_ptr().cast(),
+                ahead_step: 0,
             };
             // SAFETY: every pointer is followed by the numbers that the tile reads or writes, as sliced above; the
             // kernel fits this machine.

@@ -74,6 +74,9 @@ pub fn gemm(
     gemm_isa(isa(), operands, m, n, k, a, a_row_stride, a_col_stride, packed_b, c, c_row_stride, epilogue);
 }
 
+/// From so many on the columns of a transposed matrix are worth a copy.
+const MANY_COLUMNS: usize = 32;
+
 pub(crate) fn gemm_isa(
     isa: Isa,
     operands: Operands,
@@ -102,16 +105,24 @@ pub(crate) fn gemm_isa(
     );
     assert!(epilogue.bias.is_none_or(|b| b.len() >= n), "product: the bias is too short");
     assert!(epilogue.residual.is_none_or(|r| r.len() >= c_len), "product: the residual is too short");
-    let product = Product {
+    let mut product = Product {
         layout,
         operands,
         packed: packed_b,
         fused_taps: 1,
         source_stride: a_col_stride,
+        copies_rows: false,
         out: SendPtr(c.as_mut_ptr()),
         epilogue,
     };
-    product.run_rows(m, a, a_row_stride, c_row_stride);
+    let transposed = a_row_stride == 1 && a_col_stride >= m.max(MANY_COLUMNS);
+    if transposed && k >= MANY_COLUMNS && layout.panels() >= product::COPIED_PANELS {
+        product.source_stride = product.tile_rows();
+        product.copies_rows = true;
+        product.run_columns(m, a, a_col_stride, c_row_stride);
+    } else {
+        product.run_rows(m, a, a_row_stride, c_row_stride);
+    }
 }
 
 /// Where the elements of a batch of matrices stand: (b, i, j) at `b · batch + i · row + j · col`.

@@ -22,6 +22,8 @@ pub(crate) struct Product<'a> {
     pub fused_taps: usize,
     /// Numbers between consecutive input channels in the source.
     pub source_stride: usize,
+    /// Each job copies the rows that it reads.
+    pub copies_rows: bool,
     pub out: SendPtr<f32>,
     pub epilogue: &'a Epilogue<'a>,
 }
@@ -56,6 +58,8 @@ pub(crate) fn with_rows<R>(use_rows: impl FnOnce(&mut Rows) -> R) -> R {
 
 /// Multiply-adds below which a job is not worth handing to another thread.
 const SMALLEST_JOB: usize = 1 << 20;
+/// Panels that a job should run its rows through if it copies them first.
+pub(crate) const COPIED_PANELS: usize = 4;
 /// Jobs that keep a large machine busy.
 const ENOUGH_JOBS: usize = 64;
 /// Tiles of a job, when there are plenty.
@@ -89,7 +93,10 @@ impl Product<'_> {
         if panels == 0 || blocks == 0 {
             return;
         }
-        let parts = ENOUGH_JOBS.div_ceil(blocks).min(panels).min((work_per_block / SMALLEST_JOB).max(1));
+        // Jobs that copy their rows must make something of it.
+        let fewest = if self.copies_rows { COPIED_PANELS } else { 1 };
+        let most = panels.div_ceil(fewest).min((work_per_block / SMALLEST_JOB).max(1));
+        let parts = ENOUGH_JOBS.div_ceil(blocks).min(most);
         let per_part = panels.div_ceil(parts);
         let parts = panels.div_ceil(per_part);
         let job = |index: usize| {
@@ -122,22 +129,58 @@ impl Product<'_> {
         });
     }
 
+    /// Runs `count` rows that stand side by side in `source`, their numbers `source_column` apart, as in a transposed
+    /// matrix. Each job copies its rows, tile by tile: read in place, every number would come from another cache line.
+    pub fn run_columns(&self, count: usize, source: &[f32], source_column: usize, out_row: usize) {
+        let (tile_rows, inputs, outputs) = (self.tile_rows(), self.layout.inputs, self.layout.outputs);
+        debug_assert!(self.source_stride == tile_rows && self.layout.groups == 1 && self.layout.taps == 1);
+        let (blocks, per_block) = self.row_blocks(count, inputs * 4);
+        self.run(blocks, per_block.min(count) * inputs * outputs, |block, rows| {
+            let (first, mut band) = (block * per_block, std::mem::take(&mut rows.band));
+            let here = (count - first).min(per_block);
+            let len = here.div_ceil(tile_rows) * tile_rows * inputs;
+            if band.len() < len {
+                band.resize(len, 0.0);
+            }
+            for (input, numbers) in source.chunks(source_column).take(inputs).enumerate() {
+                for (tile, numbers) in numbers[first..first + here].chunks(tile_rows).enumerate() {
+                    band[(tile * inputs + input) * tile_rows..][..numbers.len()].copy_from_slice(numbers);
+                }
+            }
+            rows.fill(here, tile_rows, 1, 0, false, |row, table, _| {
+                table[0] = band[row / tile_rows * tile_rows * inputs + row % tile_rows..].as_ptr();
+                (first + row) * out_row
+            });
+            rows.band = band;
+        });
+    }
+
     /// Runs all rows of a job through a range of panels.
     fn run_panels(&self, rows: &Rows, panels: Range<usize>) {
         let isa = self.layout.isa;
         let (taps, tile_rows) = (self.taps(), self.tile_rows());
         let tiles = rows.count.div_ceil(tile_rows);
-        for panel in panels {
-            let panel = self.layout.panel(panel);
+        for index in panels {
+            let panel = self.layout.panel(index);
+            // SAFETY: a panel lies inside the packed weights, whose length the entry points check.
+            let weights = unsafe { self.packed.as_ptr().add(panel.offset) };
+            // The next panel's weights come from far, and the processor does not see them coming.
+            let (ahead, ahead_step) = if index + 1 < self.layout.panels() {
+                let next = self.layout.panel(index + 1);
+                let bytes = 4 * self.layout.taps * next.inputs * next.vectors * lanes(isa);
+                let products = tiles * self.layout.taps * panel.inputs;
+                (self.packed[next.offset..].as_ptr().cast(), bytes.div_ceil(products.max(1)))
+            } else {
+                (weights.cast::<u8>(), 0)
+            };
             let mut tile = Tile {
                 table: std::ptr::null(),
                 taps,
                 run: panel.inputs * self.fused_taps,
                 stride: self.source_stride,
                 source_offset: panel.first_input * self.source_stride,
-                // SAFETY: a panel lies inside the packed weights, whose length the entry points check.
-                weights: unsafe { self.packed.as_ptr().add(panel.offset) },
-                // SAFETY: so does its first output channel inside a row of the output.
+                weights,
+                // SAFETY: its first output channel lies inside a row of the output.
                 out: unsafe { self.out.add(panel.first_output) },
                 offsets: std::ptr::null(),
                 rows: 0,
@@ -148,6 +191,8 @@ impl Product<'_> {
                     .residual
                     .map_or(std::ptr::null(), |r| r[panel.first_output..].as_ptr()),
                 relu: self.epilogue.act == Some(Unary::Relu),
+                ahead,
+                ahead_step,
             };
             debug_assert!(panel.outputs > (panel.vectors - 1) * lanes(isa));
             for index in 0..tiles {
@@ -159,6 +204,7 @@ impl Product<'_> {
                 // SAFETY: `fill` made a table for this many rows and taps; the kernel fits this machine, as isa
                 // is what was detected; jobs write disjoint rows and channels.
                 unsafe { kernel(&tile) };
+                tile.ahead = tile.ahead.wrapping_add(ahead_step * taps * tile.run);
                 if let Some(act) = self.epilogue.act.filter(|act| *act != Unary::Relu) {
                     let offsets = &rows.offsets[first..first + tile.rows];
                     // SAFETY: these numbers were just written by this job.

@@ -73,6 +73,25 @@ fn gemm_matches_the_naive_product() {
 }
 
 #[test]
+fn transposed_left_matrices_match_the_naive_product() {
+    let mut random = Random::new(9);
+    for (m, n, k) in [(300, 300, 40), (7, 260, 200), (1, 257, 33), (64, 512, 64), (200, 40, 50)] {
+        let stride = m.max(32) + random.range(0, 9);
+        let (a, b) = (random.numbers((k - 1) * stride + m), random.numbers(k * n));
+        let want = naive(m, n, k, |i, l| a[i + l * stride], |l, j| b[l * n + j]);
+        for isa in isas() {
+            let layout = layout(isa, Operands::F32, k, n);
+            let mut packed = vec![0.0; layout.len()];
+            layout.pack(&b, 0, [1, n, 0], &mut packed);
+            let mut c = vec![0f32; m * n];
+            let plain = Epilogue::default();
+            gemm_isa(isa, Operands::F32, m, n, k, &a, 1, stride, &packed, &mut c, n, &plain);
+            assert_close(&c, &want, &format!("{isa:?} {m} {n} {k}"));
+        }
+    }
+}
+
+#[test]
 fn relu_keeps_nan() {
     for isa in isas() {
         let layout = layout(isa, Operands::F32, 1, 3);

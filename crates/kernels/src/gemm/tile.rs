@@ -39,6 +39,10 @@ pub(crate) struct Tile {
     /// As `out`, or null.
     pub residual: *const f32,
     pub relu: bool,
+    /// What tiles to come will read, asked for while this one computes: an address (if nothing, one that is near
+    /// anyway) and the bytes to move on with each product.
+    pub ahead: *const u8,
+    pub ahead_step: usize,
 }
 
 pub(crate) type TileFn = unsafe fn(&Tile);
@@ -50,6 +54,7 @@ unsafe fn tile<S: Simd, const P: usize, const V: usize>(t: &Tile) {
         let mut sums = [[S::zero(); V]; P];
         let mut weights = t.weights;
         let (run, stride) = (t.run, t.stride);
+        let mut ahead = t.ahead;
         for tap in 0..t.taps {
             let pointers = t.table.add(tap * P);
             if (*pointers).is_null() {
@@ -61,6 +66,8 @@ unsafe fn tile<S: Simd, const P: usize, const V: usize>(t: &Tile) {
             for _ in 0..run {
                 let w: [S::V; V] = std::array::from_fn(|v| S::load(weights.add(v * S::LANES)));
                 weights = weights.add(V * S::LANES);
+                S::prefetch(ahead);
+                ahead = ahead.wrapping_add(t.ahead_step);
                 for p in 0..P {
                     let x = S::splat(*rows[p].add(at));
                     for v in 0..V {

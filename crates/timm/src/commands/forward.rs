@@ -11,8 +11,9 @@ use timm_models::{ModelArgs, Network};
 use timm_train::losses::cross_entropy;
 
 use super::model_kwargs::ModelKwargs;
+use super::precision::PrecisionOptions;
 use super::pretrained::load_pretrained;
-use super::{engine, usage};
+use super::usage;
 
 /// Reads the tensor `input` (NCHW, already normalised) and writes what the model makes of it.
 ///
@@ -64,6 +65,8 @@ pub struct Options {
     /// Seed of random weights, and of dropout with --train-mode
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    #[command(flatten)]
+    precision: PrecisionOptions,
 }
 
 const OUTPUTS: [&str; 5] = ["output", "features", "forward_features", "pre_logits", "gradients"];
@@ -191,7 +194,7 @@ fn loss_and_gradients(
     let mut graph = b.finish()?;
     graph.updates.clear();
     let names: Vec<String> = graph.outputs.keys().cloned().collect();
-    let executable = engine().compile(graph)?;
+    let executable = options.precision.shared_engine().compile(graph)?;
     let inputs = [("input", InputData::F32(&input.data)), ("labels", InputData::F32(targets))];
     let run = Run { inputs: &inputs, seed: options.seed, step: 0 };
     Ok(names.into_iter().zip(executable.run(model.store(), run)?).collect())

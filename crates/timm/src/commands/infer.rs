@@ -14,7 +14,7 @@ use timm_models::ModelArgs;
 use timm_train::evaluate::Evaluator;
 use timm_train::{Batch, Pixels, Targets};
 
-use super::{Loaded, ModelOptions, at_least_one, engine, normalization, output_lost, stop_flag, usage};
+use super::{Loaded, ModelOptions, at_least_one, normalization, output_lost, stop_flag, usage};
 
 /// What to print for each image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -119,7 +119,8 @@ pub fn run(options: Options) -> Result<()> {
         true => Arc::new(model.with_args(ModelArgs { num_classes: Some(0), ..model.args().clone() })?),
         false => model,
     };
-    let mut evaluator = Evaluator::new(network, engine(), normalization(&data));
+    let mut evaluator =
+        Evaluator::new(network, options.model.precision.shared_engine(), normalization(&data));
     let [_, height, width] = data.input_size;
     let mut failures: Vec<String> = Vec::new();
     let mut results: Vec<serde_json::Value> = Vec::new();

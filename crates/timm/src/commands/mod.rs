@@ -23,6 +23,7 @@ pub mod info;
 pub mod list_models;
 pub mod list_optimizers;
 pub mod model_kwargs;
+pub mod precision;
 pub mod pretrained;
 pub mod train;
 pub mod validate;
@@ -34,11 +35,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use anyhow::{Result, bail};
-use timm::{CpuEngine, DataConfig, SavedModel};
+use timm::{DataConfig, SavedModel};
 use timm_models::{Model, ModelArgs};
 use timm_train::Normalization;
 
 use model_kwargs::{ModelKwargs, sized};
+use precision::PrecisionOptions;
 
 /// Why standard output stopped taking lines.
 static LOST: OnceLock<std::io::Error> = OnceLock::new();
@@ -91,8 +93,6 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
 
 /// Options of timm's scripts that have no counterpart here yet: asked for, they get an answer of their own.
 pub const TIMM_OPTIONS: &[&str] = &[
-    "amp",
-    "amp-dtype",
     "amp-impl",
     "aot-autograd",
     "bn-eps",
@@ -320,6 +320,8 @@ pub struct ModelOptions {
     /// Standard deviation of the pixels (0-1), one number for each channel
     #[arg(long, num_args = 3, value_name = "STD")]
     pub std: Option<Vec<f64>>,
+    #[command(flatten)]
+    pub precision: PrecisionOptions,
 }
 
 /// A model ready to run, and how to feed it.
@@ -397,11 +399,6 @@ impl ModelOptions {
 
 fn base_name(name: &str) -> &str {
     timm_models::pretrained::split_name(timm_models::pretrained::current_name(name)).0
-}
-
-/// The engine of all commands.
-pub fn engine() -> Arc<dyn timm_graph::Engine> {
-    Arc::new(CpuEngine::default())
 }
 
 /// The normalisation of a data config, for graphs that take bytes.

@@ -10,12 +10,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use timm::{CpuEngine, DataConfig, SavedModel};
+use timm::{DataConfig, SavedModel};
 use timm_data::{
     BatchSchedule, Dataset, Loader, LoaderConfig, OpenOptions, Pace, Transform, TransformConfig,
     check_same_classes, open_dataset,
 };
-use timm_graph::Engine;
 use timm_models::{Blueprint, ModelArgs};
 use timm_train::losses::{Distillation, LossConfig, create_loss};
 use timm_train::optim::Groups;
@@ -78,7 +77,8 @@ pub fn run(options: Options) -> Result<()> {
     }
 
     let metadata = SavedModel::metadata(&blueprint, &data, &classes);
-    let mut model = timm_models::Model::from_blueprint(blueprint, Arc::new(CpuEngine::default()));
+    let engine = options.precision.shared_engine();
+    let mut model = timm_models::Model::from_blueprint(blueprint, engine.clone());
     let resumed = resumed_dir(&options, &data);
     // A resumed run has its weights; the file it began with may be gone.
     if let Some(file) = options.initial_checkpoint.as_ref().filter(|_| resumed.is_none()) {
@@ -94,7 +94,7 @@ pub fn run(options: Options) -> Result<()> {
     Schedule::new(&config.schedule, config.lr, train.batches().div_ceil(config.grad_accum_steps))?;
     let (name, params) = (model.name().to_string(), model.param_count());
     let (store, outputs) = (model.store().clone(), model.num_classes());
-    let mut trainer = Trainer::new(Arc::new(model), store, Arc::new(CpuEngine::default()), config)?;
+    let mut trainer = Trainer::new(Arc::new(model), store, engine.clone(), config)?;
     if let Some(name) = &options.kd_model_name {
         trainer = trainer.with_teacher(teacher(&options, name, outputs)?);
     }
@@ -118,7 +118,7 @@ pub fn run(options: Options) -> Result<()> {
         validation.dataset().len(),
         options.batch_size
     );
-    tell!("{} · run folder {}", CpuEngine::default().name(), folder.path().display());
+    tell!("{} · run folder {}", engine.name(), folder.path().display());
     let mut progress = Progress::new(options.log_interval);
     let outcome = trainer.fit(&train, Some(&validation), Some(&folder), &mut progress, &stop)?;
     drop(progress);
@@ -362,7 +362,7 @@ fn teacher(options: &Settings, name: &str, classes: usize) -> Result<Teacher> {
     let args = ModelArgs { num_classes: Some(classes), seed: options.seed, ..ModelArgs::default() };
     let blueprint = Blueprint::new(name, &args).with_context(|| "--kd-model-name")?;
     let normalization = normalization(&DataConfig::from(&blueprint));
-    let engine: Arc<dyn Engine> = Arc::new(CpuEngine::default());
+    let engine = options.precision.shared_engine();
     let mut model = timm_models::Model::from_blueprint(blueprint, engine.clone());
     match &options.kd_checkpoint {
         Some(file) => {
@@ -382,7 +382,7 @@ fn teacher(options: &Settings, name: &str, classes: usize) -> Result<Teacher> {
 fn plot_lr(options: &Settings, file: &Path, blueprint: Blueprint, updates_per_epoch: usize) -> Result<()> {
     let config = train_config(options, &data_config(options, &blueprint)?)?;
     let schedule = Schedule::new(&config.schedule, config.lr, updates_per_epoch)?;
-    let model = timm_models::Model::from_blueprint(blueprint, Arc::new(CpuEngine::default()));
+    let model = timm_models::Model::from_blueprint(blueprint, options.precision.shared_engine());
     let shares = match config.optimizer.layer_decay {
         Some(_) => Groups::new(&config.optimizer, &model)?.lr_scales.into_values().collect(),
         None => vec![1.0],

@@ -15,7 +15,7 @@ use timm_train::evaluate::Evaluator;
 
 use super::data_options::ReaderOptions;
 use super::{
-    Loaded, ModelOptions, at_least_one, engine, list_failures, normalization, stop_flag, threads, usage, warn,
+    Loaded, ModelOptions, at_least_one, list_failures, normalization, stop_flag, threads, usage, warn,
 };
 
 /// Examples:
@@ -107,7 +107,8 @@ pub fn run(options: Options) -> Result<()> {
     }
     bar.set_style(ProgressStyle::with_template("validating {bar:30} {pos}/{len} batches, {eta} left")?);
     let start = Instant::now();
-    let mut evaluator = Evaluator::new(Arc::new(model), engine(), normalization(&data));
+    let mut evaluator =
+        Evaluator::new(Arc::new(model), options.model.precision.shared_engine(), normalization(&data));
     let mut progress = |done: usize| bar.set_position(done as u64);
     let measured = match extras.real.is_some() || extras.valid.is_some() {
         true => measure::run(&mut evaluator, &store, &loader, &extras, &stop_flag(), &mut progress)?,

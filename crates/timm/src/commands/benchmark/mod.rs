@@ -18,6 +18,7 @@ use timm_train::step::{ImageSpec, Phase, Step};
 use timm_train::{Loss, OptimizerConfig, create_optimizer};
 
 use super::model_kwargs::{ModelKwargs, sized};
+use super::precision::PrecisionOptions;
 use super::pretrained::load_pretrained;
 use super::{at_least_one, normalization, sizes, usage};
 
@@ -69,6 +70,8 @@ pub struct Options {
     /// Batches measured
     #[arg(long, default_value = "10", value_parser = at_least_one, value_name = "N")]
     num_bench_iter: usize,
+    #[command(flatten)]
+    precision: PrecisionOptions,
     /// Optimizer of the training steps, and of `--bench update`
     #[arg(long, default_value = "sgd", value_name = "NAME")]
     opt: String,
@@ -90,7 +93,7 @@ struct Case {
 }
 
 impl Case {
-    fn new(graph: Graph, model: &Model, batch: usize) -> Result<Self> {
+    fn new(graph: Graph, model: &Model, batch: usize, engine: CpuEngine) -> Result<Self> {
         let training = !graph.updates.is_empty();
         let mut store = model.store().clone();
         for (name, spec) in graph.states.iter() {
@@ -113,7 +116,7 @@ impl Case {
                 inputs.push((name.clone(), data));
             }
         }
-        Ok(Case { executable: CpuEngine::default().compile_cpu(graph)?, store, inputs, training })
+        Ok(Case { executable: engine.compile_cpu(graph)?, store, inputs, training })
     }
 
     /// Seconds of each of `count` runs after `warm` more.
@@ -223,7 +226,7 @@ fn measure(name: &str, options: &Options) -> Result<serde_json::Value> {
         data.input_size = [data.input_size[0], height, width];
     }
     let [channels, height, width] = data.input_size;
-    let batch = options.batch_size;
+    let (batch, engine) = (options.batch_size, options.precision.engine());
     let mut result = serde_json::Map::new();
     let mut put = |key: &str, value: serde_json::Value| result.insert(key.to_string(), value);
     let size = if height == width { json!(height) } else { json!([height, width]) };
@@ -270,7 +273,7 @@ fn measure(name: &str, options: &Options) -> Result<serde_json::Value> {
         }
     };
     if matches!(options.bench, Bench::Inference | Bench::Both) {
-        let mut case = Case::new(graph, &model, batch)?;
+        let mut case = Case::new(graph, &model, batch, engine)?;
         let seconds = median(case.times(options.num_warm_iter, options.num_bench_iter)?);
         show("inference", seconds, 1.0);
         put("infer_samples_per_sec", json!(round(batch as f64 / seconds)));
@@ -304,7 +307,7 @@ fn measure(name: &str, options: &Options) -> Result<serde_json::Value> {
         };
         let images = ImageSpec { size: [batch, height, width, channels], dtype: DType::F32 };
         let graph = step.write(images, Phase::Whole)?.0;
-        let mut case = Case::new(graph, &model, batch)?;
+        let mut case = Case::new(graph, &model, batch, engine)?;
         let seconds = median(case.times(options.num_warm_iter, options.num_bench_iter)?);
         show("train", seconds, 3.0);
         put("train_samples_per_sec", json!(round(batch as f64 / seconds)));

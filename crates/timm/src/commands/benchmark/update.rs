@@ -92,7 +92,7 @@ pub fn measure(model: &Model, options: &Options) -> Result<Cost> {
         graph.nodes.iter().filter(|n| matches!(n.op, timm_graph::Op::Input { .. })).map(|n| n.len()).sum();
     let states: usize = graph.states.keys().map(size).sum();
     let updated: usize = graph.updates.keys().map(size).sum();
-    let mut case = Case::new(graph, model, 1)?;
+    let mut case = Case::new(graph, model, 1, options.precision.engine())?;
     for (stream, (name, data)) in case.inputs.iter_mut().enumerate() {
         if name.starts_with("gradient.") || name.starts_with("hessian.") {
             let number = |i| (uniform_at(stream as u64, i) - 0.5) * 1e-2;

@@ -8,6 +8,7 @@ use serde::Serialize;
 use timm::DataConfig;
 
 use crate::commands::data_options::{AugmentOptions, ReaderOptions};
+use crate::commands::precision::PrecisionOptions;
 use crate::commands::{at_least_one, shell_word, threads, usage};
 
 /// Without DATA this trains timm's test_resnet on the embedded digits: 8 epochs, over 99 % top-1.
@@ -74,6 +75,9 @@ pub struct Options {
     /// Start from these weights; first convolution and classifier are fitted as timm does
     #[arg(long, value_name = "FILE", help_heading = "Model")]
     pub initial_checkpoint: Option<PathBuf>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub precision: PrecisionOptions,
     /// Dropout before the classifier
     #[arg(long, value_name = "RATE", help_heading = "Model")]
     pub drop: Option<f64>,

@@ -1,0 +1,219 @@
+//! Attention without its matrix of scores in memory.
+//!
+//! For each head the keys are packed once; then the scores of a few queries at a time are computed against all
+//! keys into scratch that stays in the cache, their softmax is taken there, and the values are summed with it.
+//! Queries, keys and values are read where they stand, by strides, so that the projection before needs no
+//! transpose, and the result is written where the projection after reads it.
+
+mod softmax;
+#[cfg(test)]
+mod tests;
+
+use crate::bf16::Operands;
+use crate::gemm::product::tile_height;
+use crate::gemm::tile::{MAX_ROWS, Tile, best_rows, tile_fn};
+use crate::pack::Layout;
+use crate::scratch::with_scratch;
+use crate::simd::isa;
+use crate::threads::{SendPtr, for_each};
+
+/// One matrix for each head: element (i, j) of head h at `offsets[h] + i · row + j · col`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Heads {
+    pub offsets: Vec<usize>,
+    pub row: usize,
+    pub col: usize,
+}
+
+impl Heads {
+    fn check(&self, what: &str, heads: usize, rows: usize, cols: usize, len: usize) {
+        assert_eq!(self.offsets.len(), heads, "attention: one matrix of {what} for each head");
+        let reach = (rows - 1) * self.row + (cols - 1) * self.col;
+        let end = self.offsets.iter().max().map_or(0, |o| o + reach + 1);
+        assert!(end <= len, "attention: {what} reach to {end} of {len}");
+    }
+}
+
+/// softmax(scale · q · kᵀ + bias) · v for each head: q `[queries, dim]`, k `[keys, dim]`, v `[keys, width]`, bias
+/// `[queries, keys]`, result `[queries, width]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Attention {
+    pub queries: usize,
+    pub keys: usize,
+    pub dim: usize,
+    pub width: usize,
+    pub scale: f32,
+    pub q: Heads,
+    pub k: Heads,
+    pub v: Heads,
+    /// Its columns are adjacent.
+    pub bias: Option<Heads>,
+    /// Its columns are adjacent, and no two elements share a place.
+    pub out: Heads,
+}
+
+/// Queries whose scores are computed at a time: whole tiles of every height.
+const BLOCK: usize = 24;
+/// Heads and blocks of queries are cut into at least this many jobs where there is enough to do.
+const ENOUGH_JOBS: usize = 32;
+/// Multiply-adds that a job should have at least.
+const SMALLEST_JOB: usize = 1 << 20;
+
+impl Attention {
+    /// Multiply-adds of one query.
+    fn query_work(&self) -> usize {
+        self.keys * (self.dim + self.width)
+    }
+
+    /// Heads of a job and jobs that share a head, by shape alone.
+    fn cut(&self) -> (usize, usize) {
+        let heads = self.q.offsets.len();
+        let per_head = self.query_work() * self.queries;
+        let together = (SMALLEST_JOB / per_head.max(1)).clamp(1, heads.div_ceil(ENOUGH_JOBS));
+        let most = (per_head / SMALLEST_JOB).max(1).min(self.queries.div_ceil(2 * BLOCK));
+        (together, ENOUGH_JOBS.div_ceil(heads).min(most))
+    }
+
+    fn key_layout(&self) -> Layout {
+        Layout { isa: isa(), groups: 1, inputs: self.dim, outputs: self.keys, taps: 1 }
+    }
+
+    fn value_layout(&self) -> Layout {
+        Layout { isa: isa(), groups: 1, inputs: self.keys, outputs: self.width, taps: 1 }
+    }
+
+    fn check(&self, q: &[f32], k: &[f32], v: &[f32], bias: Option<&[f32]>, out: &[f32]) {
+        let heads = self.q.offsets.len();
+        self.q.check("queries", heads, self.queries, self.dim, q.len());
+        self.k.check("keys", heads, self.keys, self.dim, k.len());
+        self.v.check("values", heads, self.keys, self.width, v.len());
+        self.out.check("results", heads, self.queries, self.width, out.len());
+        assert!(self.out.col == 1 || self.width == 1, "attention: the result's columns must be adjacent");
+        assert_eq!(self.bias.is_some(), bias.is_some(), "attention: a bias and where it stands");
+        if let (Some(at), Some(bias)) = (&self.bias, bias) {
+            at.check("biases", heads, self.queries, self.keys, bias.len());
+            assert!(at.col == 1 || self.keys == 1, "attention: the bias's columns must be adjacent");
+        }
+    }
+}
+
+/// Runs a forward pass. `log_sums`, if given, gets the logarithm of each query's sum of exponentials,
+/// `[heads, queries]`, which the backward pass needs.
+///
+/// # Panics
+/// If a slice is too short or columns that must be adjacent are not.
+pub fn forward(
+    a: &Attention,
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    bias: Option<&[f32]>,
+    out: &mut [f32],
+    log_sums: Option<&mut [f32]>,
+) {
+    let heads = a.q.offsets.len();
+    if heads == 0 || a.queries == 0 || a.keys == 0 || a.width == 0 {
+        return;
+    }
+    a.check(q, k, v, bias, out);
+    let (target, log_sums) = (
+        SendPtr(out.as_mut_ptr()),
+        log_sums.map(|l| {
+            assert!(l.len() >= heads * a.queries, "attention: one logarithm for each query");
+            SendPtr(l.as_mut_ptr())
+        }),
+    );
+    let (keys, values) = (a.key_layout(), a.value_layout());
+    let (together, parts) = a.cut();
+    let per_part = a.queries.div_ceil(parts).next_multiple_of(BLOCK);
+    let row = a.keys.next_multiple_of(16);
+    let lengths = [keys.len(), values.len(), BLOCK * row];
+    for_each(heads.div_ceil(together) * parts, |job| {
+        let (group, part) = (job / parts, job % parts);
+        with_scratch(lengths.iter().sum(), |scratch| {
+            let (packed_keys, rest) = scratch.split_at_mut(lengths[0]);
+            let (packed_values, scores) = rest.split_at_mut(lengths[1]);
+            for head in group * together..heads.min((group + 1) * together) {
+                keys.pack_with(&k[a.k.offsets[head]..], 0, [a.k.row, a.k.col, 0], packed_keys, false);
+                values.pack_with(&v[a.v.offsets[head]..], 0, [a.v.col, a.v.row, 0], packed_values, false);
+                let end = a.queries.min((part + 1) * per_part);
+                for first in (part * per_part..end).step_by(BLOCK) {
+                    let count = BLOCK.min(end - first);
+                    let from = q[a.q.offsets[head] + first * a.q.row..].as_ptr();
+                    // SAFETY: `check` made sure that every row of every matrix lies inside its slice; jobs write
+                    // disjoint rows; the scratch has room for a block of scores.
+                    unsafe {
+                        product(
+                            &keys,
+                            packed_keys,
+                            count,
+                            from,
+                            [a.q.row, a.q.col],
+                            scores.as_mut_ptr(),
+                            row,
+                        );
+                        for i in 0..count {
+                            let bias = a.bias.as_ref().zip(bias).map_or(std::ptr::null(), |(at, bias)| {
+                                bias[at.offsets[head] + (first + i) * at.row..].as_ptr()
+                            });
+                            let log_sum =
+                                softmax::scaled(scores.as_mut_ptr().add(i * row), a.keys, a.scale, bias);
+                            if let Some(log_sums) = log_sums {
+                                *log_sums.add(head * a.queries + first + i) = log_sum;
+                            }
+                        }
+                        let to = target.add(a.out.offsets[head] + first * a.out.row);
+                        product(&values, packed_values, count, scores.as_ptr(), [row, 1], to, a.out.row);
+                    }
+                }
+            }
+        });
+    });
+}
+
+/// `count` rows times a packed matrix, on this thread: row i of the left side from `from + i · strides[0]`, its
+/// numbers `strides[1]` apart, to `to + i · to_row`.
+///
+/// # Safety
+/// The packed matrix fits its layout; all rows are readable and writable.
+unsafe fn product(
+    layout: &Layout,
+    packed: &[f32],
+    count: usize,
+    from: *const f32,
+    strides: [usize; 2],
+    to: *mut f32,
+    to_row: usize,
+) {
+    let tile_rows = best_rows(layout.isa, layout.widest());
+    for index in 0..layout.panels() {
+        let panel = layout.panel(index);
+        for first in (0..count).step_by(tile_rows) {
+            let rows = tile_rows.min(count - first);
+            let height = tile_height(rows, tile_rows);
+            let at = |i: usize| first + i.min(rows - 1);
+            let table: [*const f32; MAX_ROWS] =
+                std::array::from_fn(|i| from.wrapping_add(at(i) * strides[0]));
+            let offsets: [usize; MAX_ROWS] = std::array::from_fn(|i| at(i) * to_row);
+            let tile = Tile {
+                table: table.as_ptr(),
+                taps: 1,
+                run: panel.inputs,
+                stride: strides[1],
+                source_offset: 0,
+                weights: packed[panel.offset..].as_ptr(),
+                out: to.wrapping_add(panel.first_output),
+                offsets: offsets.as_ptr(),
+                rows,
+                width: panel.outputs,
+                bias: std::ptr::null(),
+                residual: std::ptr::null(),
+                relu: false,
+                ahead: packed[panel.offset..].as_ptr().cast(),
+                ahead_step: 0,
+            };
+            // SAFETY: the caller's promise; rows beyond the last repeat it and are not written.
+            unsafe { tile_fn(layout.isa, Operands::F32, height, panel.vectors)(&tile) };
+        }
+    }
+}
