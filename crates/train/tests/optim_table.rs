@@ -188,7 +188,13 @@ The names that `--opt` takes, those of timm 1.0.31; `lookahead_` before any of t
   that tensor's largest magnitude; timm in f64, we in f64 and on the CPU engine in f32. The gradients have mixed
   magnitudes, are zero for a while for one parameter, and huge once for another. `bnb…` names are compared with
   bitsandbytes' own code instead (`crates/train/tests/optim_blockwise.rs`): parameters within 1e-5, at most one state in a
-  thousand one code away.
+  thousand one code away. timm's own defaults are coarser than that where it computes in bf16, which we do not: after the
+  same steps `muon` is 5e-4 from itself in f64, `nmuon` 3e-4, `adamuon` 1e-3, `adafactorbv` 9e-4
+  (`tools/optim_matrix_fixtures.py --bf16`).
+
+An update is one pass over memory where no number of it depends on a whole tensor: SGD with momentum moves 20 bytes for
+each parameter and AdamW 28, the least there is; LAMB, with its norms, moves 52. `timm benchmark --bench update --opt NAME`
+measures that against the memory's bandwidth, `tools/compare_optimizers.py` beside PyTorch.
 
 | Names | What it is | Paper | Defaults | State | Bytes | f64 | f32 |
 |---|---|---|---|---|---|---|---|

@@ -46,6 +46,12 @@ pub fn run(options: Options) -> Result<()> {
     let name = options.reader.name(options.data());
     let open = OpenOptions { num_samples: options.train_num_samples, ..reader.clone() };
     let train_set = open_dataset(&name, &options.train_split, &open)?;
+    if train_set.is_multi_label() {
+        return usage(
+            "the images of this data have any number of labels: what validates such training is not there yet; \
+             take one label an image, or the losses of timm_train::losses in a loop of your own",
+        );
+    }
     warn(&*train_set);
     let classes = train_set.class_names().to_vec();
     // Validation takes its labels from the training classes, whatever folders it has.
