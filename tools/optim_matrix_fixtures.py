@@ -3,6 +3,7 @@
 crates/train/tests/data/optim_matrix.json.gz.
 
     python tools/optim_matrix_fixtures.py
+    python tools/optim_matrix_fixtures.py --bf16    # records nothing: how coarse timm's own defaults in bf16 are
 
 Needs torch and timm. Everything is computed in f64, also where timm itself would use less (Muon's iterations in bf16,
 Kron's triangular solves in f32). Random numbers are those of our graphs: SplitMix64 by seed, step, stream and index.
@@ -11,6 +12,7 @@ Kron's triangular solves in f32). Random numbers are those of our graphs: SplitM
 import gzip
 import json
 import math
+import sys
 from pathlib import Path
 
 import torch
@@ -216,6 +218,19 @@ def run(case, seed):
     return dict(case, seed=seed, lrs=lrs, end={n: floats(p) for n, p in named}, state=states(named, optimizer))
 
 
+def print_bf16():
+    """How far timm's defaults are from themselves in f64, after the same steps, relative to the largest weight."""
+    wide = {}
+    for opt in ("muon", "nmuon", "adamuon", "adafactorbv"):
+        wide[opt] = run(dict(opt=opt, weight_decay=0.05), 0)["end"]
+    in_f64()
+    for opt, coarse in wide.items():
+        kwargs = dict(momentum_dtype="float32") if opt == "adafactorbv" else {}
+        fine = run(dict(opt=opt, weight_decay=0.05, kwargs=kwargs), 0)["end"]
+        worst = max(max(abs(a - b) for a, b in zip(coarse[n], fine[n])) / max(map(abs, fine[n])) for n in fine)
+        print(f"{opt:<12} {worst:.1e}")
+
+
 def a_seed_that_balances():
     """One with which some parameter of two axes is balanced within the twenty steps."""
     wide = [name for name, shape in SHAPES.items() if len(shape) > 1]
@@ -286,6 +301,8 @@ def second_order(case, seed):
 
 
 def main():
+    if "--bf16" in sys.argv[1:]:
+        return print_bf16()
     in_f64()
     seed = a_seed_that_balances()
     generator = torch.Generator().manual_seed(7)

@@ -4,8 +4,9 @@
     python tools/schedule_fixtures.py
 
 Each plan: the arguments of create_scheduler_v2 that differ from its defaults, the total of epochs, and `step` of each
-t = 0, 1, 2 ... in epochs, or for plans in updates the sum of each 25 consecutive values; null where timm fails. At t = 0 there is no noise, as
-a run of train.py begins without. A plateau also has its metrics.
+t = 0, 1, 2 ... in epochs; null where timm fails. At t = 0 there is no noise, as a run of train.py begins without. Plans in
+updates have the sum of each 25 consecutive values, and each value as a whole number of 1e-9 of the rate, of which third
+differences are kept: they pack well. A plateau also has its metrics.
 """
 
 import gzip
@@ -22,6 +23,7 @@ from timm.scheduler.plateau_lr import PlateauLRScheduler
 OUT = Path(__file__).resolve().parent.parent / "crates/train/tests/data/schedule_grid.json.gz"
 UPDATES = 5
 BLOCK = 25
+LR = 0.05
 warnings.simplefilter("ignore")
 
 
@@ -52,7 +54,7 @@ def plans():
 
 
 def optimizer():
-    return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.05)
+    return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=LR)
 
 
 def record(options):
@@ -73,10 +75,15 @@ def record(options):
                 continue
         rate = (used.optimizer if used is not None else sgd).param_groups[0]["lr"]
         values.append(None if isinstance(rate, complex) else rate)
+    each = None
     if updates > 1:
+        each = [None if v is None else round(v / LR * 1e9) for v in values]
+        for _ in range(3):
+            # A gap makes the differences across it start anew.
+            each = [v if v is None or i == 0 or each[i - 1] is None else v - each[i - 1] for i, v in enumerate(each)]
         blocks = [values[i:i + BLOCK] for i in range(0, len(values), BLOCK)]
         values = [None if None in block else sum(block) for block in blocks]
-    return dict(options=options, total_epochs=int(total), values=values)
+    return dict(options=options, total_epochs=int(total), values=values, each=each)
 
 
 def plateaus():

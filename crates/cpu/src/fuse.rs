@@ -182,6 +182,24 @@ impl Planner<'_> {
         out
     }
 
+    /// The operand of a square that is not computed yet, for a reader that squares it itself; none where that would
+    /// have to be stored for this reader alone.
+    pub fn squared(&mut self, id: NodeId) -> Option<Value> {
+        let node = self.graph.node(id);
+        self.groups.of[id.index()]?;
+        let (&[x], Op::Unary(Unary::Square)) = (node.inputs.as_slice(), &node.op) else { return None };
+        if let Some(g) = self.groups.of[x.index()] {
+            let members = self.groups.groups[g].members.iter();
+            let readers = members.flat_map(|m| &self.graph.node(*m).inputs);
+            let inside = readers.filter(|input| **input == x).count() as u32;
+            if self.uses[x.index()] <= inside + self.groups.peeked[x.index()] {
+                return None;
+            }
+        }
+        self.groups.peeked[id.index()] += 1;
+        Some(self.value(x))
+    }
+
     /// Members of an open group that `id` needs, itself last; empty when `id` should be computed first.
     fn peek(&mut self, id: NodeId, layout: &Layout) -> Vec<NodeId> {
         let Some(g) = self.groups.of[id.index()] else { return Vec::new() };

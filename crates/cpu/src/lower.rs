@@ -258,6 +258,17 @@ impl Planner<'_> {
             self.set(id, Value { layout: Layout::row_major(&node.shape), ..sums });
             return;
         }
+        let whole = node.shape.iter().product::<usize>() == 1;
+        if let (true, ReduceOp::Sum | ReduceOp::Mean) = (whole, op)
+            && let Some(value) = self.squared(x)
+        {
+            let count = if op == ReduceOp::Mean { value.layout.len() } else { 1 };
+            let layout = like(&value.layout, &node.shape);
+            self.simple("sum of squares", id, vec![value], layout, move |args| {
+                args.write(0)[0] = reduce::total(args.read(0), true) * (1.0 / count as f32);
+            });
+            return;
+        }
         let value = self.value(x);
         let dims = value.layout.dims();
         let mask: Vec<bool> = value.layout.order.iter().map(|a| axes.contains(a)).collect();

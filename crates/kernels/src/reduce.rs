@@ -16,6 +16,8 @@ pub enum Reduction {
 const CHUNK: usize = 512;
 /// Columns of a job.
 const BLOCK: usize = 256;
+/// Numbers of a job where all numbers make one sum.
+const PART: usize = 1 << 16;
 
 /// Reduces the axes of a dense `src` of `dims` that `mask` marks; `dst` is dense over the others.
 ///
@@ -59,11 +61,27 @@ pub fn reduce(kind: Reduction, dims: &[usize], mask: &[bool], src: &[f32], dst: 
     }
 }
 
+/// Sum of all numbers, or of their squares: in parts of one length, so that the number of threads does not matter.
+pub fn total(src: &[f32], squares: bool) -> f32 {
+    let mut sums = vec![0f64; src.len().div_ceil(PART)];
+    let target = SendPtr(sums.as_mut_ptr());
+    for_each(sums.len(), |job| {
+        let part = &src[job * PART..src.len().min((job + 1) * PART)];
+        // SAFETY: one job writes each sum; kernels run only what this machine has.
+        unsafe { *target.add(job) = if squares { sum_squares(part) } else { sum_part(part) } };
+    });
+    sums.iter().sum::<f64>() as f32
+}
+
 /// `[outer, len, inner]` to `[outer, inner]`; a mean is only summed.
 fn middle(kind: Reduction, [outer, len, inner]: [usize; 3], src: &[f32], dst: &mut [f32]) {
     assert_eq!(dst.len(), outer * inner, "reduce: the result's length");
     let max = kind == Reduction::Max;
     let target = SendPtr(dst.as_mut_ptr());
+    if inner == 1 && outer == 1 && !max {
+        dst[0] = total(src, false);
+        return;
+    }
     if inner == 1 {
         let rows_per_job = (16_384 / len.max(1)).max(1);
         for_each(outer.div_ceil(rows_per_job), |job| {
@@ -92,18 +110,38 @@ crate::multiversion!(fn sum_row<S>(row: &[f32]) -> f32 = sum_row_body);
 
 #[inline(always)]
 unsafe fn sum_row_body<S: Lanes>(row: &[f32]) -> f32 {
+    sum_of(row, |x| x) as f32
+}
+
+crate::multiversion!(fn sum_part<S>(row: &[f32]) -> f64 = sum_part_body);
+
+#[inline(always)]
+unsafe fn sum_part_body<S: Lanes>(row: &[f32]) -> f64 {
+    sum_of(row, |x| x)
+}
+
+crate::multiversion!(fn sum_squares<S>(row: &[f32]) -> f64 = sum_squares_body);
+
+#[inline(always)]
+unsafe fn sum_squares_body<S: Lanes>(row: &[f32]) -> f64 {
+    sum_of(row, |x| x * x)
+}
+
+#[inline(always)]
+fn sum_of(row: &[f32], value: impl Fn(f32) -> f32) -> f64 {
     let mut total = 0f64;
     for chunk in row.chunks(CHUNK * 16) {
         let mut acc = [0f32; 64];
         let mut parts = chunk.chunks_exact(64);
         for part in &mut parts {
             for i in 0..64 {
-                acc[i] += part[i];
+                acc[i] += value(part[i]);
             }
         }
-        total += acc.iter().chain(parts.remainder()).map(|&x| x as f64).sum::<f64>();
+        let rest = parts.remainder().iter().map(|&x| value(x));
+        total += acc.into_iter().chain(rest).map(|x| x as f64).sum::<f64>();
     }
-    total as f32
+    total
 }
 
 crate::multiversion!(fn max_row<S>(row: &[f32]) -> f32 = max_row_body);
@@ -154,6 +192,23 @@ unsafe fn max_columns_body<S: Simd>(rows: &[f32], len: usize, stride: usize, out
 mod tests {
     use super::*;
     use crate::testing::{Random, assert_close};
+
+    #[test]
+    fn totals_match_f64_at_any_length_and_number_of_threads() {
+        let mut random = Random::new(12);
+        for len in [0, 1, 63, 8193, PART - 1, PART, 2 * PART + 777] {
+            let x = random.numbers(len);
+            for squares in [false, true] {
+                let value = |x: f32| if squares { (x as f64).powi(2) } else { x as f64 };
+                let wanted: f64 = x.iter().map(|&x| value(x)).sum();
+                let size: f64 = x.iter().map(|&x| value(x).abs()).sum();
+                let found = total(&x, squares);
+                assert!((found as f64 - wanted).abs() <= 1e-6 * size, "{len} {squares}: {found}, {wanted}");
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
+                assert_eq!(pool.install(|| total(&x, squares)).to_bits(), found.to_bits());
+            }
+        }
+    }
 
     #[test]
     fn any_axes_match_nested_loops() {

@@ -7,6 +7,7 @@
 //! - [`schedule`]: the learning rate as a function of time
 //! - [`step`]: puts a step's graph together
 //! - [`batch`]: what the loop eats
+//! - [`teacher`]: a network whose logits another one learns
 //! - [`trainer`]: the loop; [`evaluate`](fn@evaluate) measures a network
 //! - [`checkpoint`]: a run's folder, written so that a kill at any moment loses nothing
 //!
@@ -48,6 +49,7 @@ pub mod losses;
 pub mod optim;
 pub mod schedule;
 pub mod step;
+pub mod teacher;
 pub mod trainer;
 
 pub use batch::{Batch, Batches, Pixels, Targets};
@@ -59,6 +61,7 @@ pub use losses::Loss;
 pub use optim::{Clip, OptimizerConfig, create_optimizer, list_optimizers, scaled_lr};
 pub use schedule::{PlateauState, Schedule, ScheduleConfig};
 pub use step::Normalization;
+pub use teacher::Teacher;
 pub use trainer::{
     EpochReport, EvalMetric, Observer, Outcome, StepReport, TrainConfig, Trainer, initial_store,
 };

@@ -111,10 +111,17 @@ impl Step<'_> {
         };
         let loss = self.loss.write(&b, logits, targets);
         b.output("loss", loss);
-        let graph = b.finish()?;
+        let mut graph = b.finish()?;
 
+        let frozen_norms = self.groups.freeze_batch_norms(&mut graph);
         let mut parameters = parameters(&graph);
-        parameters.retain(|name, _| self.groups.trains(name));
+        parameters.retain(|name, _| {
+            let module = name.rsplit_once('.').map_or("", |(module, _)| module);
+            self.groups.trains(name) && !frozen_norms.contains(module)
+        });
+        if parameters.is_empty() {
+            return Err(TrainError::Config("no parameter is left to train: freeze less".into()));
+        }
         let model: Vec<(String, StateSpec)> =
             graph.states.iter().map(|(name, spec)| (name.clone(), spec.clone())).collect();
         let written = graph.updates.clone();

@@ -13,8 +13,10 @@ use timm_models::network::Network;
 use crate::batch::{Batch, Batches, Pixels, Targets};
 use crate::checkpoint::{RunFolder, State, SummaryRow};
 use crate::evaluate::{EvalMetrics, Evaluator, check_labels};
+use crate::losses::TEACHER;
 use crate::optim::{Clip, Groups, Optimizer, OptimizerConfig, create_optimizer, scalar_input};
 use crate::step::{EMA_SHARE, ImageSpec, Normalization, Phase, Step};
+use crate::teacher::Teacher;
 use crate::{EmaConfig, Loss, Schedule, ScheduleConfig, TrainError, ema};
 
 /// The number that says which epoch is best.
@@ -180,6 +182,7 @@ pub struct Trainer {
     groups: Groups,
     plans: HashMap<(Phase, u32, ImageSpec), Plan>,
     evaluator: Evaluator,
+    teacher: Option<Teacher>,
     state: State,
     /// The last learning rate, for messages.
     lr: f64,
@@ -220,11 +223,31 @@ impl Trainer {
             ema::start(&mut store);
         }
         let groups = Groups::new(&config.optimizer, &*network)?;
+        let parameters = store.iter().filter(|(_, entry)| entry.kind == StateKind::Param);
+        groups.check(&parameters.map(|(name, _)| name).collect::<Vec<_>>())?;
         let evaluator = Evaluator::new(network.clone(), engine.clone(), config.normalization.clone());
         let config_value = serde_json::to_value(&config).unwrap_or_default();
         let state = State { config: config_value, ..State::default() };
-        let (plans, lr) = (HashMap::new(), config.lr);
-        Ok(Trainer { network, engine, store, config, optimizer, groups, plans, evaluator, state, lr })
+        let (plans, lr, teacher) = (HashMap::new(), config.lr, None);
+        Ok(Trainer {
+            network,
+            engine,
+            store,
+            config,
+            optimizer,
+            groups,
+            plans,
+            evaluator,
+            teacher,
+            state,
+            lr,
+        })
+    }
+
+    /// Gives a loss of [`Distillation`](crate::losses::Distillation) its teacher.
+    pub fn with_teacher(mut self, teacher: Teacher) -> Self {
+        self.teacher = Some(teacher);
+        self
     }
 
     /// Goes on where a run stopped. Returns what is set differently now.
@@ -337,7 +360,16 @@ impl Trainer {
             Pixels::U8(data) => InputData::U8(data),
             Pixels::F32(data) => InputData::F32(data),
         };
+        let taught = match (&mut self.teacher, self.config.loss.needs_teacher()) {
+            (_, false) => None,
+            (Some(teacher), true) => Some(teacher.logits(batch, plan.classes, &self.config.normalization)?),
+            (None, true) => {
+                let message = "the loss is one of distillation, and the trainer has no teacher".into();
+                return Err(TrainError::Config(message));
+            }
+        };
         let mut inputs = vec![("images", images), (target_name, InputData::F32(targets))];
+        inputs.extend(taught.as_ref().map(|logits| (TEACHER, InputData::F32(&logits.data))));
         inputs.extend(
             scalars.iter().map(|(name, value)| (name.as_str(), InputData::F32(std::slice::from_ref(value)))),
         );

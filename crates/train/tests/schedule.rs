@@ -16,6 +16,21 @@ struct Plan {
     options: serde_json::Map<String, serde_json::Value>,
     total_epochs: usize,
     values: Vec<Option<f64>>,
+    /// Of plans in updates: third differences of the values in whole parts.
+    each: Option<Vec<Option<i64>>>,
+}
+
+impl Plan {
+    /// Each value of a plan in updates, in parts of the rate.
+    fn parts(&self) -> Vec<Option<i64>> {
+        let mut values = self.each.clone().unwrap_or_default();
+        for _ in 0..3 {
+            for i in 1..values.len() {
+                values[i] = values[i].map(|v| v + values[i - 1].unwrap_or(0));
+            }
+        }
+        values
+    }
 }
 
 #[derive(Deserialize)]
@@ -82,7 +97,7 @@ fn close(found: f64, wanted: f64) -> bool {
 fn every_value_of_every_plan() {
     let plans = fixture().plans;
     assert!(plans.len() > 200);
-    let mut known = 0;
+    let (mut known, mut one_by_one) = (0, 0);
     for plan in plans {
         let (config, updates) = config(&plan.options);
         let schedule = Schedule::new(&config, 0.05, updates).expect("plan");
@@ -98,8 +113,18 @@ fn every_value_of_every_plan() {
             assert!(close(found, wanted), "{:?} at {}: {found}, timm {wanted}", plan.options, i * block);
             known += block;
         }
+        for (t, wanted) in plan.parts().into_iter().enumerate() {
+            let Some(wanted) = wanted else { continue };
+            let found = schedule.at(t / updates, t as u64) / 0.05 * 1e9;
+            assert!(
+                (found - wanted as f64).abs() < 0.51,
+                "{:?} at update {t}: {found}, timm {wanted}",
+                plan.options
+            );
+            one_by_one += 1;
+        }
     }
-    assert!(known > 150_000);
+    assert!(known > 150_000 && one_by_one > 150_000);
 }
 
 #[test]

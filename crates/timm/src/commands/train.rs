@@ -16,12 +16,12 @@ use timm_data::{
     check_same_classes, open_dataset,
 };
 use timm_models::{Blueprint, ModelArgs};
-use timm_train::losses::{BinaryCrossEntropy, TargetKind};
+use timm_train::losses::{Distillation, LossConfig, create_loss};
 use timm_train::optim::Groups;
 use timm_train::trainer::EvalMetric;
 use timm_train::{
-    Clip, EmaConfig, Loss, OptimizerConfig, Outcome, RunFolder, Schedule, ScheduleConfig, TrainConfig,
-    Trainer, scaled_lr,
+    Clip, EmaConfig, Loss, OptimizerConfig, Outcome, RunFolder, Schedule, ScheduleConfig, Teacher,
+    TrainConfig, Trainer, scaled_lr,
 };
 
 use super::model_kwargs::{ModelKwargs, key_values, sized};
@@ -46,6 +46,12 @@ pub fn run(options: Options) -> Result<()> {
     let name = options.reader.name(options.data());
     let open = OpenOptions { num_samples: options.train_num_samples, ..reader.clone() };
     let train_set = open_dataset(&name, &options.train_split, &open)?;
+    if train_set.is_multi_label() {
+        return usage(
+            "the images of this data have any number of labels: what validates such training is not there yet; \
+             take one label an image, or the losses of timm_train::losses in a loop of your own",
+        );
+    }
     warn(&*train_set);
     let classes = train_set.class_names().to_vec();
     // Validation takes its labels from the training classes, whatever folders it has.
@@ -93,8 +99,11 @@ pub fn run(options: Options) -> Result<()> {
     let config = train_config(&options, &data)?;
     Schedule::new(&config.schedule, config.lr, train.batches().div_ceil(config.grad_accum_steps))?;
     let (name, params) = (model.name().to_string(), model.param_count());
-    let store = model.store().clone();
+    let (store, outputs) = (model.store().clone(), model.num_classes());
     let mut trainer = Trainer::new(Arc::new(model), store, engine.clone(), config)?;
+    if let Some(name) = &options.kd_model_name {
+        trainer = trainer.with_teacher(teacher(&options, name, outputs)?);
+    }
     // Only now: a mistake in the settings leaves no folder behind.
     let folder = match &resumed {
         Some(dir) => RunFolder::open(dir, metadata)?,
@@ -265,6 +274,9 @@ fn train_config(options: &Settings, data: &DataConfig) -> Result<TrainConfig> {
             layer_decay: options.layer_decay,
             layer_decay_min_scale: options.layer_decay_min_scale,
             layer_decay_no_opt_scale: options.layer_decay_no_opt_scale,
+            freeze: options.freeze.clone(),
+            freeze_bn: options.freeze_bn,
+            param_groups: options.param_group.iter().map(|text| text.parse()).collect::<Result<_, _>>()?,
         },
         lr,
         schedule: ScheduleConfig {
@@ -292,7 +304,7 @@ fn train_config(options: &Settings, data: &DataConfig) -> Result<TrainConfig> {
             patience_epochs: options.patience_epochs,
             ..ScheduleConfig::default()
         },
-        loss: loss(options)?,
+        loss: distilled(options, loss(options)?)?,
         clip,
         ema,
         grad_accum_steps: options.grad_accum_steps,
@@ -307,31 +319,69 @@ fn train_config(options: &Settings, data: &DataConfig) -> Result<TrainConfig> {
 
 /// The loss that the options name; the loader smooths the labels that it mixes.
 fn loss(options: &Settings) -> Result<Loss> {
+    let flags = [(options.bce_loss, "bce"), (options.jsd_loss, "jsd")];
+    let mut named: Vec<&str> = flags.iter().filter(|(given, _)| *given).map(|(_, name)| *name).collect();
+    named.extend(options.loss.as_deref());
+    named.dedup();
+    if let [one, other, ..] = named[..] {
+        return usage(format!(
+            "{one} and {other} are two losses: leave out one of --loss, --bce-loss, --jsd-loss"
+        ));
+    }
     let (mixes, smoothing) = (options.augment.mixes(), options.smoothing);
-    let of_bce = options.bce_sum || options.bce_target_thresh.is_some() || options.bce_pos_weight.is_some();
-    Ok(match (options.jsd_loss, options.bce_loss) {
-        (true, true) => return usage("--jsd-loss and --bce-loss are two losses: leave one out"),
-        (_, false) if of_bce => {
-            return usage(
-                "--bce-sum, --bce-target-thresh and --bce-pos-weight go with --bce-loss: give that too",
-            );
-        }
-        (true, _) if mixes => return usage("--jsd-loss needs class numbers: leave out --mixup and --cutmix"),
-        (true, _) if options.augment.aug_splits < 2 => {
-            return usage("--jsd-loss compares augmentations of an image: give --aug-splits 2 or more");
-        }
-        (true, _) => Loss::Jsd { splits: options.augment.aug_splits, alpha: 12.0, smoothing },
-        (_, true) => Loss::BinaryCrossEntropy(BinaryCrossEntropy {
-            targets: if mixes { TargetKind::Soft } else { TargetKind::Labels },
-            smoothing: if mixes { 0.0 } else { smoothing },
-            target_threshold: options.bce_target_thresh,
-            sum_classes: options.bce_sum,
-            weight: vec![],
-            pos_weight: options.bce_pos_weight.into_iter().collect(),
-        }),
-        _ if mixes => Loss::SoftTarget,
-        _ => Loss::CrossEntropy { smoothing },
+    create_loss(&LossConfig {
+        loss: named.first().map(|name| name.to_string()),
+        multi_label: false,
+        soft_targets: mixes,
+        smoothing,
+        bce_sum: options.bce_sum,
+        bce_target_thresh: options.bce_target_thresh,
+        bce_pos_weight: options.bce_pos_weight,
+        jsd_splits: options.augment.aug_splits,
+        class_counts: None,
+        kwargs: key_values("--loss-kwargs", &options.loss_kwargs)?,
     })
+    .or_else(|error| usage(error.to_string()))
+}
+
+/// The loss with the teacher's part, where there is a teacher.
+fn distilled(options: &Settings, task: Loss) -> Result<Loss> {
+    let (task_weight, distill_weight) = (options.task_loss_weight, options.distill_loss_weight);
+    if options.kd_model_name.is_some() {
+        return Ok(Loss::Distillation(Distillation::new(
+            task,
+            task_weight,
+            distill_weight,
+            options.kd_temperature,
+        )));
+    }
+    match task_weight.or(distill_weight) {
+        Some(_) => {
+            usage("--task-loss-weight and --distill-loss-weight go with --kd-model-name: give that too")
+        }
+        None => Ok(task),
+    }
+}
+
+/// The network that `--kd-model-name` names, with as many classes as the student.
+fn teacher(options: &Settings, name: &str, classes: usize) -> Result<Teacher> {
+    let args = ModelArgs { num_classes: Some(classes), seed: options.seed, ..ModelArgs::default() };
+    let blueprint = Blueprint::new(name, &args).with_context(|| "--kd-model-name")?;
+    let normalization = normalization(&DataConfig::from(&blueprint));
+    let engine = options.precision.shared_engine();
+    let mut model = timm_models::Model::from_blueprint(blueprint, engine.clone());
+    match &options.kd_checkpoint {
+        Some(file) => {
+            check_no_state(file)?;
+            for adapted in &model.load_pretrained(file)?.adapted {
+                tell!("note: teacher: {adapted}");
+            }
+        }
+        None => load_pretrained(&mut model)?,
+    }
+    tell!("teacher: {name}, {:.2} M parameters", model.param_count() as f64 / 1e6);
+    let store = model.store().clone();
+    Ok(Teacher::new(Arc::new(model), store, engine, normalization))
 }
 
 /// Draws the run's learning rate to a file.

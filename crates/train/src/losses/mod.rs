@@ -5,6 +5,7 @@
 
 mod binary;
 mod distillation;
+mod factory;
 mod ranking;
 mod softmax;
 
@@ -17,7 +18,9 @@ use crate::optim::algebra::total;
 pub use binary::{
     AsymmetricLoss, BinaryCrossEntropy, DistributionBalancedLoss, PolyBinaryCrossEntropy, Reduction,
 };
-pub use distillation::{feature_distillation, hard_distillation, soft_distillation};
+pub(crate) use distillation::TEACHER;
+pub use distillation::{Distillation, feature_distillation, hard_distillation, soft_distillation};
+pub use factory::{LOSSES, LossConfig, create_loss};
 pub use ranking::{two_way_loss, zlpr_loss};
 pub use softmax::{
     asymmetric_single_label, cross_entropy, jsd_cross_entropy, poly_cross_entropy, soft_target_cross_entropy,
@@ -60,6 +63,8 @@ pub enum Loss {
     Zlpr,
     /// Sigmoids weighted by how often classes occur (timm: `DistributionBalancedLoss`).
     DistributionBalanced(DistributionBalancedLoss),
+    /// One of these together with a teacher's opinion.
+    Distillation(Distillation),
 }
 
 impl Loss {
@@ -69,6 +74,7 @@ impl Loss {
             Loss::CrossEntropy { .. } | Loss::AsymmetricSingleLabel { .. } | Loss::Jsd { .. } => false,
             Loss::BinaryCrossEntropy(loss) => loss.targets != TargetKind::Labels,
             Loss::Poly { soft, .. } => *soft,
+            Loss::Distillation(loss) => loss.task.soft_targets(),
             _ => true,
         }
     }
@@ -94,7 +100,13 @@ impl Loss {
             Loss::TwoWay { tp, tn } => two_way_loss(b, logits, targets, *tp, *tn),
             Loss::Zlpr => zlpr_loss(b, logits, targets),
             Loss::DistributionBalanced(loss) => loss.write(b, logits, targets),
+            Loss::Distillation(loss) => loss.write(b, logits, targets),
         }
+    }
+
+    /// Whether a teacher's logits are needed.
+    pub fn needs_teacher(&self) -> bool {
+        matches!(self, Loss::Distillation(_))
     }
 
     /// Whether the settings make sense.
@@ -111,7 +123,7 @@ impl Loss {
             Loss::Asymmetric(loss) => loss.smoothing,
             Loss::PolyBinary(loss) => loss.smoothing,
             Loss::DistributionBalanced(loss) => loss.smoothing,
-            Loss::SoftTarget | Loss::TwoWay { .. } | Loss::Zlpr => 0.0,
+            Loss::SoftTarget | Loss::TwoWay { .. } | Loss::Zlpr | Loss::Distillation(_) => 0.0,
         };
         if !(0.0..1.0).contains(&smoothing) {
             return Err(TrainError::Config(format!("smoothing {smoothing} must be in [0, 1)")));
@@ -123,6 +135,20 @@ impl Loss {
             Loss::TwoWay { tp, tn } if *tp <= 0.0 || *tn <= 0.0 => Err(TrainError::Config(format!(
                 "the two-way loss needs temperatures above 0, not {tp} and {tn}"
             ))),
+            Loss::Distillation(Distillation { temperature, .. })
+                if temperature.is_nan() || *temperature <= 0.0 =>
+            {
+                Err(TrainError::Config(format!("kd-temperature {temperature} must be above 0")))
+            }
+            Loss::Distillation(Distillation { task, task_weight, distill_weight, .. }) => {
+                if !task_weight.is_finite() || !distill_weight.is_finite() || task.needs_teacher() {
+                    return Err(TrainError::Config(format!(
+                        "task-loss-weight {task_weight} and distill-loss-weight {distill_weight} must be numbers, and \
+                         the task's loss one of targets"
+                    )));
+                }
+                task.check()
+            }
             _ => Ok(()),
         }
     }

@@ -1,7 +1,9 @@
 //! Parameter groups: which parameters take weight decay, and with what share of the learning rate they learn.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
+use serde::{Deserialize, Serialize};
+use timm_graph::{Graph, Op};
 use timm_models::network::Network;
 
 use super::OptimizerConfig;
@@ -17,6 +19,48 @@ pub struct Group {
     pub fallback: bool,
 }
 
+/// What some parameters have for themselves.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Override {
+    /// A shell pattern of whole names, or the name of a module: all below it.
+    pub pattern: String,
+    /// Factor of the learning rate, beside that of layer decay.
+    pub lr_scale: Option<f32>,
+    pub weight_decay: Option<f32>,
+}
+
+impl std::str::FromStr for Override {
+    type Err = TrainError;
+
+    /// From `PATTERN:lr_scale=0.1,weight_decay=0`.
+    fn from_str(text: &str) -> Result<Self, TrainError> {
+        let wrong = |what: &str| {
+            TrainError::Config(format!(
+                "param-group '{text}' {what}; write PATTERN:lr_scale=0.1,weight_decay=0.05, either or both"
+            ))
+        };
+        let (pattern, settings) = text.rsplit_once(':').ok_or_else(|| wrong("has no ':'"))?;
+        let mut made = Override { pattern: pattern.into(), lr_scale: None, weight_decay: None };
+        for setting in settings.split(',') {
+            let (name, value) = setting.split_once('=').ok_or_else(|| wrong("has a setting without '='"))?;
+            let number = value.trim().parse().ok().filter(|v: &f32| *v >= 0.0 && v.is_finite());
+            let number = number.ok_or_else(|| wrong(&format!("sets {name} to '{value}', not 0 or more")))?;
+            match name.trim() {
+                "lr_scale" => made.lr_scale = Some(number),
+                "weight_decay" => made.weight_decay = Some(number),
+                other => {
+                    return Err(TrainError::unknown(
+                        "param-group setting",
+                        other,
+                        &["lr_scale", "weight_decay"],
+                    ));
+                }
+            }
+        }
+        Ok(made)
+    }
+}
+
 /// timm's parameter groups: weight decay for all but parameters with at most one axis, biases, and those a network
 /// lists.
 #[derive(Clone, Debug, Default)]
@@ -28,8 +72,13 @@ pub struct Groups {
     pub lr_scales: HashMap<String, f32>,
     /// Biases with several axes take weight decay: timm's layer decay looks at the axes only.
     pub decay_biases: bool,
-    /// Shell patterns of names that are not trained.
+    /// Shell patterns of names that are not trained; of `freeze`, also modules by their name.
     pub frozen: Vec<String>,
+    pub freeze: Vec<String>,
+    /// Batch norms use their running statistics and learn nothing.
+    pub freeze_bn: bool,
+    /// Each counts for what it names, later ones before earlier ones.
+    pub overrides: Vec<Override>,
     /// Shell patterns of names for which hybrid optimizers use their second method (timm's `fallback_list`).
     pub fallback: Vec<String>,
 }
@@ -43,6 +92,9 @@ impl Groups {
         let mut groups = Groups {
             weight_decay: config.weight_decay as f32,
             no_weight_decay: network.no_weight_decay(),
+            freeze: config.freeze.clone(),
+            freeze_bn: config.freeze_bn,
+            overrides: config.param_groups.clone(),
             ..Groups::default()
         };
         let listed = config.opt_kwargs.get("fallback_list").and_then(|list| list.as_array());
@@ -80,6 +132,64 @@ impl Groups {
     /// Whether a parameter is trained.
     pub fn trains(&self, name: &str) -> bool {
         !self.frozen.iter().any(|pattern| matches_pattern(name, pattern))
+            && !self.freeze.iter().any(|pattern| belongs(name, pattern))
+    }
+
+    /// Checks that every pattern is of some of the parameters `names`, and that some parameter is trained.
+    ///
+    /// # Errors
+    /// The pattern that is not.
+    pub fn check(&self, names: &[&str]) -> Result<(), TrainError> {
+        let given = self.freeze.iter().map(|pattern| ("freeze", pattern));
+        let given = given.chain(self.overrides.iter().map(|group| ("param-group", &group.pattern)));
+        for (option, pattern) in given {
+            if !names.iter().any(|name| belongs(name, pattern)) {
+                let first = names.first().unwrap_or(&"");
+                return Err(TrainError::Config(format!(
+                    "{option} '{pattern}' is the name of no parameter or module; names are like '{first}', and * \
+                     stands for any run of characters"
+                )));
+            }
+        }
+        if !names.is_empty() && !names.iter().any(|name| self.trains(name)) {
+            return Err(TrainError::Config("all parameters are frozen: leave some to train".into()));
+        }
+        Ok(())
+    }
+
+    /// Lets the batch norms that are frozen use their running statistics, which no longer change, in a graph that was
+    /// written for training. Returns their paths. A module named by `freeze` takes its batch norms with it, as timm's
+    /// `freeze` does.
+    pub fn freeze_batch_norms(&self, graph: &mut Graph) -> HashSet<String> {
+        let mut frozen = HashSet::new();
+        let mut statistics: HashMap<String, timm_graph::NodeId> = HashMap::new();
+        for i in 0..graph.nodes.len() {
+            let node = &graph.nodes[i];
+            if let Op::State { name, .. } = &node.op {
+                statistics.insert(name.clone(), timm_graph::NodeId(i as u32));
+                continue;
+            }
+            let path = node.path.to_string();
+            let weight = format!("{path}.weight");
+            let asked = self.freeze_bn || self.freeze.iter().any(|pattern| belongs(&weight, pattern));
+            if !asked || !matches!(node.op, Op::BatchNorm { .. }) {
+                continue;
+            }
+            let running =
+                ["running_mean", "running_var"].map(|name| statistics.get(&format!("{path}.{name}")));
+            // Other norms are written with batch norms, too: they have no running statistics.
+            if let [Some(&mean), Some(&var)] = running {
+                graph.nodes[i].inputs[1] = mean;
+                graph.nodes[i].inputs[2] = var;
+                frozen.insert(path);
+            }
+        }
+        for path in &frozen {
+            for name in ["running_mean", "running_var", "num_batches_tracked"] {
+                graph.updates.shift_remove(&format!("{path}.{name}"));
+            }
+        }
+        frozen
     }
 
     /// The group of the parameter `name` with `rank` axes.
@@ -87,12 +197,24 @@ impl Groups {
         let listed = |patterns: &[String]| patterns.iter().any(|pattern| matches_pattern(name, pattern));
         let exempt =
             rank <= 1 || (!self.decay_biases && name.ends_with(".bias")) || listed(&self.no_weight_decay);
-        Group {
+        let mut group = Group {
             weight_decay: if exempt { 0.0 } else { self.weight_decay },
             lr_scale: self.lr_scales.get(name).copied().unwrap_or(1.0),
             fallback: listed(&self.fallback),
-        }
+        };
+        let own = |value: fn(&Override) -> Option<f32>| {
+            let named = self.overrides.iter().rev().filter(|one| belongs(name, &one.pattern));
+            named.filter_map(value).next()
+        };
+        group.weight_decay = own(|one| one.weight_decay).unwrap_or(group.weight_decay);
+        group.lr_scale *= own(|one| one.lr_scale).unwrap_or(1.0);
+        group
     }
+}
+
+/// Whether a parameter's name matches a pattern, or is below the module of that name.
+fn belongs(name: &str, pattern: &str) -> bool {
+    matches_pattern(name, pattern) || matches_pattern(name, &format!("{pattern}.*"))
 }
 
 /// Whether a whole name matches a shell pattern: `*` any run of characters, `?` any one.
@@ -153,6 +275,35 @@ mod tests {
         assert_eq!(decay("bn1.weight", 1), 0.0);
         assert_eq!(decay("head.bias", 2), 0.0);
         assert_eq!(decay("cls_token", 3), 0.0);
+    }
+
+    #[test]
+    fn overrides_by_pattern_and_frozen_modules() {
+        let overrides =
+            ["blocks:lr_scale=0.5", "blocks.1:weight_decay=0.3", "*.bias:lr_scale=2,weight_decay=0.2"];
+        let overrides = overrides.iter().map(|text| text.parse().expect("setting")).collect();
+        let groups =
+            Groups { weight_decay: 0.1, overrides, freeze: vec!["stem".into()], ..Groups::default() };
+        let group = |name, rank| {
+            let Group { weight_decay, lr_scale, .. } = groups.of(name, rank);
+            (weight_decay, lr_scale)
+        };
+        assert_eq!(group("head.weight", 2), (0.1, 1.0));
+        assert_eq!(group("blocks.0.weight", 2), (0.1, 0.5));
+        assert_eq!(group("blocks.1.weight", 2), (0.3, 0.5));
+        assert_eq!(group("blocks.1.bias", 1), (0.2, 2.0));
+        assert!(!groups.trains("stem.weight") && groups.trains("stem2.weight"));
+        let names = ["stem.weight", "blocks.1.bias"];
+        assert!(groups.check(&names).is_ok());
+        let message = groups.check(&names[..1]).expect_err("nothing matches").to_string();
+        assert!(message.contains("'blocks'"), "{message}");
+        let all = Groups { freeze: vec!["*".into()], ..Groups::default() };
+        assert!(all.check(&names).expect_err("nothing trains").to_string().contains("frozen"));
+        for wrong in
+            ["blocks", "blocks:lr_scale", "blocks:lr_scale=-1", "blocks:lrscale=1", "blocks:weight_decay=x"]
+        {
+            assert!(wrong.parse::<Override>().is_err(), "{wrong}");
+        }
     }
 
     struct Layered;

@@ -1,5 +1,6 @@
 //! The keyword arguments of an optimizer, read once each, so that those that nobody asks for are refused.
 
+use indexmap::IndexMap;
 use serde_json::{Map, Value};
 
 use super::{Decay, OptimizerConfig};
@@ -32,6 +33,8 @@ pub struct Kwargs<'a> {
     presets: &'static [(&'static str, Preset)],
     rest: Map<String, Value>,
     asked: Vec<&'static str>,
+    /// What was read: given, of the name, or the method's default.
+    settings: IndexMap<&'static str, Value>,
 }
 
 impl<'a> Kwargs<'a> {
@@ -40,7 +43,14 @@ impl<'a> Kwargs<'a> {
         lr: f64,
         presets: &'static [(&'static str, Preset)],
     ) -> Self {
-        Kwargs { config, lr, presets, rest: config.opt_kwargs.clone(), asked: Vec::new() }
+        Kwargs {
+            config,
+            lr,
+            presets,
+            rest: config.opt_kwargs.clone(),
+            asked: Vec::new(),
+            settings: IndexMap::new(),
+        }
     }
 
     /// The optimizer's name as given.
@@ -65,6 +75,12 @@ impl<'a> Kwargs<'a> {
         self.rest.remove(name).or_else(preset)
     }
 
+    /// Keeps what a setting is in the end.
+    fn note<T: Clone + Into<Value>>(&mut self, name: &'static str, value: T) -> T {
+        self.settings.insert(name, value.clone().into());
+        value
+    }
+
     fn wrong(&self, name: &str, value: &Value, wanted: &str) -> TrainError {
         TrainError::Config(format!("{}: {name}={value} must be {wanted}", self.config.opt))
     }
@@ -79,7 +95,8 @@ impl<'a> Kwargs<'a> {
     /// # Errors
     /// Another kind of value.
     pub fn number(&mut self, name: &'static str, default: f64) -> Result<f64, TrainError> {
-        Ok(self.optional_number(name)?.unwrap_or(default))
+        let number = self.optional_number(name)?.unwrap_or(default);
+        Ok(self.note(name, number))
     }
 
     /// A number, or none where it is not given or null.
@@ -88,9 +105,9 @@ impl<'a> Kwargs<'a> {
     /// Another kind of value.
     pub fn optional_number(&mut self, name: &'static str) -> Result<Option<f64>, TrainError> {
         match self.take(name) {
-            None | Some(Value::Null) => Ok(None),
+            None | Some(Value::Null) => Ok(self.note(name, None)),
             Some(value) => match value.as_f64() {
-                Some(number) if number.is_finite() => Ok(Some(number)),
+                Some(number) if number.is_finite() => Ok(self.note(name, Some(number))),
                 _ => Err(self.wrong(name, &value, "a number")),
             },
         }
@@ -102,7 +119,8 @@ impl<'a> Kwargs<'a> {
     /// Another kind of value.
     pub fn number_or_none(&mut self, name: &'static str, default: f64) -> Result<Option<f64>, TrainError> {
         let off = self.rest.get(name).is_some_and(Value::is_null);
-        Ok(self.optional_number(name)?.or((!off).then_some(default)))
+        let number = self.optional_number(name)?.or((!off).then_some(default));
+        Ok(self.note(name, number))
     }
 
     /// A number in [0, 1).
@@ -131,9 +149,11 @@ impl<'a> Kwargs<'a> {
     /// # Errors
     /// Another value.
     pub fn count(&mut self, name: &'static str, default: u64, least: u64) -> Result<u64, TrainError> {
-        let Some(value) = self.take(name) else { return Ok(default) };
-        let count = value.as_u64().filter(|&count| count >= least);
-        count.ok_or_else(|| self.wrong(name, &value, &format!("a whole number of {least} or more")))
+        let Some(value) = self.take(name) else { return Ok(self.note(name, default)) };
+        match value.as_u64().filter(|&count| count >= least) {
+            Some(count) => Ok(self.note(name, count)),
+            None => Err(self.wrong(name, &value, &format!("a whole number of {least} or more"))),
+        }
     }
 
     /// One of some words, or null, which is none of them.
@@ -160,8 +180,11 @@ impl<'a> Kwargs<'a> {
     /// Another kind of value.
     pub fn flag(&mut self, name: &'static str, default: bool) -> Result<bool, TrainError> {
         match self.take(name) {
-            None => Ok(default),
-            Some(value) => value.as_bool().ok_or_else(|| self.wrong(name, &value, "true or false")),
+            None => Ok(self.note(name, default)),
+            Some(value) => match value.as_bool() {
+                Some(flag) => Ok(self.note(name, flag)),
+                None => Err(self.wrong(name, &value, "true or false")),
+            },
         }
     }
 
@@ -175,9 +198,11 @@ impl<'a> Kwargs<'a> {
         default: &'static str,
         choices: &[&'static str],
     ) -> Result<&'static str, TrainError> {
-        let Some(value) = self.take(name) else { return Ok(default) };
-        let found = choices.iter().find(|choice| value.as_str() == Some(choice));
-        found.copied().ok_or_else(|| self.wrong(name, &value, &format!("one of {}", choices.join(", "))))
+        let Some(value) = self.take(name) else { return Ok(self.note(name, default)) };
+        match choices.iter().find(|choice| value.as_str() == Some(choice)) {
+            Some(found) => Ok(self.note(name, *found)),
+            None => Err(self.wrong(name, &value, &format!("one of {}", choices.join(", ")))),
+        }
     }
 
     /// Whether betas are given, on the command line or with the name.
@@ -209,7 +234,10 @@ impl<'a> Kwargs<'a> {
         let from_kwargs = self.take("betas");
         let given: Vec<f64> = match (&self.config.opt_betas, from_kwargs) {
             (Some(given), _) => given.clone(),
-            (None, None) => return Ok(default),
+            (None, None) => {
+                self.note("betas", default.to_vec());
+                return Ok(default);
+            }
             (None, Some(Value::Array(values))) => {
                 values.iter().map(|value| value.as_f64().unwrap_or(f64::NAN)).collect()
             }
@@ -218,7 +246,10 @@ impl<'a> Kwargs<'a> {
             }
         };
         match <[f64; N]>::try_from(given.as_slice()) {
-            Ok(betas) if betas.iter().all(|beta| (0.0..1.0).contains(beta)) => Ok(betas),
+            Ok(betas) if betas.iter().all(|beta| (0.0..1.0).contains(beta)) => {
+                self.note("betas", given);
+                Ok(betas)
+            }
             _ => Err(self.refuse(format!("needs {N} opt-betas in [0, 1), got {given:?}"))),
         }
     }
@@ -259,11 +290,13 @@ impl<'a> Kwargs<'a> {
         Err(self.refuse(format!("momentum {momentum} must be in [0, 1)")))
     }
 
+    /// All settings that were read.
+    ///
     /// # Errors
     /// A keyword argument that the optimizer did not ask for.
-    pub(super) fn finish(self) -> Result<(), TrainError> {
+    pub(super) fn finish(self) -> Result<IndexMap<&'static str, Value>, TrainError> {
         match self.rest.keys().next() {
-            None => Ok(()),
+            None => Ok(self.settings),
             Some(name) => Err(TrainError::unknown("optimizer argument", name, &self.asked)),
         }
     }

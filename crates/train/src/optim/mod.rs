@@ -46,7 +46,7 @@ use timm_graph::{Builder, DType, NodeId};
 use crate::TrainError;
 pub use adahessian::hutchinson;
 pub use clip::{Clip, global_norm};
-pub use groups::{Group, Groups, matches_pattern};
+pub use groups::{Group, Groups, Override, matches_pattern};
 pub use kwargs::{Kwargs, Preset};
 use lookahead::Lookahead;
 pub use param::{All, Decay, Param};
@@ -152,6 +152,15 @@ pub struct OptimizerConfig {
     /// Layers with a smaller share are not trained.
     #[serde(default)]
     pub layer_decay_no_opt_scale: Option<f64>,
+    /// What is not trained: names of modules, or patterns of parameters' names.
+    #[serde(default)]
+    pub freeze: Vec<String>,
+    /// All batch norms stay as they are.
+    #[serde(default)]
+    pub freeze_bn: bool,
+    /// Learning rates and weight decays of some parameters.
+    #[serde(default)]
+    pub param_groups: Vec<Override>,
 }
 
 impl Default for OptimizerConfig {
@@ -167,6 +176,9 @@ impl Default for OptimizerConfig {
             layer_decay: None,
             layer_decay_min_scale: 0.0,
             layer_decay_no_opt_scale: None,
+            freeze: vec![],
+            freeze_bn: false,
+            param_groups: vec![],
         }
     }
 }
@@ -177,6 +189,17 @@ impl Default for OptimizerConfig {
 /// # Errors
 /// An unknown name or keyword argument (with the nearest known one), or values out of range.
 pub fn create_optimizer(config: &OptimizerConfig, lr: f64) -> Result<Box<dyn Optimizer>, TrainError> {
+    Ok(create_with_settings(config, lr)?.0)
+}
+
+/// [`create_optimizer`], and the value of each of the optimizer's settings, by timm's names: as given, or the default.
+///
+/// # Errors
+/// As [`create_optimizer`].
+pub fn create_with_settings(
+    config: &OptimizerConfig,
+    lr: f64,
+) -> Result<(Box<dyn Optimizer>, IndexMap<&'static str, serde_json::Value>), TrainError> {
     let wanted = config.opt.to_lowercase();
     let (lookahead, name) = match wanted.strip_prefix("lookahead_") {
         Some(name) => (true, name),
@@ -191,8 +214,9 @@ pub fn create_optimizer(config: &OptimizerConfig, lr: f64) -> Result<Box<dyn Opt
     }
     let mut kwargs = Kwargs::new(config, lr, info.presets);
     let optimizer = (info.make)(&mut kwargs)?;
-    kwargs.finish()?;
-    Ok(if lookahead { Box::new(Lookahead::new(optimizer)) } else { optimizer })
+    let settings = kwargs.finish()?;
+    let optimizer = if lookahead { Box::new(Lookahead::new(optimizer)) } else { optimizer };
+    Ok((optimizer, settings))
 }
 
 /// timm's learning rate when none is given: `lr_base` scaled by the global batch over `lr_base_size`, by the

@@ -1,6 +1,7 @@
 //! `timm benchmark`: images per second, in inference and training.
 
 mod profile;
+mod update;
 
 use std::sync::OnceLock;
 use std::time::Instant;
@@ -27,6 +28,8 @@ enum Bench {
     #[value(alias = "training")]
     Train,
     Both,
+    /// The optimizer's update alone
+    Update,
 }
 
 /// Random images, and random weights unless --pretrained: medians over --num-bench-iter batches after --num-warm-iter.
@@ -37,6 +40,7 @@ enum Bench {
 ///   timm benchmark --model resnet50
 ///   timm benchmark --model 'resnet18*' --bench inference --batch-size 1 --json
 ///   timm benchmark --model resnet50 --bench train --profile
+///   timm benchmark --model resnet50 --bench update --opt adamw
 #[derive(clap::Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub struct Options {
@@ -68,7 +72,7 @@ pub struct Options {
     num_bench_iter: usize,
     #[command(flatten)]
     precision: PrecisionOptions,
-    /// Optimizer of the training steps
+    /// Optimizer of the training steps, and of `--bench update`
     #[arg(long, default_value = "sgd", value_name = "NAME")]
     opt: String,
     /// Print a JSON list, with timm's field names
@@ -167,7 +171,18 @@ pub fn run(options: Options) -> Result<()> {
         return usage(format!("no model that is written yet matches '{}'", options.model));
     }
     let (mut results, mut failed) = (Vec::new(), Vec::new());
-    if !options.json {
+    if !options.json && options.bench == Bench::Update {
+        say!(
+            "{:<24} {:<16} {:>9} {:>9} {:>9} {:>8} {:>12}",
+            "model",
+            "optimizer",
+            "ms",
+            "B/param",
+            "least",
+            "GB/s",
+            "of bandwidth"
+        );
+    } else if !options.json {
         say!(
             "{:<24} {:<10} {:>5} {:>9} {:>10} {:>10} {:>9} {:>8}",
             "model",
@@ -218,6 +233,28 @@ fn measure(name: &str, options: &Options) -> Result<serde_json::Value> {
     let round = |v: f64| (v * 100.0).round() / 100.0;
     put("model", json!(model.name()));
 
+    if options.bench == Bench::Update {
+        let (cost, bandwidth) = (update::measure(&model, options)?, timm_kernels::peak::bandwidth());
+        put("opt", json!(options.opt));
+        for (key, value) in cost.json(bandwidth) {
+            put(key, value);
+        }
+        put("param_count", json!(round(cost.parameters as f64 / 1e6)));
+        if !options.json {
+            let (ms, rate) = (cost.seconds * 1e3, cost.rate());
+            say!(
+                "{:<24} {:<16} {ms:>9.2} {:>9.2} {:>9.2} {:>8.1} {:>11.1}%",
+                model.name(),
+                options.opt,
+                cost.bytes,
+                cost.least_bytes,
+                rate / 1e9,
+                100.0 * rate / bandwidth
+            );
+        }
+        return Ok(result.into());
+    }
+
     let b = Builder::new(false);
     let images = b.input("images", &[batch, channels, height, width], DType::F32);
     b.output("logits", model.write(&b, images));
@@ -235,7 +272,7 @@ fn measure(name: &str, options: &Options) -> Result<serde_json::Value> {
             );
         }
     };
-    if options.bench != Bench::Train {
+    if matches!(options.bench, Bench::Inference | Bench::Both) {
         let mut case = Case::new(graph, &model, batch, engine)?;
         let seconds = median(case.times(options.num_warm_iter, options.num_bench_iter)?);
         show("inference", seconds, 1.0);

@@ -168,6 +168,15 @@ pub struct Options {
     /// Layers with less than this share of the rate are not trained [default: all are]
     #[arg(long, value_name = "SHARE", help_heading = "Optimizer")]
     pub layer_decay_no_opt_scale: Option<f64>,
+    /// Leave these as they are, batch norms included: names of modules, as layer1, or patterns of parameters' names
+    #[arg(long, action = clap::ArgAction::Set, num_args = 1.., value_name = "NAME", help_heading = "Optimizer")]
+    pub freeze: Vec<String>,
+    /// All batch norms keep their running statistics, use them, and learn nothing
+    #[arg(long, help_heading = "Optimizer")]
+    pub freeze_bn: bool,
+    /// Learning rate and weight decay of some parameters: `NAME:lr_scale=0.1,weight_decay=0`, NAME as for --freeze
+    #[arg(long, action = clap::ArgAction::Set, num_args = 1.., value_name = "GROUP", help_heading = "Optimizer")]
+    pub param_group: Vec<String>,
     /// Limit of the gradient, see --clip-mode [default: none]
     #[arg(long, value_name = "LIMIT", help_heading = "Optimizer")]
     pub clip_grad: Option<f32>,
@@ -180,7 +189,14 @@ pub struct Options {
     /// Label smoothing
     #[arg(long, default_value_t = 0.1, value_name = "SHARE", help_heading = "Optimizer")]
     pub smoothing: f32,
-    /// Binary cross-entropy, a sigmoid for each class
+    /// Loss: ce (cross-entropy), bce, asl (asymmetric), poly, jsd; for data with any number of labels an image bce, asl,
+    /// poly, twoway, zlpr [default: ce; with several labels bce]
+    #[arg(long, value_name = "NAME", help_heading = "Optimizer")]
+    pub loss: Option<String>,
+    /// Further arguments of the loss, as in timm's loss factory: `asl_gamma_neg=2 poly_epsilon=1`
+    #[arg(long, action = clap::ArgAction::Set, num_args = 1.., value_name = "KEY=VALUE", help_heading = "Optimizer")]
+    pub loss_kwargs: Vec<String>,
+    /// Binary cross-entropy, a sigmoid for each class: --loss bce
     #[arg(long, help_heading = "Optimizer")]
     pub bce_loss: bool,
     /// Sum over the classes instead of their mean
@@ -192,9 +208,31 @@ pub struct Options {
     /// Weight of the classes that are there
     #[arg(long, value_name = "WEIGHT", help_heading = "Optimizer")]
     pub bce_pos_weight: Option<f32>,
-    /// Jensen-Shannon divergence between the splits of --aug-splits, and cross-entropy
+    /// Jensen-Shannon divergence between the splits of --aug-splits, and cross-entropy: --loss jsd
     #[arg(long, help_heading = "Optimizer")]
     pub jsd_loss: bool,
+
+    /// Learn from this model, too: its name, as in timm. Its weights are the published ones, or of --kd-checkpoint
+    #[arg(long, value_name = "NAME", help_heading = "Distillation")]
+    pub kd_model_name: Option<String>,
+    /// The teacher's weights [default: the published ones]
+    #[arg(long, value_name = "FILE", requires = "kd_model_name", help_heading = "Distillation")]
+    pub kd_checkpoint: Option<PathBuf>,
+    /// What is learnt from the teacher: logit
+    #[arg(long, default_value = "logit", value_name = "WHAT", value_parser = distillation, help_heading = "Distillation")]
+    pub kd_distill_type: String,
+    /// kl: divergence of the softened distributions
+    #[arg(long, default_value = "kl", value_name = "LOSS", value_parser = ["kl"], help_heading = "Distillation")]
+    pub kd_loss_type: String,
+    /// Weight of the teacher's part of the loss [default: 1 less --task-loss-weight, or 1]
+    #[arg(long, value_name = "WEIGHT", help_heading = "Distillation")]
+    pub distill_loss_weight: Option<f32>,
+    /// Weight of the labels' part of the loss [default: 1]
+    #[arg(long, value_name = "WEIGHT", help_heading = "Distillation")]
+    pub task_loss_weight: Option<f32>,
+    /// Logits are divided by this before they are compared
+    #[arg(long, default_value_t = 4.0, value_name = "T", help_heading = "Distillation")]
+    pub kd_temperature: f32,
 
     /// Learning rate [default: --lr-base, scaled by the batch size; digits: 2e-3]
     #[arg(long, value_name = "LR", help_heading = "Schedule")]
@@ -229,7 +267,8 @@ pub struct Options {
     /// Epochs at the lowest rate after the schedule
     #[arg(long, default_value_t = 0, value_name = "N", help_heading = "Schedule")]
     pub cooldown_epochs: usize,
-    /// Step: epochs between decays; wsd, rsqrt: epochs of the final decay
+    /// Step: epochs between decays [default: 90]; wsd, rsqrt: epochs of the final decay, below 1 a share of the schedule
+    /// [default: 0.2]
     #[arg(long, value_name = "N", help_heading = "Schedule")]
     pub decay_epochs: Option<f64>,
     /// Multistep: epochs of the decays
@@ -317,6 +356,15 @@ pub struct Options {
     /// What makes an epoch the best: top1, top5 or loss
     #[arg(long, default_value = "top1", value_name = "METRIC", help_heading = "Run")]
     pub eval_metric: String,
+}
+
+/// Checks `--kd-distill-type`.
+fn distillation(text: &str) -> Result<String, String> {
+    match text {
+        "logit" => Ok(text.into()),
+        "feature" | "token" => Err(format!("distillation of {text}s is not there yet: take logit")),
+        _ => Err("take logit".into()),
+    }
 }
 
 /// Options with the defaults that depend on the data filled in.
