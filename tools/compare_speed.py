@@ -31,6 +31,7 @@ INFERENCE = [
 ]
 TRAINING = ["resnet50", "efficientnet_b0", "convnext_tiny", "vit_small_patch16_224"]
 SIDES = {"inference": ["eager", "compile", "onnxruntime", "openvino"], "training": ["eager"]}
+AMP_SIDES = ["eager", "openvino"]
 
 
 # A peer: a process that answers each line "COUNT" on its input with the seconds of that many batches.
@@ -52,12 +53,13 @@ def eager(args, layout):
 
     model, x = torch_model(args)
     layout = getattr(torch, layout)
+    cast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.amp)
     model, x = model.to(memory_format=layout), x.contiguous(memory_format=layout)
     if args.bench == "inference":
         model.eval()
 
         def step():
-            with torch.inference_mode():
+            with torch.inference_mode(), cast:
                 model(x)
     else:
         model.train()
@@ -66,7 +68,9 @@ def eager(args, layout):
 
         def step():
             optimizer.zero_grad(set_to_none=True)
-            torch.nn.functional.cross_entropy(model(x), target).backward()
+            with cast:
+                loss = torch.nn.functional.cross_entropy(model(x), target)
+            loss.backward()
             optimizer.step()
     return step
 
@@ -112,7 +116,9 @@ def openvino(args):
     import openvino
 
     path, x = onnx_file(args)
-    hints = {"INFERENCE_NUM_THREADS": args.threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    precision = "bf16" if args.amp else "f32"
+    hints = {"INFERENCE_NUM_THREADS": args.threads, "INFERENCE_PRECISION_HINT": precision,
+             "PERFORMANCE_HINT": "LATENCY"}
     request = openvino.Core().compile_model(path, "CPU", hints).create_infer_request()
     return lambda: request.infer({"x": x}, share_inputs=True, share_outputs=True)
 
@@ -163,6 +169,7 @@ def ours(args, model, bench, count, env):
     binary = os.path.join(os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target")), "release", "timm")
     command = [binary, "benchmark", "--model", model, "--bench", bench, "--json", "--num-warm-iter", "2"]
     command += ["--num-bench-iter", str(count), "--batch-size", str(args.batch_size)]
+    command += ["--amp"] * args.amp
     if args.img_size:
         command += ["--img-size", str(args.img_size)]
     [result] = json.loads(subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE, text=True).stdout)
@@ -176,7 +183,8 @@ def compare(args, python, model, bench, env):
     """One model, one kind of work: measures all sides in turn; returns the record that is logged."""
     command = [python, os.path.abspath(__file__), model, "--batch-size", str(args.batch_size), "--bench", bench,
                "--threads", str(args.threads)] + (["--img-size", str(args.img_size)] if args.img_size else [])
-    names = [side for side in SIDES[bench] if side in args.peers]
+    command += ["--amp"] * args.amp
+    names = [side for side in SIDES[bench] if side in args.peers and (side in AMP_SIDES or not args.amp)]
     peers = [Peer(name, command, env) for name in names + ["eager-contiguous"] * ("eager" in names)]
     failed, peers = [peer.name for peer in peers if not peer.works], [peer for peer in peers if peer.works]
     rounds = []
@@ -193,7 +201,7 @@ def compare(args, python, model, bench, env):
         for row in rounds:
             row["eager"] = row["eager-contiguous"] if slower == "eager" else row["eager"]
             del row["eager-contiguous"]
-    record = dict(model=model, bench=bench, batch_size=args.batch_size, threads=args.threads, dtype="float32",
+    record = dict(model=model, bench=bench, batch_size=args.batch_size, threads=args.threads, dtype="bfloat16" if args.amp else "float32",
                   img_per_sec=round(args.batch_size / median("ours", "seconds"), 2),
                   share_of_peak=round(median("ours", "share"), 3), memory_mb=median("ours", "memory"), peers={})
     for name in rounds[0]:
@@ -226,6 +234,7 @@ def main():
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--bench", choices=["inference", "training", "both"], default="both")
     parser.add_argument("--peers", nargs="+", choices=SIDES["inference"], default=SIDES["inference"])
+    parser.add_argument("--amp", action="store_true", help="bf16: ours with --amp, PyTorch under autocast, OpenVINO's hint")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--iterations", type=int, default=5)
     parser.add_argument("--python", help="an interpreter that has the peers' packages, instead of target/peers")
@@ -239,7 +248,8 @@ def main():
     python = args.python or peers_python()
     threads = str(args.threads)
     env = {**os.environ, "RAYON_NUM_THREADS": threads, "OMP_NUM_THREADS": threads}
-    print(f"load average before: {os.getloadavg()[0]:.2f}; {threads} threads, batch {args.batch_size}, float32")
+    print(f"load average before: {os.getloadavg()[0]:.2f}; {threads} threads, batch {args.batch_size}, "
+          f"{'bf16' if args.amp else 'float32'}")
     print(f"{'':<30} {'':<9} {'timm in Rust':^22}   ratio to (spread)")
     head = "".join(f"{side:<20}" for side in args.peers)
     print(f"{'model':<30} {'what':<9} {'img/s':>7} {'of peak':>7} {'MB':>6}   {head}memory")
