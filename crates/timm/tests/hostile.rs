@@ -176,8 +176,8 @@ fn command_lines() {
     has(&scratch.error("infer x.png --topk 0", 2), &["--topk", "at least 1"]);
     has(&scratch.error("train --epochs zero", 2), &["--epochs", "'zero'"]);
     has(
-        &scratch.error("train --kd-model-name x", 2),
-        &["timm's option --kd-model-name is not available yet"],
+        &scratch.error("train --kd-student-feature-dim 8", 2),
+        &["timm's option --kd-student-feature-dim is not available yet"],
     );
     has(&scratch.error("train --amp", 2), &["--amp is not available yet"]);
     has(&scratch.error("train --batch-sise 4", 2), &["--batch-sise"]);
