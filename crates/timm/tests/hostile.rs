@@ -179,7 +179,7 @@ fn command_lines() {
         &scratch.error("train --kd-student-feature-dim 8", 2),
         &["timm's option --kd-student-feature-dim is not available yet"],
     );
-    has(&scratch.error("train --amp", 2), &["--amp is not available yet"]);
+    has(&scratch.error("train --torchscript", 2), &["--torchscript is not available yet"]);
     has(&scratch.error("train --batch-sise 4", 2), &["--batch-sise"]);
     has(&scratch.error("infer", 2), &["<IMAGE>"]);
     has(&scratch.error("validate", 2), &["--model", "--checkpoint"]);

@@ -87,7 +87,7 @@ impl Rest {
     }
 }
 
-/// The loss that a configuration names.
+/// The loss that a configuration names; [`Loss::check`] says whether its numbers make sense.
 ///
 /// # Errors
 /// An unknown name or argument (with the nearest known one), options of another loss, and losses that do not go with
@@ -189,7 +189,6 @@ pub fn create_loss(config: &LossConfig) -> Result<Loss, TrainError> {
     if let Some(unread) = rest.left.keys().next() {
         return Err(TrainError::unknown("loss argument", unread, &rest.asked));
     }
-    loss.check()?;
     Ok(loss)
 }
 
