@@ -208,12 +208,13 @@ macro_rules! kernels {
                 let zero = _mm256_setzero_si256();
                 let half = _mm256_set1_epi32(HALF);
                 let (upper, lower) = out.split_at_mut(taps.starts.len() * 3);
-                let blocks = taps.halves.chunks(taps.groups * 4);
-                for (block, (starts, halves)) in taps.starts.chunks(4).zip(blocks).enumerate() {
+                let mut rest = &taps.halves[..];
+                for (block, starts) in taps.starts.chunks(4).enumerate() {
                     let mut words = [zero; 4];
-                    for (word, (&start, halves)) in
-                        words.iter_mut().zip(starts.iter().zip(halves.chunks(taps.groups)))
-                    {
+                    for (word, &start) in words.iter_mut().zip(starts) {
+                        // Not `chunks`, which would divide by the number of groups for every block.
+                        let (halves, behind) = rest.split_at(taps.groups);
+                        rest = behind;
                         let (mut high, mut low) = (zero, half);
                         for (group, [a, b, c, d]) in halves.iter().enumerate() {
                             let at = start * 3 + group * GROUP * 3;
