@@ -151,13 +151,14 @@ impl Order {
             None => (images as f64 * config.epoch_repeats.max(1.0)).floor() as u64,
         };
         let shards = dataset.shards().filter(|_| by_shards(dataset, config));
+        let run = config.shuffle_buffer.min(dataset.shuffle_run().unwrap_or(usize::MAX)).max(1) as u64;
         let passes = if repeated.is_some() { 1 } else { total.div_ceil(images.max(1)) };
         let passes = (0..passes).map(|pass| {
             // The last indices are no sample's, so the order's numbers are not those of an augmentation.
             let key = Rng::for_sample(config.seed, epoch, u64::MAX - pass).next_u64();
             match shards {
                 _ if !config.shuffle => Pass::InOrder,
-                Some(shards) => Pass::Shards(ShardOrder::new(shards, config.shuffle_buffer as u64, key)),
+                Some(shards) => Pass::Shards(ShardOrder::new(shards, run, key)),
                 None => Pass::Shuffled(Permutation::new(images, key)),
             }
         });

@@ -94,6 +94,12 @@ pub trait Dataset: Send + Sync {
         None
     }
 
+    /// How many samples of shards may be shuffled at a time where their reader keeps no more in memory; `None` is any
+    /// number.
+    fn shuffle_run(&self) -> Option<usize> {
+        None
+    }
+
     /// Display name of an image: its path, relative to the root, where it has one.
     fn name(&self, index: usize) -> String;
 

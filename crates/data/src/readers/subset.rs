@@ -134,6 +134,10 @@ impl Dataset for Subset {
     fn shards(&self) -> Option<&[Shard]> {
         self.shards.as_deref()
     }
+
+    fn shuffle_run(&self) -> Option<usize> {
+        self.whole.shuffle_run()
+    }
 }
 
 /// What the split's slice and the options leave of a set.

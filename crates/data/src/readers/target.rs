@@ -147,7 +147,15 @@ impl Targets {
         Ok(())
     }
 
-    pub(crate) fn get(&self, index: usize) -> Option<Target> {
+    /// The target of an image.
+    ///
+    /// # Errors
+    /// [`DataError::OutOfRange`] beyond the last.
+    pub(crate) fn at(&self, index: usize) -> Result<Target, DataError> {
+        self.get(index).ok_or(DataError::OutOfRange { index, len: self.len() })
+    }
+
+    fn get(&self, index: usize) -> Option<Target> {
         match self {
             Targets::Classes(labels) => labels.get(index).map(|&label| Target::Class(label)),
             Targets::Lists(ends, all) => {

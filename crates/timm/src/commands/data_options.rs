@@ -28,6 +28,12 @@ pub struct ReaderOptions {
     /// What lists of numbers as labels are: indices (of the classes that apply) or multihot (a value for each class)
     #[arg(long, value_name = "FORMAT", help_heading = "Data")]
     pub target_format: Option<String>,
+    /// Only images of these classes, separated by commas; labels stay as they are
+    #[arg(long, value_name = "CLASSES", value_delimiter = ',', help_heading = "Data")]
+    pub only_classes: Option<Vec<String>>,
+    /// Folder for the indices of tar shards [default: beside the shards, where that can be written]
+    #[arg(long, value_name = "DIR", help_heading = "Data")]
+    pub cache_dir: Option<PathBuf>,
     /// Mode that images are converted to: RGB is the only one
     #[arg(long, value_name = "MODE", hide = true)]
     pub input_img_mode: Option<String>,
@@ -62,6 +68,8 @@ impl ReaderOptions {
             input_key: self.input_key.clone(),
             target_key: self.target_key.clone(),
             target_format: self.target_format.as_deref().unwrap_or("indices").parse()?,
+            only_classes: self.only_classes.clone(),
+            cache_dir: self.cache_dir.clone(),
             ..OpenOptions::default()
         })
     }

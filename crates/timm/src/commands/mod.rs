@@ -150,13 +150,37 @@ pub const TIMM_OPTIONS: &[&str] = &[
 
 /// Why some of them are not here, and what to do instead.
 const REASONS: &[(&str, &str)] = &[
+    ("class-map", "classes are named by the checkpoint; timm validate reads class maps"),
+    ("data-dir", "give image files and folders as arguments"),
+    ("dataset", "infer takes image files and folders of them; timm validate reads data sets"),
+    ("exclude-output", "the values are a column of --format csv, to be left out there"),
+    ("filename-col", "columns have fixed names: image, rank, class, name, value"),
+    ("fullname", "images are always named by their whole path"),
+    ("include-index", "--format csv and json always have the class number"),
+    ("index-col", "columns have fixed names: image, rank, class, name, value"),
+    ("label-col", "columns have fixed names: image, rank, class, name, value"),
+    ("label-type", "classes have the names that the checkpoint gives them"),
+    (
+        "local-rank",
+        "a run is one process on all cores; the library's loader deals images to ranks (LoaderConfig::rank)",
+    ),
     (
         "naflex-loader",
         "no network here takes patches of images yet; the library has the loader (Loader::naflex)",
     ),
+    ("no-console-results", "redirect the output"),
     ("no-prefetcher", "there is one loader, on threads; leave it out"),
+    ("output-col", "columns have fixed names: image, rank, class, name, value"),
     ("pin-mem", "batches are made in the memory they are used from; leave it out"),
-    ("results-file", "redirect the output of --json"),
+    (
+        "rank",
+        "a run is one process on all cores; the library's loader deals images to ranks (LoaderConfig::rank)",
+    ),
+    ("results-dir", "redirect the output of --json or --format"),
+    ("results-file", "redirect the output of --json or --format"),
+    ("results-format", "use --json, and --format of timm infer"),
+    ("results-separate-col", "--format csv has a row for each class of an image"),
+    ("split", "infer takes image files and folders of them; timm validate reads splits"),
     ("save-images", "draw them with: timm data preview"),
     ("tf-preprocessing", "images are not resized in TensorFlow's way; leave it out"),
     ("use-multi-epochs-loader", "the loader's threads stay from epoch to epoch anyway; leave it out"),
@@ -165,6 +189,10 @@ const REASONS: &[(&str, &str)] = &[
     (
         "worker-seeding",
         "every image's random numbers come from --seed, at any number of threads; leave it out",
+    ),
+    (
+        "world-size",
+        "a run is one process on all cores; the library's loader deals images to ranks (LoaderConfig::world_size)",
     ),
 ];
 

@@ -1,6 +1,7 @@
-//! `timm validate`: top-1, top-5 and loss on labelled images.
+//! `timm validate`: top-1, top-5 and loss on labelled images; mAP and F1 where they show several classes.
 
 mod measure;
+mod multilabel;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -57,6 +58,9 @@ pub struct Options {
     /// imagenet-r, mini-imagenet
     #[arg(long, value_name = "FILE")]
     valid_labels: Option<PathBuf>,
+    /// Probability from which a class counts as predicted, in the F1 of images with several labels
+    #[arg(long, default_value = "0.5", value_parser = multilabel::threshold, value_name = "P")]
+    multilabel_threshold: f64,
     /// Print one JSON object, with timm's field names
     #[arg(long)]
     json: bool,
@@ -85,15 +89,17 @@ pub fn run(options: Options) -> Result<()> {
     let name = options.reader.name(options.data_dir.as_deref().unwrap_or(&options.data));
     let dataset = open_dataset(&name, &options.split, &open)?;
     warn(&*dataset);
-    if dataset.is_multi_label() {
-        bail!(
-            "{name} has several labels for an image; validation of those is not supported yet: --target-key names a field with one class"
-        );
+    let several = dataset.is_multi_label();
+    if several && (extras.real.is_some() || extras.valid.is_some()) {
+        return usage(format!(
+            "{name} has several labels for an image, which --real-labels and --valid-labels do not go with"
+        ));
     }
     check_head(&*dataset, head_classes, &head)?;
     let config = LoaderConfig {
         batch_size: options.batch_size,
         workers: options.workers,
+        num_classes: several.then_some(head_classes),
         ..LoaderConfig::evaluation()
     };
     let count = dataset.len();
@@ -110,6 +116,42 @@ pub fn run(options: Options) -> Result<()> {
     let mut evaluator =
         Evaluator::new(Arc::new(model), options.model.precision.shared_engine(), normalization(&data));
     let mut progress = |done: usize| bar.set_position(done as u64);
+    let [_, height, width] = data.input_size;
+    let size = if height == width { height.to_string() } else { format!("{height}x{width}") };
+    let round = |v: f64, digits: i32| (v * 10f64.powi(digits)).round() / 10f64.powi(digits);
+    if several {
+        let threshold = options.multilabel_threshold;
+        let measured =
+            multilabel::run(&mut evaluator, &store, &loader, threshold, &stop_flag(), &mut progress)?;
+        bar.finish_and_clear();
+        let Some(metrics) = measured else { bail!("stopped before the end: no result") };
+        list_failures("validation", &loader);
+        if metrics.images == 0 {
+            bail!("not one image could be used");
+        }
+        let rate = metrics.images as f64 / start.elapsed().as_secs_f64();
+        if options.json {
+            let mut result = serde_json::Map::new();
+            result.insert("model".into(), json!(architecture));
+            multilabel::describe(&metrics, &mut result);
+            for (name, value) in [
+                ("multilabel_threshold", json!(threshold)),
+                ("param_count", json!(round(params as f64 / 1e6, 2))),
+                ("img_size", if height == width { json!(height) } else { json!([height, width]) }),
+                ("crop_pct", json!(data.crop_pct)),
+                ("interpolation", json!(data.interpolation)),
+                ("images_per_sec", json!(round(rate, 2))),
+            ] {
+                result.insert(name.into(), value);
+            }
+            say!("{:#}", serde_json::Value::from(result));
+        } else {
+            say!("model     {architecture} ({:.2} M parameters, {size} px)", params as f64 / 1e6);
+            say!("images    {} of {count} ({rate:.0} per second)", metrics.images);
+            multilabel::print(&metrics);
+        }
+        return Ok(());
+    }
     let measured = match extras.real.is_some() || extras.valid.is_some() {
         true => measure::run(&mut evaluator, &store, &loader, &extras, &stop_flag(), &mut progress)?,
         false => evaluator.run(&store, &loader, &stop_flag(), &mut progress)?.map(|metrics| (metrics, None)),
@@ -130,10 +172,7 @@ pub fn run(options: Options) -> Result<()> {
         [metrics.top1, metrics.top5] = real.percent();
     }
     let rate = metrics.count as f64 / start.elapsed().as_secs_f64();
-    let [_, height, width] = data.input_size;
-    let size = if height == width { height.to_string() } else { format!("{height}x{width}") };
     if options.json {
-        let round = |v: f64, digits: i32| (v * 10f64.powi(digits)).round() / 10f64.powi(digits);
         let result = json!({
             "model": architecture,
             "top1": round(metrics.top1, 4),

@@ -81,107 +81,134 @@ impl HuffmanCode {
     /// The next symbol. Bits that are no code count as symbol 0, as in libjpeg.
     #[inline(always)]
     pub(super) fn symbol(&self, bits: &mut Bits) -> u8 {
-        let entry = self.short[bits.peek(LOOKUP_BITS)];
-        if entry != 0 {
-            bits.consume(u32::from(entry >> 8));
-            return entry as u8;
+        let mut entry = self.short[bits.peek(LOOKUP_BITS)];
+        if entry == 0 {
+            entry = self.long(bits.peek(16) as u32);
         }
-        self.long_symbol(bits)
+        bits.consume(u32::from(entry >> 8));
+        entry as u8
     }
 
+    /// The entry of a longer code by the 16 bits that it begins. It takes them by value, so that the reader's state
+    /// may stay in registers.
     #[cold]
-    fn long_symbol(&self, bits: &mut Bits) -> u8 {
-        let next = bits.peek(16) as u32;
+    fn long(&self, next: u32) -> u16 {
         for length in LOOKUP_BITS as usize + 1..=16 {
             if next < self.ends[length] {
                 let code = (next >> (16 - length)) as i32;
-                bits.consume(length as u32);
-                return self.symbols[(code + self.offsets[length]) as usize & 255];
+                let symbol = self.symbols[(code + self.offsets[length]) as usize & 255];
+                return (length as u16) << 8 | u16::from(symbol);
             }
         }
-        bits.consume(16);
-        0
+        16 << 8
     }
 }
 
-/// Bits that one look-up of coefficients sees.
-const PAIR_BITS: u32 = 10;
-
-/// Up to two steps through a block: coefficients, runs of zeros, the end.
+/// Up to two steps through a block: coefficients, runs of zeros, the end. Only the codes need be among the bits looked
+/// up; values are cut out of the reader's buffer, which is not what the next look-up waits for.
 ///
 /// | bits | what |
 /// |---|---|
-/// | 0–7 | bits of all codes and values; 0 where the first step does not fit into the look-up |
+/// | 0–7 | bits of all codes and values; 0 where the first code does not fit into the look-up |
 /// | 8–15 | from the current place to that of the first value |
 /// | 16–23 | from the current place to that of the second value |
 /// | 24–31 | from the current place to the one behind both, or [`END`] |
-/// | 32–47 | first value; 0 for none, which may be written all the same |
-/// | 48–63 | second value, likewise |
+/// | 32–39 | how far right the buffer is to be shifted for the first value |
+/// | 40–47 | size of the first value; 0 for none, which is a value of 0 and may be written all the same |
+/// | 48–55 | the shift for the second value |
+/// | 56–63 | size of the second value, likewise |
 type Pair = u64;
 
 /// A distance that leads out of every block.
-const END: u64 = 64;
+const END: u32 = 64;
 
-/// Codes and values in one look-up, for sequential scans. Two steps at once matter because each look-up
+/// Where a [`Pair`] has its sizes.
+const SIZES: u64 = 0xFF00_FF00_0000_0000;
+
+/// Steps to pass over: 0–5 bits of all codes and values (0 where the first code does not fit), 6–12 how many places
+/// they take, 15 whether the block ends behind them.
+type Jump = u16;
+
+/// Codes and values in one look-up, for sequential scans. Several steps at once matter because each look-up
 /// waits for the one before it.
 pub(super) struct StepTable {
     code: HuffmanCode,
-    pairs: Box<[Pair; 1 << PAIR_BITS]>,
+    pairs: Box<[Pair; 1 << LOOKUP_BITS]>,
+    jumps: Box<[Jump; 1 << LOOKUP_BITS]>,
 }
 
-/// The first step that a window of bits shows: its bits, zeros before the value, value.
-fn step(code: &HuffmanCode, window: u32, available: u32) -> Option<(u32, u32, i32)> {
-    let entry = code.short[(window << (LOOKUP_BITS - PAIR_BITS)) as usize];
+/// The step whose code lies behind `used` bits of a window: where it ends, zeros before the value, its size.
+fn step(code: &HuffmanCode, window: u32, used: u32) -> Option<(u32, u32, u32)> {
+    let rest = LOOKUP_BITS.checked_sub(used)?;
+    let entry = code.short[(window << used) as usize & ((1 << LOOKUP_BITS) - 1)];
     let length = u32::from(entry >> 8);
     let (zeros, size) = split(code.class, entry as u8);
-    if entry == 0 || length + size > available {
-        return None;
-    }
-    let value = (window >> (PAIR_BITS - length - size)) as i32 & ((1 << size) - 1);
-    let negative = size > 0 && value < 1 << (size - 1);
-    Some((length + size, zeros, if negative { value - (1 << size) + 1 } else { value }))
+    (entry != 0 && length <= rest).then_some((used + length + size, zeros, size))
 }
 
 fn pair(code: &HuffmanCode, window: u32) -> Pair {
-    let Some((mut bits, zeros, value)) = step(code, window, PAIR_BITS) else { return 0 };
-    let first = if zeros == END_OF_BLOCK || value == 0 { 0 } else { zeros };
-    let mut behind = match value {
-        0 if zeros == END_OF_BLOCK => END as u32,
-        0 => zeros,
+    let Some((mut end, zeros, size)) = step(code, window, 0) else { return 0 };
+    let shift = 64 - end;
+    let first = if size == 0 { 0 } else { zeros };
+    let mut behind = match size {
+        0 => zeros.min(END),
         _ => zeros + 1,
     };
-    let (mut second, mut second_value) = (first + 1, 0);
-    // The rest of the window, moved up; a difference of DC values has nothing behind it.
-    let rest = (window << bits) & ((1 << PAIR_BITS) - 1);
+    let (mut second, mut second_shift, mut second_size) = (first + 1, shift, 0);
+    // A difference of DC values has nothing behind it.
     if code.class == Class::Ac
-        && value != 0
-        && let Some((more, zeros, value)) = step(code, rest, PAIR_BITS - bits)
+        && size != 0
+        && let Some((more, zeros, size)) = step(code, window, end)
     {
-        bits += more;
+        end = more;
         if zeros == END_OF_BLOCK {
-            behind = END as u32;
-        } else if value == 0 {
+            behind = END;
+        } else if size == 0 {
             behind += zeros;
             second = behind - 1;
         } else {
-            (second, second_value) = (behind + zeros, value);
+            (second, second_shift, second_size) = (behind + zeros, 64 - end, size);
             behind = second + 1;
         }
     }
-    let word = |value: i32| u64::from(value as u16);
-    u64::from(bits)
-        | u64::from(first) << 8
-        | u64::from(second) << 16
-        | u64::from(behind) << 24
-        | word(value) << 32
-        | word(second_value) << 48
+    let fields = [end, first, second, behind, shift, size, second_shift, second_size];
+    u64::from_le_bytes(fields.map(|field| field as u8))
+}
+
+fn jump(code: &HuffmanCode, window: u32) -> Jump {
+    let (mut end, mut places) = (0, 0);
+    while let Some((more, zeros, size)) = step(code, window, end) {
+        if zeros == END_OF_BLOCK {
+            return (1 << 15 | places << 6 | more) as Jump;
+        }
+        let behind = places + zeros + u32::from(size > 0);
+        if behind >= END {
+            break;
+        }
+        (end, places) = (more, behind);
+    }
+    (places << 6 | end) as Jump
+}
+
+/// The value of `size` bits that end `shift` bits before the buffer's right end (annex F.2.2.1: EXTEND).
+#[inline(always)]
+fn value(buffer: u64, shift: u64, size: u64) -> i16 {
+    // Both counts stand in the lowest bits, with other fields above them, which shifts do not look at.
+    let mask = 1_u32.wrapping_shl(size as u32) - 1;
+    let raw = buffer.wrapping_shr(shift as u32) as u32 & mask;
+    (raw.wrapping_sub(if raw <= mask >> 1 { mask } else { 0 })) as i16
 }
 
 impl StepTable {
     pub(super) fn new(code: HuffmanCode) -> StepTable {
-        let mut pairs = Box::new([0; 1 << PAIR_BITS]);
-        pairs.iter_mut().zip(0..).for_each(|(entry, window)| *entry = pair(&code, window));
-        StepTable { code, pairs }
+        let (mut pairs, mut jumps) = (Box::new([0; 1 << LOOKUP_BITS]), Box::new([0; 1 << LOOKUP_BITS]));
+        for (window, (two, many)) in (0..).zip(pairs.iter_mut().zip(jumps.iter_mut())) {
+            *two = pair(&code, window);
+            if code.class == Class::Ac {
+                *many = jump(&code, window);
+            }
+        }
+        StepTable { code, pairs, jumps }
     }
 
     /// The table of a code; those used last by this thread are kept, as most files have the same ones.
@@ -206,10 +233,11 @@ impl StepTable {
     #[inline(always)]
     pub(super) fn difference(&self, bits: &mut Bits) -> i32 {
         bits.refill();
-        let pair = self.pairs[bits.peek(PAIR_BITS)];
+        let pair = self.pairs[bits.peek(LOOKUP_BITS)];
         if pair != 0 {
+            let buffer = bits.buffer();
             bits.consume(pair as u32 & 255);
-            return i32::from((pair >> 32) as i16);
+            return i32::from(value(buffer, pair >> 32, pair >> 40));
         }
         let size = u32::from(self.code.symbol(bits));
         bits.signed(size)
@@ -220,39 +248,58 @@ impl StepTable {
     #[inline(always)]
     pub(super) fn coefficients(&self, bits: &mut Bits, mut store: impl FnMut(usize, i16)) -> bool {
         let mut place = 1;
-        let mut values = 0;
+        let mut seen = 0;
         while place < 64 {
             bits.refill();
-            let pair = self.pairs[bits.peek(PAIR_BITS)];
+            let pair = self.pairs[bits.peek(LOOKUP_BITS)];
             let second = place + (pair >> 16 & 255) as usize;
             if pair != 0 && second < 64 {
+                let buffer = bits.buffer();
                 bits.consume(pair as u32 & 255);
-                store(place + (pair >> 8 & 255) as usize, (pair >> 32) as i16);
-                store(second, (pair >> 48) as i16);
+                store(place + (pair >> 8 & 255) as usize, value(buffer, pair >> 32, pair >> 40));
+                store(second, value(buffer, pair >> 48, pair >> 56));
                 place += (pair >> 24 & 255) as usize;
-                values |= pair >> 32;
+                seen |= pair & SIZES;
                 continue;
             }
-            // One step: a long code or value, or the block is full behind it.
+            // One step: a long code, or the block is full behind it.
             let (zeros, size) = split(Class::Ac, self.code.symbol(bits));
             if zeros == END_OF_BLOCK {
                 break;
             }
             place += zeros as usize;
             if size > 0 {
-                let value = bits.signed(size) as i16;
-                store(place, value);
-                values |= u64::from(value as u16);
+                store(place, bits.signed(size) as i16);
+                seen |= SIZES;
                 place += 1;
             }
         }
-        values != 0
+        seen != 0
     }
 
     /// Passes over the AC coefficients of a block.
     #[inline(always)]
     pub(super) fn skip_coefficients(&self, bits: &mut Bits) {
-        self.coefficients(bits, |_, _| {});
+        let mut place = 1;
+        while place < 64 {
+            bits.refill();
+            let jump = self.jumps[bits.peek(LOOKUP_BITS)];
+            let behind = place + (jump >> 6 & 127) as usize;
+            if jump != 0 && behind < 64 {
+                bits.consume(u32::from(jump & 63));
+                if jump >> 15 == 1 {
+                    break;
+                }
+                place = behind;
+                continue;
+            }
+            let (zeros, size) = split(Class::Ac, self.code.symbol(bits));
+            if zeros == END_OF_BLOCK {
+                break;
+            }
+            bits.consume(size);
+            place += zeros as usize + usize::from(size > 0);
+        }
     }
 }
 
@@ -343,15 +390,19 @@ mod tests {
             let Some(code) = standard_code(Class::Ac, round / 2 % 2) else { panic!("no code") };
             let table = StepTable::cached(code.clone());
             let (mut ours, mut expected) = (segments.bits(0), segments.bits(0));
+            let mut skipped = segments.bits(0);
             while !expected.overrun() {
                 let wanted = one_by_one(&code, &mut expected);
                 let mut block = [0; 128];
                 let any = table.coefficients(&mut ours, |place, value| block[place] = value);
                 assert_eq!(block, wanted);
                 assert_eq!(any, wanted.iter().any(|&value| value != 0));
-                ours.refill();
-                expected.refill();
+                table.skip_coefficients(&mut skipped);
+                for bits in [&mut ours, &mut expected, &mut skipped] {
+                    bits.refill();
+                }
                 assert_eq!(ours.peek(16), expected.peek(16));
+                assert_eq!(skipped.peek(16), expected.peek(16));
             }
         }
     }

@@ -10,7 +10,7 @@ const EXTRA: usize = 2;
 /// Transforms a block of coefficients (natural order) to `size` x `size` samples (8, 4, 2 or 1) at the
 /// start of `out`, whose rows are `stride` apart. `flat` promises that only the first is not zero.
 ///
-/// `out` must reach to the end of the last row; what does not fit is not written.
+/// `out` must reach to the end of the last row; a block that does not fit is not written.
 #[inline(always)]
 pub(super) fn inverse(
     size: usize,
@@ -24,11 +24,12 @@ pub(super) fn inverse(
         // All methods give the rounded eighth of the mean.
         let dc = i32::from(block[0].wrapping_mul(quant[0]));
         let value = level((dc + 4) >> 3);
-        out.chunks_mut(stride.max(1)).take(size).for_each(|row| {
-            let size = size.min(row.len());
-            row[..size].fill(value);
-        });
-        return;
+        return match size {
+            8 => store(&[[value; 8]; 8], out, stride),
+            4 => store(&[[value; 4]; 4], out, stride),
+            2 => store(&[[value; 2]; 2], out, stride),
+            _ => store(&[[value]], out, stride),
+        };
     }
     match size {
         8 => full(block, quant, out, stride),
@@ -45,10 +46,10 @@ fn level(sample: i32) -> u8 {
 
 #[inline(always)]
 fn store<const N: usize>(samples: &[[u8; N]; N], out: &mut [u8], stride: usize) {
-    for (row, samples) in out.chunks_mut(stride).zip(samples) {
-        if let Some(row) = row.first_chunk_mut::<N>() {
-            *row = *samples;
-        }
+    // Iterating over `chunks_mut` would divide by the stride for every block, which takes as long as the transform.
+    let Some(out) = out.get_mut(..(N - 1) * stride + N) else { return };
+    for (row, samples) in samples.iter().enumerate() {
+        out[row * stride..row * stride + N].copy_from_slice(samples);
     }
 }
 

@@ -10,6 +10,7 @@ use super::header::{Component, Frame, Parser, Scan, ZIGZAG};
 use super::huffman::{Class, HuffmanCode, StepTable};
 use super::idct;
 use super::segments::{Bits, Segments};
+use crate::transforms::dispatched;
 
 /// The groups of blocks (MCUs) that are wanted: columns and rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,34 +101,19 @@ struct Groups {
     interval: Option<NonZeroUsize>,
 }
 
-fn decode_groups(
-    parts: &mut [Part],
-    tables: &[Rc<StepTable>],
-    groups: Groups,
-    segments: &Segments,
-    window: &Window,
-    targets: &mut [Target],
-) {
-    #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("bmi2") {
-        // SAFETY: the processor has AVX2 and BMI2, which is all that this copy of safe code asks for.
-        return unsafe { decode_groups_wide(parts, tables, groups, segments, window, targets) };
-    }
-    decode_groups_body(parts, tables, groups, segments, window, targets);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,bmi2")]
-fn decode_groups_wide(
-    parts: &mut [Part],
-    tables: &[Rc<StepTable>],
-    groups: Groups,
-    segments: &Segments,
-    window: &Window,
-    targets: &mut [Target],
-) {
-    decode_groups_body(parts, tables, groups, segments, window, targets);
-}
+dispatched!(
+    private decode_groups,
+    decode_groups_wide,
+    decode_groups_body,
+    (
+        parts: &mut [Part],
+        tables: &[Rc<StepTable>],
+        groups: Groups,
+        segments: &Segments,
+        window: &Window,
+        targets: &mut [Target]
+    )
+);
 
 #[inline(always)]
 fn decode_groups_body(

@@ -140,6 +140,12 @@ impl<'a> Bits<'a> {
         (self.buffer >> (64 - count)) as usize
     }
 
+    /// The buffer: the next bits from its left end on, at least 32 of them after a refill.
+    #[inline(always)]
+    pub(super) fn buffer(&self) -> u64 {
+        self.buffer
+    }
+
     /// Takes bits: no more than since the last refill are there.
     #[inline(always)]
     pub(super) fn consume(&mut self, count: u32) {

@@ -19,7 +19,7 @@ use super::names::Names;
 use super::natural::natural_order;
 use super::tar::wds::numbered;
 use super::target::Targets;
-use super::{ClassMap, Dataset, OpenOptions, Source, Target, list_some, target_fields};
+use super::{ClassMap, Dataset, OpenOptions, Shard, Source, Target, list_some, target_fields};
 use crate::DataError;
 use column::Labels;
 use meta::{Footer, Leaf};
@@ -28,12 +28,16 @@ use page::{PageHeader, PageKind, Strings, read_page};
 /// Memory for pages that were read.
 const PAGE_MEMORY: usize = 256 << 20;
 
+/// Most pages kept, however small they are.
+const MOST_PAGES: usize = 1024;
+
 /// timm's `hfds/` reader: parquet files as the Hugging Face hub has them, read from disk.
 ///
 /// The image (`input_key`, `image`) is a column of `{bytes, path}` or of bytes; the label (`target_key`,
 /// `label`) a class number, a word, or a list of them. The classes' names stand in the files' metadata, or
 /// in `dataset_info.json`. Rows without a label, or with -1 as in test splits, are left out. Images are in
-/// the order of the files. A page is uncompressed whole, and the pages read last are kept.
+/// the order of the files. A page is uncompressed whole, and the pages read last are kept. A set too large for
+/// that is shuffled page by page (see [`Dataset::shards`]), so that a page is read once and not for every image.
 #[derive(Debug)]
 pub struct HfDataset {
     files: Files,
@@ -48,12 +52,55 @@ pub struct HfDataset {
     class_names: Vec<String>,
     warnings: Vec<String>,
     recent: Mutex<Vec<(usize, Arc<OnceLock<Result<Strings, String>>>)>>,
+    /// Of a set larger than the pages kept: its pages, and how many images are shuffled at a time.
+    shards: Option<(Vec<Shard>, usize)>,
 }
 
 #[derive(Debug)]
 struct Table {
     footer: Footer,
     image: Leaf,
+}
+
+impl Table {
+    /// Bytes of the image column in the file.
+    fn image_bytes(&self) -> u64 {
+        self.footer
+            .groups
+            .iter()
+            .filter_map(|group| group.chunks.get(self.image.column))
+            .map(|c| c.length)
+            .sum()
+    }
+}
+
+/// Pages as shards and how many images to shuffle at a time, when the pages do not all fit into half of `memory`
+/// (the other half is for the pages of the run before).
+fn page_shards(
+    pages: &[PageRef],
+    rows: Option<&[u32]>,
+    images: usize,
+    bytes: u64,
+    memory: u64,
+) -> Option<(Vec<Shard>, usize)> {
+    if bytes <= memory / 2 {
+        return None;
+    }
+    let index = |row: u64| match rows {
+        Some(rows) => rows.partition_point(|&kept| u64::from(kept) < row),
+        None => (row as usize).min(images),
+    };
+    let mut shards = Vec::new();
+    let mut start = 0;
+    for number in 0..pages.len() {
+        let end = pages.get(number + 1).map_or(images, |next| index(next.first));
+        if end > start {
+            shards.push(Shard { name: format!("page {number}"), samples: start..end });
+        }
+        start = end;
+    }
+    let run = u128::from(memory / 2) * images as u128 / u128::from(bytes.max(1));
+    Some((shards, (run as usize).max(1)))
 }
 
 /// A data page of an image column.
@@ -166,7 +213,9 @@ impl HfDataset {
         };
         let rows = (rows.len() as u64 != all).then_some(rows);
         let (files, recent) = (Files::new(paths), Mutex::new(Vec::new()));
-        Ok(HfDataset { files, tables, pages, rows, names, targets, class_names, warnings, recent })
+        let bytes: u64 = tables.iter().map(Table::image_bytes).sum();
+        let shards = page_shards(&pages, rows.as_deref(), names.len(), bytes, PAGE_MEMORY as u64);
+        Ok(HfDataset { files, tables, pages, rows, names, targets, class_names, warnings, recent, shards })
     }
 
     /// Row of an image, and the page it is in.
@@ -192,7 +241,7 @@ impl HfDataset {
                         _ => 0,
                     };
                     let mut memory: usize = recent.iter().map(|(_, slot)| size(slot)).sum();
-                    while memory > PAGE_MEMORY || recent.len() >= 64 {
+                    while memory > PAGE_MEMORY || recent.len() >= MOST_PAGES {
                         memory -= size(&recent.remove(0).1);
                     }
                     recent.push((page, Arc::new(OnceLock::new())));
@@ -266,7 +315,7 @@ impl Dataset for HfDataset {
     }
 
     fn target(&self, index: usize) -> Result<Target, DataError> {
-        self.targets.get(index).ok_or(DataError::OutOfRange { index, len: self.targets.len() })
+        self.targets.at(index)
     }
 
     fn name(&self, index: usize) -> String {
@@ -286,6 +335,14 @@ impl Dataset for HfDataset {
 
     fn is_multi_label(&self) -> bool {
         self.targets.is_multi_label()
+    }
+
+    fn shards(&self) -> Option<&[Shard]> {
+        self.shards.as_ref().map(|(shards, _)| &shards[..])
+    }
+
+    fn shuffle_run(&self) -> Option<usize> {
+        self.shards.as_ref().map(|(_, run)| *run)
     }
 }
 
@@ -409,6 +466,20 @@ fn class_label(json: &str, key: &str) -> Option<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn large_sets_are_shuffled_by_pages() {
+        let page = |first| PageRef { first, start: 0, file: 0, group: 0 };
+        let pages = [page(0), page(10), page(20), page(25)];
+        assert!(page_shards(&pages, None, 30, 100, 200).is_none());
+        let (shards, run) = page_shards(&pages, None, 30, 300, 200).unwrap();
+        let ranges = |shards: &[Shard]| shards.iter().map(|s| s.samples.clone()).collect::<Vec<_>>();
+        assert_eq!((ranges(&shards), run), (vec![0..10, 10..20, 20..25, 25..30], 10));
+        // Rows 10 to 19 and 29 were left out.
+        let rows: Vec<u32> = (0..10).chain(20..29).collect();
+        let (shards, run) = page_shards(&pages, Some(&rows), rows.len(), 1 << 40, 200).unwrap();
+        assert_eq!((ranges(&shards), run), (vec![0..10, 10..15, 15..19], 1));
+    }
 
     #[test]
     fn class_labels_in_descriptions() {

@@ -194,7 +194,7 @@ impl Dataset for WdsDataset {
 
     fn target(&self, index: usize) -> Result<Target, DataError> {
         self.check(index)?;
-        self.targets.get(index).ok_or(DataError::OutOfRange { index, len: self.targets.len() })
+        self.targets.at(index)
     }
 
     fn name(&self, index: usize) -> String {
