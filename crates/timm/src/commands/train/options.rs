@@ -189,8 +189,7 @@ pub struct Options {
     /// Label smoothing
     #[arg(long, default_value_t = 0.1, value_name = "SHARE", help_heading = "Optimizer")]
     pub smoothing: f32,
-    /// Loss: ce (cross-entropy), bce, asl (asymmetric), poly, jsd; for data with any number of labels an image bce, asl,
-    /// poly, twoway, zlpr [default: ce; with several labels bce]
+    /// Loss: ce (cross-entropy), bce, asl (asymmetric), poly, jsd [default: ce]
     #[arg(long, value_name = "NAME", help_heading = "Optimizer")]
     pub loss: Option<String>,
     /// Further arguments of the loss, as in timm's loss factory: `asl_gamma_neg=2 poly_epsilon=1`
