@@ -33,7 +33,8 @@ pub fn find(graph: &Graph, uses: &[u32], claims: &mut Claims) {
         let root = NodeId(i as u32);
         let plain_weight = match &graph.node(root).op {
             Op::Conv2d(_) => true,
-            Op::MatMul { .. } => graph.shape(graph.node(root).inputs[1]).len() == 2,
+            // Transposed left sides are gradients of weights, whose kernel takes no epilogue.
+            Op::MatMul { trans_a: false, .. } => graph.shape(graph.node(root).inputs[1]).len() == 2,
             _ => false,
         };
         if !plain_weight || uses[i] == 0 || claims.taken(root) {

@@ -40,7 +40,10 @@ pub use run::CpuExecutable;
 /// What products multiply: `f32`, or numbers rounded to bf16 with sums in `f32` ("mixed precision").
 pub use timm_kernels::bf16::Operands as Precision;
 
-/// The engine for this machine's cores. Threads are those of rayon's global pool.
+/// Sets how many threads the process computes with; false if it has computed before.
+pub use timm_kernels::threads::set_count as set_threads;
+
+/// The engine for this machine's cores: one thread each, or as many as [`set_threads`] says.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CpuEngine {
     /// With [`Precision::Bf16`] convolutions and products with plain weights round what they multiply; parameters,

@@ -69,7 +69,7 @@ impl CpuExecutable {
         store: &Store,
         states: Vec<*mut f32>,
         run: &Run,
-        each: &mut (dyn FnMut() + Send),
+        each: &mut dyn FnMut(),
     ) -> Result<(Vec<Tensor>, Vec<(usize, Vec<f32>)>), EngineError> {
         let inputs = self.check_inputs(run)?;
         let idle = self.idle.lock().unwrap_or_else(|e| e.into_inner()).pop();
@@ -90,18 +90,13 @@ impl CpuExecutable {
             step: run.step,
         };
         // Kept until the outputs are copied: some may be fixed values.
-        let _prepared = timm_kernels::threads::inside(|| {
-            // Whole, so that its promise to be sendable holds.
-            let memory = &mut memory;
-            let prepared = self.prepared(store, memory);
-            memory.fixed = prepared.as_ptr().cast_mut();
-            for step in &self.plan.steps {
-                each();
-                memory.run(self, step);
-            }
+        let prepared = self.prepared(store, &mut memory);
+        memory.fixed = prepared.as_ptr().cast_mut();
+        for step in &self.plan.steps {
             each();
-            prepared
-        });
+            memory.run(self, step);
+        }
+        each();
         let outputs = self.plan.outputs.iter().map(|value| memory.tensor(self, value)).collect();
         let copies =
             self.plan.copies.iter().map(|(state, v)| (*state, memory.tensor(self, v).data)).collect();
@@ -132,7 +127,7 @@ impl CpuExecutable {
         &self,
         store: &mut Store,
         run: &Run,
-        each: &mut (dyn FnMut() + Send),
+        each: &mut dyn FnMut(),
     ) -> Result<Vec<Tensor>, EngineError> {
         // Before the first write, so that an error changes nothing.
         self.check_inputs(run)?;
@@ -184,9 +179,6 @@ struct Memory {
     seed: u64,
     step: u64,
 }
-
-// SAFETY: the pointers stay valid for the whole run, whichever thread does it.
-unsafe impl Send for Memory {}
 
 impl Memory {
     fn pointer(&self, exe: &CpuExecutable, span: &Span) -> *mut f32 {

@@ -52,7 +52,7 @@ fn peak(repeats: usize) -> f64 {
     let small = ConvShape { n: 1, h: 1, w: 48, ..shape };
     let mut packed = vec![0.0; conv::packed_len(&small)];
     conv::pack_weights(&small, &vec![0.5; 64 * 64], &mut packed);
-    let threads = rayon::current_num_threads();
+    let threads = timm_kernels::threads::count();
     let passes = 400;
     let best = seconds(repeats, || {
         timm_kernels::threads::for_each(threads, |_| {
@@ -95,7 +95,7 @@ fn main() {
     let peak = peak(repeats);
     println!(
         "batch {batch}, {} threads, one-panel product in L1: {peak:.0} GFLOP/s",
-        rayon::current_num_threads()
+        timm_kernels::threads::count()
     );
     println!("{:<24} {:>14} {:>14} {:>14}   (GFLOP/s, % of that)", "layer", "forward", "dx", "dw");
     for layer in LAYERS.iter().filter(|l| arguments.get(3).is_none_or(|only| l.0.contains(only.as_str()))) {

@@ -204,8 +204,8 @@ mod tests {
                 let size: f64 = x.iter().map(|&x| value(x).abs()).sum();
                 let found = total(&x, squares);
                 assert!((found as f64 - wanted).abs() <= 1e-6 * size, "{len} {squares}: {found}, {wanted}");
-                let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
-                assert_eq!(pool.install(|| total(&x, squares)).to_bits(), found.to_bits());
+                let alone = crate::threads::with_count(1, || total(&x, squares));
+                assert_eq!(alone.to_bits(), found.to_bits());
             }
         }
     }

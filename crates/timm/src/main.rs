@@ -81,7 +81,8 @@ fn main() -> ExitCode {
         Err(error) => return usage_error(error),
     };
     if let Some(threads) = cli.threads {
-        // Only fails if the pool exists already, and nothing has used it yet.
+        // Both fail only where they have been used, and nothing has yet.
+        timm_cpu::set_threads(threads);
         let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     }
     let result = match cli.command {

@@ -190,8 +190,7 @@ fn results_do_not_depend_on_the_number_of_threads() {
     let (x, dy) = (random.numbers(shape.input_len()), random.numbers(shape.output_len()));
     let weights = random.numbers(shape.weight_len());
     let run = |threads: usize| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a thread pool");
-        pool.install(|| {
+        crate::threads::with_count(threads, || {
             let mut packed = vec![0.0; packed_len(&shape)];
             pack_weights(&shape, &weights, &mut packed);
             let mut out = vec![0.0; shape.output_len()];
