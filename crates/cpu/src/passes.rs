@@ -84,8 +84,7 @@ pub struct Report {
 /// Runs all passes over a plan and reports each; `wanted` says of which ones to list the changes.
 pub(crate) fn explain(mut plan: Plan, wanted: impl Fn(&str) -> bool) -> Result<Vec<Report>, EngineError> {
     let report = |pass: Pass| {
-        let wanted = wanted(pass.name);
-        let rows = |plan: &Plan| if wanted { listing::rows(plan) } else { Vec::new() };
+        let rows = |plan: &Plan| if wanted(pass.name) { listing::rows(plan) } else { Vec::new() };
         let (before, rows_before) = (Size::of(&plan), rows(&plan));
         pass.run(&mut plan)?;
         let changes = listing::changes(&rows_before, &rows(&plan));
