@@ -28,13 +28,14 @@ pub(crate) fn lanes(isa: Isa) -> usize {
     match isa {
         Isa::Avx512 => 16,
         Isa::Avx2 | Isa::Portable => 8,
+        Isa::Neon => 4,
     }
 }
 
 /// The widest panel, in vectors.
 fn max_vectors(isa: Isa) -> usize {
     match isa {
-        Isa::Avx512 => 4,
+        Isa::Avx512 | Isa::Neon => 4,
         Isa::Avx2 | Isa::Portable => 2,
     }
 }
