@@ -78,10 +78,17 @@ pub struct Options {
     /// Print a JSON list, with timm's field names
     #[arg(long)]
     json: bool,
-    /// Show where the time goes: each kind of step, and the slowest steps, with their share of the machine's peak and
-    /// of its memory bandwidth
-    #[arg(long, conflicts_with = "json")]
-    profile: bool,
+    /// Show where the time goes: each kind of step, and the slowest steps (20, or as many as given), with their share of
+    /// the machine's peak and of its memory bandwidth, and the module of the model they come from
+    #[arg(
+        long,
+        value_name = "STEPS",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "20",
+        conflicts_with = "json"
+    )]
+    profile: Option<usize>,
 }
 
 /// A compiled graph with everything that a run of it needs.
@@ -282,9 +289,9 @@ fn measure(name: &str, options: &Options) -> Result<serde_json::Value> {
         put("infer_img_size", size.clone());
         put("infer_gmacs", json!(round(macs / 1e9)));
         put("infer_macts", json!(round(activations / 1e6)));
-        if options.profile {
+        if let Some(rows) = options.profile {
             let seconds = case.profile(options.num_bench_iter)?;
-            profile::print(&case.executable, &seconds, peak());
+            profile::print(&case.executable, &seconds, peak(), rows);
         }
     }
     if options.bench != Bench::Inference {
@@ -314,9 +321,9 @@ fn measure(name: &str, options: &Options) -> Result<serde_json::Value> {
         put("train_step_time", json!(round(seconds * 1e3)));
         put("train_batch_size", json!(batch));
         put("train_img_size", size);
-        if options.profile {
+        if let Some(rows) = options.profile {
             let seconds = case.profile(options.num_bench_iter)?;
-            profile::print(&case.executable, &seconds, peak());
+            profile::print(&case.executable, &seconds, peak(), rows);
         }
     }
     put("peak_gflops", json!(round(peak() / 1e9)));
