@@ -74,7 +74,7 @@ fn moved(executable: &CpuExecutable) -> usize {
 }
 
 /// Measures the update that `options` name.
-pub fn measure(model: &Model, options: &Options) -> Result<Cost> {
+pub fn measure(model: &mut Model, options: &Options) -> Result<Cost> {
     let config = OptimizerConfig {
         opt: options.opt.clone(),
         weight_decay: WEIGHT_DECAY,
