@@ -222,6 +222,8 @@ impl Planner<'_> {
             Box::new(move |args| {
                 depthwise::depthwise_weight_grad(&shape, args.read(0), args.read(1), args.write(0));
             })
+        } else if winograd::fits_weight_grad(&shape) {
+            Box::new(move |args| winograd::weight_grad(&shape, args.read(0), args.read(1), args.write(0)))
         } else {
             Box::new(move |args| conv::weight_grad(&shape, args.read(0), args.read(1), args.write(0)))
         };

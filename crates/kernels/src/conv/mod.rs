@@ -2,7 +2,7 @@
 //! weights. No patch matrix: tables of pointers lead the register tiles straight to the input.
 
 mod geometry;
-mod weight_grad;
+pub(crate) mod weight_grad;
 pub mod winograd;
 
 use crate::bf16::Operands;

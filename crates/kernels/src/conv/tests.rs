@@ -211,9 +211,14 @@ fn results_do_not_depend_on_the_number_of_threads() {
 #[test]
 fn winograd_matches_the_naive_convolution() {
     let mut random = Random::new(6);
-    let mut run = 0;
+    let (mut run, mut gradients) = (0, 0);
     for case in 0..60usize {
-        let [n, h, w] = [random.range(1, 4), random.range(5, 20), random.range(5, 20)];
+        let mut n = random.range(1, 4);
+        let [h, w] = [random.range(5, 20), random.range(5, 20)];
+        // Enough tiles for gradients of the weights.
+        if case % 6 == 0 {
+            n = 12;
+        }
         let [mut c_in, mut c_out] = [random.range(32, 100), random.range(32, 150)];
         // Widths whose panels depend on the number of inputs, and of taps.
         if case % 10 == 0 {
@@ -250,6 +255,8 @@ fn winograd_matches_the_naive_convolution() {
         let dy = random.numbers(shape.output_len());
         let mut want_dx = vec![0f64; x.len()];
         products(&shape, |o, i, w| want_dx[i] += dy[o] as f64 * weights[w] as f64);
+        let mut want_dw = vec![0f64; weights.len()];
+        products(&shape, |o, i, w| want_dw[w] += x[i] as f64 * dy[o] as f64);
         let mut want = vec![0f64; shape.output_len()];
         products(&shape, |o, i, w| want[o] += x[i] as f64 * weights[w] as f64);
         for (at, sum) in want.iter_mut().enumerate() {
@@ -271,7 +278,14 @@ fn winograd_matches_the_naive_convolution() {
             });
             assert_close(&got, &want, &format!("{isa:?} {shape:?}"));
             assert_close(&dx, &want_dx, &format!("input gradient, {isa:?} {shape:?}"));
+            if winograd::fits_weight_grad(&shape) {
+                gradients += 1;
+                let mut dw = vec![f32::NAN; weights.len()];
+                with_isa(isa, || winograd::weight_grad(&shape, &x, &dy, &mut dw));
+                assert_close(&dw, &want_dw, &format!("weight gradient, {isa:?} {shape:?}"));
+            }
         }
     }
+    assert!(gradients >= 4, "only {gradients} weight gradients");
     assert!(run > 30, "only {run} cases");
 }

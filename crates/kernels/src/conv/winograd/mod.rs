@@ -5,7 +5,9 @@
 //! each panel of output channels as many products give matrices `[tiles, panel]`, which are transformed back while they
 //! are in the first caches.
 
+mod inputs;
 mod scheme;
+mod weight_grad;
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -25,7 +27,10 @@ use crate::simd::{Isa, isa};
 use crate::threads::{SendPtr, for_each};
 
 use super::ConvShape;
+use inputs::{Image, transform_f2, transform_f4};
 use scheme::{F2, F4, MOST, Scheme};
+
+pub use weight_grad::{fits_weight_grad, weight_grad};
 
 /// Most points of a tile.
 const MOST_POINTS: usize = MOST * MOST;
@@ -297,11 +302,14 @@ pub fn forward(shape: &ConvShape, x: &[f32], packed: &[f32], out: &mut [f32], ep
             let (sources, rest) = scratch.split_at_mut(sources);
             let (products, zeros) = rest.split_at_mut(products);
             zeros.fill(0.0);
-            // SAFETY: tiles and their pixels lie inside the input; `sources` holds all points of `count` tiles.
+            let image = Image::input(shape, x);
+            let step = count * shape.c_in;
+            let (tiles, sources_at) = (first..first + count, sources.as_mut_ptr());
+            // SAFETY: `sources` holds all points of `count` tiles.
             unsafe {
                 match kind {
-                    Kind::F2 => transform_inputs_f2(shape, &grid, x, zeros, first..first + count, sources),
-                    Kind::F4 => transform_inputs_f4(shape, &grid, x, zeros, first..first + count, sources),
+                    Kind::F2 => transform_f2(&image, &grid, zeros, tiles, sources_at, step),
+                    Kind::F4 => transform_f4(&image, &grid, zeros, tiles, sources_at, step),
                 }
             }
             for panel in part * per_part..((part + 1) * per_part).min(panels) {
@@ -326,7 +334,7 @@ pub fn forward(shape: &ConvShape, x: &[f32], packed: &[f32], out: &mut [f32], ep
 
 /// Tiles of an image.
 #[derive(Clone, Copy)]
-struct Grid {
+pub(crate) struct Grid {
     rows: usize,
     columns: usize,
     /// Outputs of a tile along an axis.
@@ -335,7 +343,7 @@ struct Grid {
 
 impl Grid {
     /// Image, and row and column of the first output, of a tile.
-    fn at(&self, tile: usize) -> (usize, usize, usize) {
+    pub fn at(&self, tile: usize) -> (usize, usize, usize) {
         let (line, column) = (tile / self.columns, tile % self.columns);
         (line / self.rows, line % self.rows * self.out, column * self.out)
     }
@@ -384,94 +392,6 @@ fn multiply(
             // SAFETY: every pointer is followed by the numbers that the tile reads or writes, as sliced above; the
             // kernel fits this machine.
             unsafe { tile_fn(isa, Operands::F32, height, panel.vectors)(&tile) };
-        }
-    }
-}
-
-multiversion!(fn transform_inputs_f2<S>(
-    shape: &ConvShape, grid: &Grid, x: &[f32], zeros: &[f32], tiles: Range<usize>, sources: &mut [f32],
-) = inputs_f2_body);
-multiversion!(fn transform_inputs_f4<S>(
-    shape: &ConvShape, grid: &Grid, x: &[f32], zeros: &[f32], tiles: Range<usize>, sources: &mut [f32],
-) = inputs_f4_body);
-
-#[inline(always)]
-unsafe fn inputs_f2_body<S: Lanes>(
-    shape: &ConvShape,
-    grid: &Grid,
-    x: &[f32],
-    zeros: &[f32],
-    tiles: Range<usize>,
-    sources: &mut [f32],
-) {
-    // SAFETY: the caller's promise.
-    unsafe { transform_inputs_body::<S, F2>(shape, grid, x, zeros, tiles, sources) }
-}
-
-#[inline(always)]
-unsafe fn inputs_f4_body<S: Lanes>(
-    shape: &ConvShape,
-    grid: &Grid,
-    x: &[f32],
-    zeros: &[f32],
-    tiles: Range<usize>,
-    sources: &mut [f32],
-) {
-    // SAFETY: the caller's promise.
-    unsafe { transform_inputs_body::<S, F4>(shape, grid, x, zeros, tiles, sources) }
-}
-
-/// Writes the points of each tile's input, `[point][tile][c]`; `zeros` stands for what lies outside.
-#[inline(always)]
-unsafe fn transform_inputs_body<S: Lanes, K: Scheme>(
-    shape: &ConvShape,
-    grid: &Grid,
-    x: &[f32],
-    zeros: &[f32],
-    tiles: Range<usize>,
-    sources: &mut [f32],
-) {
-    let (channels, count) = (shape.c_in, tiles.len());
-    assert!(sources.len() >= K::IN * K::IN * count * channels && zeros.len() >= channels);
-    for (index, tile) in tiles.enumerate() {
-        let (image, row, column) = grid.at(tile);
-        let mut pixels = [[zeros.as_ptr(); MOST]; MOST];
-        for (i, pixels) in pixels.iter_mut().enumerate().take(K::IN) {
-            for (j, pixel) in pixels.iter_mut().enumerate().take(K::IN) {
-                // Above and to the left of the image the difference wraps to something large.
-                let y = (row + i).wrapping_sub(shape.pad[0]);
-                let x_at = (column + j).wrapping_sub(shape.pad[2]);
-                if y < shape.h && x_at < shape.w {
-                    *pixel = x[((image * shape.h + y) * shape.w + x_at) * channels..][..channels].as_ptr();
-                }
-            }
-        }
-        let target = sources[index * channels..].as_mut_ptr();
-        for channel in (0..channels).step_by(S::LANES) {
-            let left = channels - channel;
-            // SAFETY: every pixel has `channels` numbers, and so has every (point, tile) of the sources; the caller
-            // promises the instruction set.
-            unsafe {
-                let load = |pixel: *const f32| {
-                    let pixel = pixel.add(channel);
-                    if left >= S::LANES { S::load(pixel) } else { S::load_first(pixel, left) }
-                };
-                let mut columns = [[S::zero(); MOST]; MOST];
-                for j in 0..K::IN {
-                    let mut column = [S::zero(); MOST];
-                    for (i, value) in column.iter_mut().enumerate().take(K::IN) {
-                        *value = load(pixels[i][j]);
-                    }
-                    let column = K::inputs::<S>(column);
-                    (0..K::IN).for_each(|i| columns[i][j] = column[i]);
-                }
-                for (i, row) in columns.into_iter().enumerate().take(K::IN) {
-                    for (j, value) in K::inputs::<S>(row).into_iter().enumerate().take(K::IN) {
-                        let to = target.add((i * K::IN + j) * count * channels + channel);
-                        if left >= S::LANES { S::store(to, value) } else { S::store_first(to, value, left) }
-                    }
-                }
-            }
         }
     }
 }

@@ -35,6 +35,20 @@ pub trait Scheme {
     unsafe fn outputs<S: Lanes>(m: [S::V; MOST]) -> [S::V; MOST];
 }
 
+/// The transposed transforms, of which the gradient of the taps is made.
+pub trait Transposed: Scheme {
+    /// [`Scheme::outputs`] transposed: gradients of the products, from those of the outputs.
+    ///
+    /// # Safety
+    /// The instruction set is enabled, as for all methods.
+    unsafe fn output_gradients<S: Lanes>(dy: [S::V; MOST]) -> [S::V; MOST];
+    /// [`Scheme::taps`] transposed: gradients of the taps, from those of their values at the points.
+    ///
+    /// # Safety
+    /// As above.
+    unsafe fn tap_gradients<S: Lanes>(m: [S::V; MOST]) -> [S::V; 3];
+}
+
 /// F(2, 3): all factors are 1 or ½, errors no larger than those of the direct way.
 pub struct F2;
 
@@ -70,6 +84,10 @@ pub struct F4;
 const P: f32 = std::f32::consts::FRAC_1_SQRT_2;
 const Q: f32 = std::f32::consts::SQRT_2;
 
+/// One over the products of the differences of ±√½, and of ±√2, to the other points.
+const NEAR: f32 = -1.0 / 1.5;
+const FAR: f32 = 1.0 / 6.0;
+
 impl Scheme for F4 {
     const OUT: usize = 4;
 
@@ -95,8 +113,7 @@ impl Scheme for F4 {
     unsafe fn taps<S: Lanes>([a, b, c]: [S::V; 3]) -> [S::V; MOST] {
         // SAFETY: as above.
         unsafe {
-            // One over the products of the differences of each point to the others.
-            let [near, far] = [-1.0 / 1.5, 1.0 / 6.0].map(|x| S::splat(x));
+            let [near, far] = [NEAR, FAR].map(|x| S::splat(x));
             let even_p = S::mul(near, S::fma(S::splat(0.5), c, a));
             let odd_p = S::mul(near, S::mul(S::splat(P), b));
             let even_q = S::mul(far, S::fma(S::splat(2.0), c, a));
@@ -119,6 +136,36 @@ impl Scheme for F4 {
                 S::add(f, S::fma(two, odd_q, S::mul(half, odd_p))),
                 S::zero(),
                 S::zero(),
+            ]
+        }
+    }
+}
+
+impl Transposed for F4 {
+    #[inline(always)]
+    unsafe fn output_gradients<S: Lanes>([a, b, c, d, ..]: [S::V; MOST]) -> [S::V; MOST] {
+        // SAFETY: as above.
+        unsafe {
+            let [two, half] = [2.0, 0.5].map(|x| S::splat(x));
+            let (even_p, odd_p) = (S::fma(half, c, a), S::mul(S::splat(P), S::fma(half, d, b)));
+            let (even_q, odd_q) = (S::fma(two, c, a), S::mul(S::splat(Q), S::fma(two, d, b)));
+            [a, S::add(even_p, odd_p), S::sub(even_p, odd_p), S::add(even_q, odd_q), S::sub(even_q, odd_q), d]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn tap_gradients<S: Lanes>([a, b, c, d, e, f]: [S::V; MOST]) -> [S::V; 3] {
+        // SAFETY: as above.
+        unsafe {
+            let (even_p, odd_p) =
+                (S::mul(S::splat(NEAR), S::add(b, c)), S::mul(S::splat(NEAR * P), S::sub(b, c)));
+            let (even_q, odd_q) =
+                (S::mul(S::splat(FAR), S::add(d, e)), S::mul(S::splat(FAR * Q), S::sub(d, e)));
+            let [two, half] = [2.0, 0.5].map(|x| S::splat(x));
+            [
+                S::add(a, S::add(even_p, even_q)),
+                S::add(odd_p, odd_q),
+                S::add(f, S::fma(two, even_q, S::mul(half, even_p))),
             ]
         }
     }
