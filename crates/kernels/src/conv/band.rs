@@ -183,23 +183,37 @@ unsafe fn tile<S: Interleaved, const G: usize, const P: usize, const V: usize>(t
                 at += G;
             }
         }
-        // Loops over sums must be unrolled for them to stay in registers: none may have another of unknown length in it.
+        // Loops over sums must be unrolled for them to stay in registers: none may have another of unknown length in
+        // it, nor become long.
         if G == 1 {
+            let last = t.width - (V - 1) * S::LANES;
+            let mut bias = [S::zero(); V];
+            if !t.bias.is_null() {
+                for v in 0..V - 1 {
+                    bias[v] = S::load(t.bias.add(v * S::LANES));
+                }
+                bias[V - 1] = S::load_first(t.bias.add((V - 1) * S::LANES), last);
+            }
             for p in 0..P {
                 if p < t.pixels {
                     for v in 0..V {
-                        let count = if v + 1 < V { S::LANES } else { t.width - (V - 1) * S::LANES };
-                        store::<S>(t, p * t.out_step, v * S::LANES, count, sums[p][v]);
+                        let at = p * t.out_step + v * S::LANES;
+                        store::<S>(t, at, v + 1 < V || last == S::LANES, last, S::add(sums[p][v], bias[v]));
                     }
                 }
             }
         } else {
             for index in 0..t.gathered_count {
                 let gathered = &*t.gathered.add(index);
+                let mut bias = S::zero();
+                if !t.bias.is_null() {
+                    bias = S::load_first(t.bias.add(gathered.offset), gathered.count);
+                }
                 for p in 0..P {
                     if p < t.pixels {
-                        let value = S::gather(&sums[p], gathered.lanes.as_ptr());
-                        store::<S>(t, p * t.out_step, gathered.offset, gathered.count, value);
+                        let value = S::add(S::gather(&sums[p], gathered.lanes.as_ptr()), bias);
+                        let at = p * t.out_step + gathered.offset;
+                        store::<S>(t, at, gathered.count == S::LANES, gathered.count, value);
                     }
                 }
             }
@@ -207,24 +221,20 @@ unsafe fn tile<S: Interleaved, const G: usize, const P: usize, const V: usize>(t
     }
 }
 
-/// Stores sums after adding what follows them.
+/// Stores sums after adding what follows them: a vector if `full`, else its first `count` lanes.
 #[inline(always)]
-unsafe fn store<S: Simd>(t: &BandTile, at: usize, channel: usize, count: usize, mut sum: S::V) {
+unsafe fn store<S: Simd>(t: &BandTile, at: usize, full: bool, count: usize, mut sum: S::V) {
     // SAFETY: as for the tile.
     unsafe {
-        let full = count == S::LANES;
-        let load = |from: *const f32| if full { S::load(from) } else { S::load_first(from, count) };
-        if !t.bias.is_null() {
-            sum = S::add(sum, load(t.bias.add(channel)));
-        }
         if !t.residual.is_null() {
-            sum = S::add(sum, load(t.residual.add(at + channel)));
+            let from = t.residual.add(at);
+            sum = S::add(sum, if full { S::load(from) } else { S::load_first(from, count) });
         }
         if t.relu {
             // The second operand wins over a NaN on either side: NaN stays NaN.
             sum = S::max(S::zero(), sum);
         }
-        let out = t.out.add(at + channel);
+        let out = t.out.add(at);
         if full { S::store(out, sum) } else { S::store_first(out, sum, count) }
     }
 }
@@ -356,10 +366,10 @@ instances!(
     copies_avx512,
     Avx512,
     [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")],
-    (1: 1 [4 5 6 7 8] 2 [4 5 6 7 8] 3 [4 5 6 7 8] 4 [4 5 6])
-    (2: 1 [4 5 6 7 8] 2 [4 5 6 7 8] 3 [4 5 6 7 8] 4 [4 5 6])
-    (4: 1 [4 5 6 7 8] 2 [4 5 6 7 8] 3 [4 5 6 7 8] 4 [4 5 6])
-    (8: 1 [4 5 6 7 8] 2 [4 5 6 7 8] 3 [4 5 6 7 8] 4 [4 5 6])
+    (1: 1 [4 5 6 7 8 12 14] 2 [4 5 6 7 8] 3 [4 5 6 7 8] 4 [4 5 6])
+    (2: 1 [4 5 6 7 8 12 14] 2 [4 5 6 7 8] 3 [4 5 6 7 8] 4 [4 5 6])
+    (4: 1 [4 5 6 7 8 12 14] 2 [4 5 6 7 8] 3 [4 5 6 7 8] 4 [4 5 6])
+    (8: 1 [4 5 6 7 8 12 14] 2 [4 5 6 7 8] 3 [4 5 6 7 8] 4 [4 5 6])
 );
 #[cfg(target_arch = "x86_64")]
 instances!(
@@ -407,6 +417,10 @@ pub(super) fn heights(isa: Isa, vectors: usize, width: usize) -> impl Iterator<I
         (Isa::Avx512, _) | (_, 1) => MAX_PIXELS,
         _ => 6,
     };
+    // One vector has registers for more pixels.
+    let taller =
+        [14, 12].into_iter().find(|height| vectors == 1 && most == MAX_PIXELS && width % height == 0);
+    let most = taller.filter(|_| isa == Isa::Avx512).unwrap_or(most);
     let tiles = width.div_ceil(most);
     (0..tiles).map(move |index| {
         let (first, end) = (index * width / tiles, (index + 1) * width / tiles);

@@ -28,8 +28,8 @@ const ENOUGH_JOBS: usize = 16;
 const SMALLEST_JOB: usize = 1 << 20;
 /// Fewest lines of a job, where there are as many: each reads a few more than it writes.
 const FEWEST_LINES: usize = 4;
-/// Output channels of a group from which on nothing is gained here.
-const WIDE_GROUP: usize = 256;
+/// Channels of a group that fill vectors by themselves and make sums long enough for the general way.
+const WIDE_GROUP: usize = 64;
 
 /// Whether a convolution is computed this way.
 pub(super) fn fits(shape: &ConvShape) -> bool {

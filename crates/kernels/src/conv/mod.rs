@@ -4,6 +4,7 @@
 mod band;
 mod geometry;
 mod grouped;
+pub mod stem;
 mod weight_grad;
 pub mod winograd;
 

@@ -177,7 +177,8 @@ fn shapes_of_real_networks_match_the_naive_convolution() {
 
 #[test]
 fn results_do_not_depend_on_the_number_of_threads() {
-    [1, 2].map(check_threads);
+    check_threads(1);
+    check_threads(2);
 }
 
 fn check_threads(groups: usize) {
@@ -274,6 +275,57 @@ fn winograd_matches_the_naive_convolution() {
             });
             assert_close(&got, &want, &format!("{isa:?} {shape:?}"));
             assert_close(&dx, &want_dx, &format!("input gradient, {isa:?} {shape:?}"));
+        }
+    }
+}
+
+#[test]
+fn stems_match_the_naive_convolution() {
+    let mut random = Random::new(7);
+    for case in 0..60usize {
+        let shape = ConvShape {
+            n: random.range(1, 3),
+            h: random.range(1, 40),
+            w: random.range(1, 40),
+            c_in: random.range(1, 5),
+            c_out: [random.range(1, 129), 16, 40, 64][case % 4],
+            kh: random.range(1, 8),
+            kw: random.range(1, 8),
+            stride: [random.range(1, 4), random.range(1, 4)],
+            pad: std::array::from_fn(|_| random.range(0, 4)),
+            dilation: [random.range(1, 3), 1],
+            groups: 1,
+            operands: Operands::F32,
+        };
+        assert!(stem::fits(&shape));
+        let (x, weights) = (random.numbers(shape.input_len()), random.numbers(shape.weight_len()));
+        let (bias, residual) = (random.numbers(shape.c_out), random.numbers(shape.output_len()));
+        let epilogue = Epilogue {
+            bias: case.is_multiple_of(2).then_some(&bias[..]),
+            residual: case.is_multiple_of(3).then_some(&residual[..]),
+            act: [None, Some(Unary::Relu), Some(Unary::Silu), None][case % 4],
+        };
+        let mut want = vec![0f64; shape.output_len()];
+        let plane = shape.h * shape.w;
+        products(&shape, |o, i, w| {
+            let (pixel, channel) = (i / shape.c_in, i % shape.c_in);
+            let at = (pixel / plane * shape.c_in + channel) * plane + pixel % plane;
+            want[o] += x[at] as f64 * weights[w] as f64;
+        });
+        for (at, sum) in want.iter_mut().enumerate() {
+            *sum += epilogue.bias.map_or(0.0, |b| b[at % shape.c_out] as f64);
+            *sum += epilogue.residual.map_or(0.0, |r| r[at] as f64);
+            *sum = epilogue.act.map_or(*sum, |act| act.eval(*sum));
+        }
+        for &isa in available() {
+            let got = with_isa(isa, || {
+                let mut packed = vec![f32::NAN; stem::packed_len(&shape)];
+                stem::pack_weights(&shape, &weights, &mut packed);
+                let mut got = vec![f32::NAN; want.len()];
+                stem::forward(&shape, &x, &packed, &mut got, &epilogue);
+                got
+            });
+            assert_close(&got, &want, &format!("{isa:?} {shape:?}"));
         }
     }
 }
