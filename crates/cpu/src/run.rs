@@ -27,6 +27,11 @@ impl CpuExecutable {
         self.plan.steps.iter()
     }
 
+    /// The module of the model that a step comes from; that of the last node, for fused steps.
+    pub fn path(&self, step: &Step) -> &str {
+        &self.plan.graph.node(step.node).path
+    }
+
     fn prepared(&self, store: &Store, memory: &mut Memory) -> Arc<Block> {
         let mut cache = self.prepared.lock().unwrap_or_else(|e| e.into_inner());
         if let Some((version, block)) = &*cache
