@@ -51,7 +51,7 @@ impl Planner<'_> {
             }
             let found = match self.groups.of[x.index()] {
                 Some(g) => self.groups.groups[g].layout.clone(),
-                None => self.value(x).layout,
+                None => self.layout_of(x),
             };
             // The first full operand decides, but any other order beats row-major: it came from an image op.
             if layout.as_ref().is_none_or(|l| l.same_memory(&Layout::row_major(&l.shape))) {
@@ -71,7 +71,7 @@ impl Planner<'_> {
                     }
                 }
                 None if !matches!(graph.node(x).op, Op::Fill { .. }) => {
-                    self.value(x);
+                    self.layout_of(x);
                 }
                 None => {}
             }
@@ -292,7 +292,14 @@ impl<'p, 'g> Code<'p, 'g> {
             _ => {
                 let full = self.planner.graph.shape(id) == self.layout.shape;
                 let layout = self.layout.clone();
-                let value = if full { self.planner.in_layout(id, &layout) } else { self.planner.value(id) };
+                let columns = self.planner.columns_in(id, &layout).filter(|_| full);
+                let value = if let Some(whole) = columns {
+                    whole
+                } else if full {
+                    self.planner.in_layout(id, &layout)
+                } else {
+                    self.planner.value(id)
+                };
                 self.load(id, value)
             }
         };

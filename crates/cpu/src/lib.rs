@@ -15,6 +15,7 @@
 
 mod attention;
 mod claims;
+mod concat;
 mod epilogue;
 mod fuse;
 mod in_place;

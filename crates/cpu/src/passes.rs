@@ -8,7 +8,7 @@ use timm_graph::{EngineError, Graph};
 use crate::claims::Claims;
 use crate::listing::{self, Size};
 use crate::plan::{self, Plan};
-use crate::{attention, epilogue, in_place, memory};
+use crate::{attention, concat, epilogue, in_place, memory};
 
 /// A pass of the planner.
 #[derive(Clone, Copy)]
@@ -41,6 +41,11 @@ pub fn passes() -> impl Iterator<Item = Pass> {
             "epilogues",
             "bias, residual and activation ride on the convolution or product before them",
             Job::Find(epilogue::find),
+        ),
+        pass(
+            "growing-concats",
+            "concatenations that go on where others end share a buffer",
+            Job::Find(concat::find),
         ),
         pass("lowering", "nodes become steps; elementwise ones join in groups", Job::Lower(plan::lower)),
         pass("states-in-place", "updates write straight into the state", Job::Move(in_place::states)),

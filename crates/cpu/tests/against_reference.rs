@@ -169,6 +169,30 @@ fn shapes() {
 }
 
 #[test]
+fn growing_concatenations() {
+    for batch in [1, 3] {
+        let b = Builder::new(false);
+        let param = |name: String, shape: &[usize]| b.param(&name, shape, Init::Fill(0.0));
+        let mut x = b.permute(b.input("x", &[batch, 3, 5, 4], DType::F32), &[0, 3, 1, 2]);
+        for i in 0..4 {
+            let scale = param(format!("scale{i}"), &[1, b.shape(x)[1], 1, 1]);
+            let w = param(format!("w{i}"), &[3, b.shape(x)[1], 1, 1]);
+            x = b.concat(&[x, b.conv2d(b.relu(b.mul(x, scale)), w, Conv2d::default())], 1);
+            // Readers of another layout, and of another shape.
+            let rows = param(format!("rows{i}"), &b.shape(x));
+            b.output(&format!("rows{i}"), b.add(b.relu(rows), x));
+            let batches = if batch == 1 { 2 } else { batch };
+            let many = param(format!("many{i}"), &[&[batches], &b.shape(x)[1..]].concat());
+            b.output(&format!("many{i}"), b.add(many, x));
+        }
+        b.output("y", b.relu(x));
+        let data = noise(1, batch * 60);
+        let what = format!("growing concatenations, batch {batch}");
+        compare(&what, b.finish().unwrap(), &[("x", InputData::F32(&data))]);
+    }
+}
+
+#[test]
 fn reductions() {
     for op in [ReduceOp::Sum, ReduceOp::Mean, ReduceOp::Max] {
         for axes in [&[0][..], &[1], &[2], &[3], &[0, 2, 3], &[2, 3], &[0, 1, 2, 3], &[1, 3]] {
