@@ -149,7 +149,7 @@ impl Planner<'_> {
     }
 
     /// One kernel call with one result.
-    fn simple(
+    pub fn simple(
         &mut self,
         name: &str,
         id: NodeId,

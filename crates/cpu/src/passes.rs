@@ -8,7 +8,7 @@ use timm_graph::{EngineError, Graph};
 use crate::claims::Claims;
 use crate::listing::{self, Size};
 use crate::plan::{self, Plan};
-use crate::{attention, concat, epilogue, in_place, memory};
+use crate::{attention, concat, epilogue, in_place, memory, softmax_grad};
 
 /// A pass of the planner.
 #[derive(Clone, Copy)]
@@ -36,7 +36,12 @@ enum Job {
 pub fn passes() -> impl Iterator<Item = Pass> {
     let pass = |name, about, job| Pass { name, about, job };
     rewrite::PASSES.iter().map(move |p| pass(p.name, p.about, Job::Rewrite(p.run))).chain([
-        pass("attention", "softmax(q k) v and the views around it are one step", Job::Find(attention::find)),
+        pass(
+            "attention",
+            "softmax(q k) v and the views around it are one step, its derivatives another",
+            Job::Find(attention::find),
+        ),
+        pass("softmax-grad", "the derivative of a softmax is one step", Job::Find(softmax_grad::find)),
         pass(
             "epilogues",
             "bias, residual and activation ride on the convolution or product before them",

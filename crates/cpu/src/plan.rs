@@ -224,18 +224,23 @@ pub fn lower(plan: &mut Plan) -> Result<(), EngineError> {
     Ok(())
 }
 
+/// Which nodes depend on the store and constants only.
+pub fn fixed(graph: &Graph) -> Vec<bool> {
+    let mut fixed = vec![false; graph.nodes.len()];
+    for (i, node) in graph.nodes.iter().enumerate() {
+        fixed[i] = match node.op {
+            Op::Input { .. } | Op::Uniform { .. } => false,
+            Op::State { .. } => graph.updates.is_empty(),
+            _ => node.inputs.iter().all(|x| fixed[x.index()]),
+        };
+    }
+    fixed
+}
+
 impl<'g> Planner<'g> {
     fn new(graph: &'g Graph, precision: Operands, claims: Claims) -> Self {
         // The rewrites before this left no dead node, so every reader counts.
         let uses = graph.use_counts();
-        let mut fixed = vec![false; graph.nodes.len()];
-        for (i, node) in graph.nodes.iter().enumerate() {
-            fixed[i] = match node.op {
-                Op::Input { .. } | Op::Uniform { .. } => false,
-                Op::State { .. } => graph.updates.is_empty(),
-                _ => node.inputs.iter().all(|x| fixed[x.index()]),
-            };
-        }
         Planner {
             graph,
             claims,
@@ -247,7 +252,7 @@ impl<'g> Planner<'g> {
             steps: Vec::new(),
             buffers: Vec::new(),
             constants: Vec::new(),
-            fixed,
+            fixed: fixed(graph),
             derived: HashMap::new(),
             columns: HashMap::new(),
         }

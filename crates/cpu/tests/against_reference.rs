@@ -481,4 +481,31 @@ fn attention() {
         let weights = b.softmax(b.matmul_t(p[0], p[1]));
         b.concat(&[b.matmul(weights, p[1]), weights], 2)
     });
+    check("scaled scores, queries of their own", &[&[2, 5, 8], &[2, 9, 16], &[2, 5, 9]], |b, p| {
+        let q = b.permute(b.reshape(p[0], &[2, 5, 2, 4]), &[0, 2, 1, 3]);
+        let split = b.permute(b.reshape(p[1], &[2, 9, 2, 2, 4]), &[2, 0, 3, 1, 4]);
+        let [k, v] = [0, 1].map(|i| b.reshape(b.slice(split, 0, i, 1), &[2, 2, 9, 4]));
+        let scores = b.mul_scalar(b.matmul_t(q, k), 0.4);
+        let biased = b.add(scores, b.reshape(p[2], &[2, 1, 5, 9]));
+        merge(b, b.matmul(b.softmax(biased), v))
+    });
+    check("normed queries", &[&[2, 7, 30], &[5], &[5]], |b, p| {
+        let [q, k, v] = heads(b, p[0], 7, 5);
+        merge(b, attend(b, [b.layer_norm(q, p[1], p[2], 1e-6), k, v], None))
+    });
+    check("scaled queries that others read", &[&[2, 4, 5], &[2, 3, 5], &[2, 3, 4]], |b, p| {
+        let q = b.mul_scalar(p[0], 0.3);
+        let y = b.matmul(b.softmax(b.matmul_t(q, b.mul_scalar(p[1], 0.6))), p[2]);
+        b.concat(&[y, b.unary(Unary::Tanh, q)], 2)
+    });
+    check("weights with dropout", &[&[2, 5, 4], &[2, 6, 4]], |b, p| {
+        let weights = b.softmax(b.matmul_t(p[0], p[1]));
+        let kept = b.binary(Binary::Ge, b.at("drop").uniform(&[2, 5, 6]), b.scalar(0.3));
+        b.matmul(b.mul(weights, b.mul_scalar(kept, 1.0 / 0.7)), p[1])
+    });
+    check("a long sequence", &[&[1, 300, 24]], |b, p| {
+        let split = b.permute(b.reshape(p[0], &[1, 300, 3, 2, 4]), &[2, 0, 3, 1, 4]);
+        let parts = [0, 1, 2].map(|i| b.reshape(b.slice(split, 0, i, 1), &[1, 2, 300, 4]));
+        merge(b, attend(b, parts, None))
+    });
 }
