@@ -18,6 +18,8 @@ use crate::threads::{SendPtr, for_each};
 
 /// Tiles whose products pay for the transforms of inputs and results.
 const MANY_TILES: usize = 96;
+/// Transformed numbers that are kept at a time.
+const CHUNK_NUMBERS: usize = 3 << 20;
 /// Tiles that a job transforms.
 const JOB_TILES: usize = 16;
 
@@ -49,7 +51,10 @@ pub fn weight_grad(shape: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [f32]) {
     assert!(dw.len() >= shape.weight_len(), "convolution: the weight gradient is too short");
     let (image, gradient, grid) = (Image::input(shape, x), Image::gradient(shape, dy), grid(shape));
     let tiles = shape.n * grid.rows * grid.columns;
-    let (inputs, outputs, kernels) = (tiles * shape.c_in, tiles * shape.c_out, shape.c_in * shape.c_out);
+    let kernels = shape.c_in * shape.c_out;
+    let chunk = (CHUNK_NUMBERS / (MOST_POINTS * (shape.c_in + shape.c_out))).max(MANY_TILES);
+    let chunk = tiles.div_ceil(tiles.div_ceil(chunk));
+    let (inputs, outputs) = (chunk * shape.c_in, chunk * shape.c_out);
     let mut points = POINTS.take();
     let len = MOST_POINTS * (inputs + outputs + kernels);
     if points.len() < len {
@@ -57,36 +62,41 @@ pub fn weight_grad(shape: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [f32]) {
     }
     let (x_points, rest) = points.split_at_mut(MOST_POINTS * inputs);
     let (dy_points, products) = rest.split_at_mut(MOST_POINTS * outputs);
-
-    let (x_target, dy_target) = (SendPtr(x_points.as_mut_ptr()), SendPtr(dy_points.as_mut_ptr()));
-    for_each(tiles.div_ceil(JOB_TILES), |job| {
-        let tiles = job * JOB_TILES..((job + 1) * JOB_TILES).min(tiles);
-        with_scratch(shape.c_in.max(shape.c_out), |zeros| {
-            zeros.fill(0.0);
-            // SAFETY: each job has its own tiles of each point.
-            unsafe {
-                let (x_to, dy_to) =
-                    (x_target.add(tiles.start * shape.c_in), dy_target.add(tiles.start * shape.c_out));
-                transform_f4(&image, &grid, zeros, tiles.clone(), x_to, inputs);
-                transform_gradients_f4(&gradient, &grid, zeros, tiles, dy_to, outputs);
+    for begin in (0..tiles).step_by(chunk) {
+        let count = chunk.min(tiles - begin);
+        let (x_target, dy_target) = (SendPtr(x_points.as_mut_ptr()), SendPtr(dy_points.as_mut_ptr()));
+        for_each(count.div_ceil(JOB_TILES), |job| {
+            let first = job * JOB_TILES;
+            let tiles = begin + first..begin + (first + JOB_TILES).min(count);
+            with_scratch(shape.c_in.max(shape.c_out), |zeros| {
+                zeros.fill(0.0);
+                // SAFETY: each job has its own tiles of each point.
+                unsafe {
+                    let (x_to, dy_to) =
+                        (x_target.add(first * shape.c_in), dy_target.add(first * shape.c_out));
+                    transform_f4(&image, &grid, zeros, tiles.clone(), x_to, inputs);
+                    transform_gradients_f4(&gradient, &grid, zeros, tiles, dy_to, outputs);
+                }
+            });
+        });
+        // One tap, and tiles for pixels.
+        let pixels =
+            ConvShape { n: 1, h: count, w: 1, kh: 1, kw: 1, pad: [0; 4], operands: Operands::F32, ..*shape };
+        let target = SendPtr(products.as_mut_ptr());
+        for_each(MOST_POINTS, |point| {
+            // SAFETY: each job has its own point.
+            let sum = unsafe { target.slice(point * kernels, kernels) };
+            let (x, dy) = (&x_points[point * inputs..], &dy_points[point * outputs..]);
+            if begin == 0 {
+                direct(&pixels, x, dy, sum);
+            } else {
+                with_scratch(kernels, |product| {
+                    direct(&pixels, x, dy, product);
+                    sum.iter_mut().zip(product).for_each(|(sum, product)| *sum += *product);
+                });
             }
         });
-    });
-
-    // One tap, and tiles for pixels.
-    let flat =
-        ConvShape { n: 1, h: tiles, w: 1, kh: 1, kw: 1, pad: [0; 4], operands: Operands::F32, ..*shape };
-    let target = SendPtr(products.as_mut_ptr());
-    for_each(MOST_POINTS, |point| {
-        // SAFETY: each job has its own point.
-        let product = unsafe { target.slice(point * kernels, kernels) };
-        direct(
-            &flat,
-            &x_points[point * inputs..][..inputs],
-            &dy_points[point * outputs..][..outputs],
-            product,
-        );
-    });
+    }
 
     let target = SendPtr(dw.as_mut_ptr());
     for_each(shape.c_out, |output| {
