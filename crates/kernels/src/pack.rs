@@ -36,7 +36,7 @@ pub(crate) fn lanes(isa: Isa) -> usize {
 }
 
 /// The widest panel, in vectors.
-fn max_vectors(isa: Isa) -> usize {
+pub(crate) fn max_vectors(isa: Isa) -> usize {
     match isa {
         Isa::Avx512 | Isa::Neon => 4,
         Isa::Avx2 | Isa::Portable => 2,

@@ -6,6 +6,8 @@
 //! numbers over a vector whose lanes belong to the groups in turn. Groups of 24 channels then fill three vectors in
 //! pairs, where each alone would leave a quarter of two vectors empty. The lanes are put in order when a tile is stored.
 
+#[cfg(target_arch = "aarch64")]
+use crate::simd::Neon;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx512};
 use crate::simd::{Isa, Portable, Simd};
@@ -156,6 +158,45 @@ mod x86 {
                     all = _mm256_blendv_ps(all, numbers, _mm256_castsi256_ps(here));
                 }
                 all
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+mod arm {
+    use std::arch::aarch64::*;
+
+    use super::{Interleaved, Neon};
+
+    // SAFETY: callers run inside functions that enable the instruction set (the trait's contract).
+    unsafe impl Interleaved for Neon {
+        #[inline(always)]
+        unsafe fn spread<const G: usize>(p: *const f32) -> float32x4_t {
+            // SAFETY: the caller promises the instruction set and G numbers.
+            unsafe {
+                match G {
+                    1 => vdupq_n_f32(*p),
+                    2 => vreinterpretq_f32_f64(vdupq_n_f64(p.cast::<f64>().read_unaligned())),
+                    4 => vld1q_f32(p),
+                    _ => unreachable!("no vectors of {G} groups"),
+                }
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn gather<const N: usize>(from: &[float32x4_t; N], lanes: *const i32) -> float32x4_t {
+            // SAFETY: the caller promises the instruction set and an index for each lane.
+            unsafe {
+                let mut numbers = [[0.0f32; 4]; N];
+                for (numbers, vector) in numbers.iter_mut().zip(from) {
+                    vst1q_f32(numbers.as_mut_ptr(), *vector);
+                }
+                let gathered: [f32; 4] = std::array::from_fn(|lane| {
+                    let index = *lanes.add(lane) as usize;
+                    numbers[index / 4][index % 4]
+                });
+                vld1q_f32(gathered.as_ptr())
             }
         }
     }
@@ -382,6 +423,16 @@ instances!(
     (4: 1 [4 5 6 7 8] 2 [4 5 6])
     (8: 1 [4 5 6 7 8] 2 [4 5 6])
 );
+#[cfg(target_arch = "aarch64")]
+instances!(
+    tiles_neon,
+    copies_neon,
+    Neon,
+    [target_feature(enable = "neon")],
+    (1: 1 [4 5 6 7 8] 2 [4 5 6 7 8] 3 [4 5 6 7 8] 4 [4 5 6])
+    (2: 1 [4 5 6 7 8] 2 [4 5 6 7 8] 3 [4 5 6 7 8] 4 [4 5 6])
+    (4: 1 [4 5 6 7 8] 2 [4 5 6 7 8] 3 [4 5 6 7 8] 4 [4 5 6])
+);
 instances!(tiles_portable, copies_portable, Portable, ,
     (1: 1 [4 5 6 7 8] 2 [4 5 6])
     (2: 1 [4 5 6 7 8] 2 [4 5 6])
@@ -395,6 +446,8 @@ pub(super) fn tile_fn(isa: Isa, groups: usize, pixels: usize, vectors: usize) ->
         Isa::Avx512 => tiles_avx512(groups, pixels, vectors),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => tiles_avx2(groups, pixels, vectors),
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => tiles_neon(groups, pixels, vectors),
         _ => tiles_portable(groups, pixels, vectors),
     }
 }
@@ -406,6 +459,8 @@ pub(super) fn copy_fn(isa: Isa, groups: usize) -> PixelCopyFn {
         Isa::Avx512 => copies_avx512(groups),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => copies_avx2(groups),
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => copies_neon(groups),
         _ => copies_portable(groups),
     }
 }
@@ -413,8 +468,8 @@ pub(super) fn copy_fn(isa: Isa, groups: usize) -> PixelCopyFn {
 /// Cuts a line of `width` pixels into tiles as even as can be: (first pixel, pixels written, height of the tile).
 pub(super) fn heights(isa: Isa, vectors: usize, width: usize) -> impl Iterator<Item = (usize, usize, usize)> {
     let most = match (isa, vectors) {
-        (Isa::Avx512, 4) => 6,
-        (Isa::Avx512, _) | (_, 1) => MAX_PIXELS,
+        (Isa::Avx512 | Isa::Neon, 4) => 6,
+        (Isa::Avx512 | Isa::Neon, _) | (_, 1) => MAX_PIXELS,
         _ => 6,
     };
     // One vector has registers for more pixels.

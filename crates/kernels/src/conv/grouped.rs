@@ -15,7 +15,7 @@ use super::band::{
 use crate::bf16::Operands;
 use crate::elementwise::apply_unary_rows;
 use crate::gemm::Epilogue;
-use crate::pack::lanes;
+use crate::pack::{lanes, max_vectors};
 use crate::scratch::with_scratch;
 use crate::simd::Isa;
 use crate::threads::{SendPtr, for_each};
@@ -100,7 +100,8 @@ impl Channels {
             let narrow = if vectors == 1 && self.isa == Isa::Avx512 { 5 } else { 4 };
             (vectors * narrow * (16 + usize::from(*groups > 1)) * 5040 / left.min(*groups), *groups)
         };
-        [1, 2, 4, 8].into_iter().min_by_key(cost).expect("some number of groups")
+        let fitting = [1, 2, 4, 8].into_iter().filter(|groups| *groups <= lanes(self.isa));
+        fitting.min_by_key(cost).expect("one group always fits")
     }
 
     fn blocks(&self) -> Vec<Block> {
@@ -123,8 +124,7 @@ impl Channels {
     }
 
     fn panels(&self, vectors: usize) -> impl Iterator<Item = Panel> {
-        let most = if self.isa == Isa::Avx512 { 4 } else { 2 };
-        let count = vectors.div_ceil(most);
+        let count = vectors.div_ceil(max_vectors(self.isa));
         (0..count).map(move |index| {
             let (first, end) = (index * vectors / count, (index + 1) * vectors / count);
             Panel { first, vectors: end - first }
