@@ -5,8 +5,8 @@
 //! 1. [`timm_graph::rewrite`] folds what inference or training allows;
 //! 2. `plan` walks the nodes once and writes steps: images lie NHWC, reshapes and permutations are views,
 //!    elementwise nodes fuse (`fuse`), bias, residual and activation ride on the convolution or product
-//!    before them (`epilogue`), attention is one step without its matrix of scores (`attention`), weights are
-//!    packed once for each version of the store;
+//!    before them (`epilogue`), attention is one step without its matrix of scores (`attention`), so is the
+//!    derivative of a layer norm (`layer_norm`), weights are packed once for each version of the store;
 //! 3. `in_place` lets elementwise steps overwrite what dies there, and updates write straight into the store;
 //! 4. `memory` gives every buffer its place in one block;
 //! 5. `run` executes: no allocation of work memory after the first run, any number of threads at once.
@@ -15,6 +15,7 @@ mod attention;
 mod epilogue;
 mod fuse;
 mod in_place;
+mod layer_norm;
 mod layout;
 mod lower;
 mod lower_products;

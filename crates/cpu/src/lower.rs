@@ -4,7 +4,7 @@ use timm_graph::scalar::Binary;
 use timm_graph::{EngineError, NodeId, Op, Pool, ReduceOp};
 use timm_kernels::copy::Along;
 use timm_kernels::pool::PoolShape;
-use timm_kernels::{copy, norm, pool, random, reduce, softmax};
+use timm_kernels::{copy, layer_norm, norm, pool, random, reduce, softmax};
 
 use crate::layout::Layout;
 use crate::plan::{Kernel, Planner, Value};
@@ -132,7 +132,7 @@ impl Planner<'_> {
                 let columns = *node.shape.last().expect("checked");
                 self.simple("layer norm", id, values, Layout::row_major(&node.shape), move |args| {
                     let (weight, bias) = (Some(args.read(1)), Some(args.read(2)));
-                    norm::layer_norm(args.read(0), columns, weight, bias, eps, args.write(0), None);
+                    layer_norm::layer_norm(args.read(0), columns, weight, bias, eps, args.write(0));
                 });
             }
             Op::Softmax | Op::LogSoftmax => {

@@ -15,6 +15,7 @@ use crate::attention::{self, Attentions};
 use crate::epilogue::{self, Fused};
 use crate::fuse::Groups;
 use crate::in_place;
+use crate::layer_norm::{self, LayerNorms};
 use crate::layout::Layout;
 use crate::memory::Lifetime;
 use crate::run::Inputs;
@@ -156,6 +157,8 @@ pub(crate) struct Planner<'g> {
     /// Convolutions and products with what follows them, by the last node of the chain.
     pub fused: HashMap<NodeId, Fused>,
     pub attentions: Attentions,
+    /// Derivatives of layer norms, by the node that gets the step.
+    pub layer_norms: LayerNorms,
     /// Copies of values in other layouts, and packed weights, by a text that says which.
     pub derived: HashMap<(NodeId, String), Value>,
 }
@@ -199,10 +202,12 @@ impl<'g> Planner<'g> {
         let attentions = attention::find(graph, &uses);
         let mut fused = epilogue::find(graph, &uses);
         fused.retain(|last, _| !attentions.absorbed.contains(last));
+        let layer_norms = layer_norm::find(graph, &uses, &fused);
         Planner {
             graph,
             fused,
             attentions,
+            layer_norms,
             precision,
             uses,
             values: vec![None; graph.nodes.len()],
@@ -220,6 +225,7 @@ impl<'g> Planner<'g> {
         let mut absorbed: HashSet<NodeId> =
             self.fused.values().flat_map(|f| f.absorbed.iter().copied()).collect();
         absorbed.extend(&self.attentions.absorbed);
+        absorbed.extend(&self.layer_norms.absorbed);
         for i in 0..self.graph.nodes.len() {
             let id = NodeId(i as u32);
             if !absorbed.contains(&id) {
@@ -235,7 +241,7 @@ impl<'g> Planner<'g> {
         if let Some(fused) = self.fused.get(&id).cloned() {
             return self.lower_fused(id, &fused);
         }
-        if self.lower_attention(id) {
+        if self.lower_attention(id) || self.lower_layer_norm_backward(id) {
             return Ok(());
         }
         match &node.op {
