@@ -66,9 +66,8 @@ unsafe fn mean_rstd<S: Lanes>(x: *const f32, len: usize, eps: f32) -> (f32, f32)
     // SAFETY: `len` numbers can be read.
     unsafe {
         let n = len as f32;
-        // About zero first, then about that mean: the rest corrects the rounding of the first.
-        let (sum, _) = sums_about::<S>(x, len, 0.0);
-        let guess = sum / n;
+        let guess = sum::<S>(x, len) / n;
+        // The mean of x − guess corrects the rounding of the guess.
         let (sum, square) = sums_about::<S>(x, len, guess);
         let offset = sum / n;
         let var = (square / n - offset * offset).max(0.0);
@@ -194,81 +193,176 @@ unsafe fn backward_together<S: Lanes, const R: usize>(b: &Backward, first: usize
     // last time just before the one of dx at its place is written.
     unsafe {
         let (len, l) = (b.channels, S::LANES);
-        let at = |matrix: *const f32, r: usize| matrix.wrapping_add((first + r) * len);
         // dx = a · g − c₁ − c₂ · (x − mean), with a = 1 / √(var + eps).
         let (mut mean, mut a, mut c1, mut c2) = ([0f32; R], [0f32; R], [0f32; R], [0f32; R]);
         for r in 0..R {
-            let (m, rstd) = mean_rstd::<S>(at(b.x, r), len, b.eps);
-            let (g, gx) = weighted_sums::<S>(at(b.x, r), at(b.dy, r), b.weight, len, m);
+            let (x, dy) = (b.x.add((first + r) * len), b.dy.add((first + r) * len));
+            let (m, rstd, g, gx) = row_sums::<S>(x, dy, b.weight, len, b.eps);
             let scale = rstd / len as f32;
             (mean[r], a[r], c1[r], c2[r]) = (m, rstd, g * scale, gx * scale * rstd * rstd);
         }
-        let (mean, a) = (mean.map(|v| S::splat(v)), a.map(|v| S::splat(v)));
-        let (c1, c2) = (c1.map(|v| S::splat(v)), c2.map(|v| S::splat(v)));
+        let (mean, a, c1, c2) =
+            (splats::<S, R>(mean), splats::<S, R>(a), splats::<S, R>(c1), splats::<S, R>(c2));
+        let scales = Scales { mean, a, c1, c2 };
         let mut i = 0;
-        while i < len {
-            let n = l.min(len - i);
-            let load = |p: *const f32| if n == l { S::load(p.add(i)) } else { S::load_first(p.add(i), n) };
-            let store =
-                |p: *mut f32, v| if n == l { S::store(p.add(i), v) } else { S::store_first(p.add(i), v, n) };
-            let weight = b.weight.map(|w| load(w.as_ptr()));
-            let [mut by_weight, mut by_bias, mut total] = [0, 1, 2].map(|k| load(sums.add(k * len)));
-            for r in 0..R {
-                let d = load(at(b.dy, r));
-                let centred = S::sub(load(at(b.x, r)), mean[r]);
-                by_weight = S::fma(S::mul(d, centred), a[r], by_weight);
-                by_bias = S::add(by_bias, d);
-                let g = weight.map_or(d, |w| S::mul(d, w));
-                let mut v = S::fma(g, a[r], S::neg(S::fma(centred, c2[r], c1[r])));
-                if !b.residual.is_null() {
-                    v = S::add(v, load(at(b.residual, r)));
-                }
-                total = S::add(total, v);
-                store(b.dx.wrapping_add((first + r) * len), v);
-            }
-            for (k, v) in [by_weight, by_bias, total].into_iter().enumerate() {
-                store(sums.add(k * len), v);
-            }
-            i += n;
+        while i + l <= len {
+            columns::<S, R, true>(b, first, i, l, &scales, sums);
+            i += l;
+        }
+        if i < len {
+            columns::<S, R, false>(b, first, i, len - i, &scales, sums);
         }
     }
 }
 
-/// The sums of g and g · (x − mean) over a row, with g = dy · weight.
+/// What the gradient of x is made with, for each of a few rows: a · g − c₁ − c₂ · (x − mean).
+struct Scales<V, const R: usize> {
+    mean: [V; R],
+    a: [V; R],
+    c1: [V; R],
+    c2: [V; R],
+}
+
+/// `n` columns from `i` on of rows `first..first + R`; `WHOLE` where they fill a vector.
 #[inline(always)]
-unsafe fn weighted_sums<S: Lanes>(
+unsafe fn columns<S: Lanes, const R: usize, const WHOLE: bool>(
+    b: &Backward,
+    first: usize,
+    i: usize,
+    n: usize,
+    scales: &Scales<S::V, R>,
+    sums: *mut f32,
+) {
+    // SAFETY: as in `backward_together`.
+    unsafe {
+        let len = b.channels;
+        let weight = match b.weight {
+            Some(w) => part::<S, WHOLE>(w.as_ptr().add(i), n),
+            None => S::splat(1.0),
+        };
+        let to = [sums.add(i), sums.add(len + i), sums.add(2 * len + i)];
+        let mut by_weight = part::<S, WHOLE>(to[0], n);
+        let mut by_bias = part::<S, WHOLE>(to[1], n);
+        let mut total = part::<S, WHOLE>(to[2], n);
+        for r in 0..R {
+            let at = (first + r) * len + i;
+            let d = part::<S, WHOLE>(b.dy.add(at), n);
+            let centred = S::sub(part::<S, WHOLE>(b.x.add(at), n), scales.mean[r]);
+            by_weight = S::fma(S::mul(d, centred), scales.a[r], by_weight);
+            by_bias = S::add(by_bias, d);
+            let offset = S::fma(centred, scales.c2[r], scales.c1[r]);
+            let mut v = S::sub(S::mul(S::mul(d, weight), scales.a[r]), offset);
+            if !b.residual.is_null() {
+                v = S::add(v, part::<S, WHOLE>(b.residual.add(at), n));
+            }
+            total = S::add(total, v);
+            store_part::<S, WHOLE>(b.dx.add(at), v, n);
+        }
+        store_part::<S, WHOLE>(to[0], by_weight, n);
+        store_part::<S, WHOLE>(to[1], by_bias, n);
+        store_part::<S, WHOLE>(to[2], total, n);
+    }
+}
+
+#[inline(always)]
+unsafe fn splats<S: Lanes, const R: usize>(numbers: [f32; R]) -> [S::V; R] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut vectors = [S::zero(); R];
+        for r in 0..R {
+            vectors[r] = S::splat(numbers[r]);
+        }
+        vectors
+    }
+}
+
+/// The first `n` numbers of a vector, or all of them.
+#[inline(always)]
+unsafe fn part<S: Lanes, const WHOLE: bool>(p: *const f32, n: usize) -> S::V {
+    // SAFETY: the caller's promise.
+    unsafe { if WHOLE { S::load(p) } else { S::load_first(p, n) } }
+}
+
+/// Stores what [`part`] loads.
+#[inline(always)]
+unsafe fn store_part<S: Lanes, const WHOLE: bool>(p: *mut f32, v: S::V, n: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { if WHOLE { S::store(p, v) } else { S::store_first(p, v, n) } }
+}
+
+/// Mean and 1 / √(variance + eps) of a row, and the sums of g and g · (x − mean) with g = dy · weight.
+#[inline(always)]
+unsafe fn row_sums<S: Lanes>(
     x: *const f32,
     dy: *const f32,
     weight: Option<&[f32]>,
     len: usize,
-    mean: f32,
-) -> (f32, f32) {
+    eps: f32,
+) -> (f32, f32, f32, f32) {
     // SAFETY: `len` numbers of each can be read.
     unsafe {
         let l = S::LANES;
-        let m = S::splat(mean);
-        let (mut s, mut q) = ([S::zero(); 4], [S::zero(); 4]);
-        let step = |i: usize, n: usize, s: &mut S::V, q: &mut S::V| {
-            let load = |p: *const f32| if n == l { S::load(p.add(i)) } else { S::load_first(p.add(i), n) };
-            let d = load(dy);
-            // Lanes beyond the row have d = 0: they add nothing.
-            let g = weight.map_or(d, |w| S::mul(d, load(w.as_ptr())));
-            *s = S::add(*s, g);
-            *q = S::fma(g, S::sub(load(x), m), *q);
-        };
+        let n = len as f32;
+        let guess = sum::<S>(x, len) / n;
+        let m = S::splat(guess);
+        // x − guess, its square, g, g · (x − guess): two of each, so that they need not wait for each other.
+        let mut sums = [[S::zero(); 4]; 2];
+        let mut i = 0;
+        while i + 2 * l <= len {
+            for k in 0..2 {
+                let at = i + k * l;
+                let (d, c) = (S::load(dy.add(at)), S::sub(S::load(x.add(at)), m));
+                let g = if let Some(w) = weight { S::mul(d, S::load(w.as_ptr().add(at))) } else { d };
+                sums[k][0] = S::add(sums[k][0], c);
+                sums[k][1] = S::fma(c, c, sums[k][1]);
+                sums[k][2] = S::add(sums[k][2], g);
+                sums[k][3] = S::fma(g, c, sums[k][3]);
+            }
+            i += 2 * l;
+        }
+        let mut total = [0f32; 4];
+        for k in 0..4 {
+            total[k] = S::sum(S::add(sums[0][k], sums[1][k]));
+        }
+        for i in i..len {
+            let (d, c) = (*dy.add(i), *x.add(i) - guess);
+            let g = weight.map_or(d, |w| d * w[i]);
+            total[0] += c;
+            total[1] += c * c;
+            total[2] += g;
+            total[3] += g * c;
+        }
+        // The mean of x − guess corrects the rounding of the guess.
+        let offset = total[0] / n;
+        let var = (total[1] / n - offset * offset).max(0.0);
+        let rstd = (1.0 / (var as f64 + eps as f64).sqrt()) as f32;
+        (guess + offset, rstd, total[2], total[3] - offset * total[2])
+    }
+}
+
+/// The sum of a row.
+#[inline(always)]
+unsafe fn sum<S: Lanes>(x: *const f32, len: usize) -> f32 {
+    // SAFETY: `len` numbers can be read.
+    unsafe {
+        let l = S::LANES;
+        let mut s = [S::zero(); 4];
         let mut i = 0;
         while i + 4 * l <= len {
             for k in 0..4 {
-                step(i + k * l, l, &mut s[k], &mut q[k]);
+                s[k] = S::add(s[k], S::load(x.add(i + k * l)));
             }
             i += 4 * l;
         }
-        while i < len {
-            step(i, l.min(len - i), &mut s[0], &mut q[0]);
+        while i + l <= len {
+            s[0] = S::add(s[0], S::load(x.add(i)));
             i += l;
         }
-        let total = |v: [S::V; 4]| S::sum(S::add(S::add(v[0], v[1]), S::add(v[2], v[3])));
-        (total(s), total(q))
+        let mut total = S::sum(S::add(S::add(s[0], s[1]), S::add(s[2], s[3])));
+        for i in i..len {
+            total += *x.add(i);
+        }
+        total
     }
 }
 
