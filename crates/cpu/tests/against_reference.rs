@@ -122,6 +122,10 @@ fn unary_functions() {
         HardSigmoid,
         HardSwish,
         LeakyRelu(0.1),
+        SiluSlope,
+        GeluSlope,
+        GeluTanhSlope,
+        HardSwishSlope,
     ] {
         check(&format!("{f:?}"), &[&[3, 7, 5]], |b, p| b.unary(f, p[0]));
     }

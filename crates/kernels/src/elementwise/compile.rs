@@ -389,7 +389,10 @@ fn cost(op: Op) -> usize {
             | Unary::Sigmoid
             | Unary::Silu
             | Unary::Gelu
-            | Unary::GeluTanh,
+            | Unary::GeluTanh
+            | Unary::SiluSlope
+            | Unary::GeluSlope
+            | Unary::GeluTanhSlope,
         ) => 8,
         Op::Unary(Unary::Softplus) => 16,
         Op::Unary(Unary::Sqrt | Unary::Rsqrt | Unary::Recip) | Op::Binary(Binary::Div) => 3,

@@ -367,7 +367,7 @@ multiversion!(
 macro_rules! plain_unaries {
     ($each:ident) => {
         $each!(Neg Abs Sign Step Floor Exp Log Sqrt Rsqrt Recip Square Sin Cos Erf Tanh Sigmoid Softplus
-            Relu Relu6 Silu Gelu GeluTanh HardSigmoid HardSwish)
+            Relu Relu6 Silu Gelu GeluTanh HardSigmoid HardSwish SiluSlope GeluSlope GeluTanhSlope HardSwishSlope)
     };
 }
 
