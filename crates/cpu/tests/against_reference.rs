@@ -366,6 +366,65 @@ fn derivatives_of_layer_norms_are_one_step() {
 }
 
 #[test]
+fn sums_ride_on_the_steps_that_make_what_they_sum() {
+    // (what is written, steps with sums, plain sums and reduces over rows)
+    let counts = |graph: &Graph| {
+        let exe = CpuEngine::default().compile_cpu(graph.clone()).unwrap();
+        let of = |start: &str| exe.steps().filter(|step| step.name.starts_with(start)).count();
+        [of("elementwise with sums"), of("channel sums"), of("reduce sum")]
+    };
+    let trained = std::cell::RefCell::new(Vec::new());
+    let param = |b: &Builder, name: &str, shape: &[usize]| {
+        let node = b.param(name, shape, Init::Fill(0.0));
+        trained.borrow_mut().push((name.to_string(), node));
+        node
+    };
+    let run = |what: &str, expected: [usize; 3], write: &dyn Fn(&Builder, NodeId) -> NodeId| {
+        let b = Builder::new(true);
+        let x = b.input("x", &[2, 8, 4, 4], DType::F32);
+        let y = write(&b, b.conv2d(x, param(&b, "first", &[8, 8, 1, 1]), Conv2d::default()));
+        let weights = b.constant(noise(55, b.shape(y).iter().product()), &b.shape(y));
+        let axes: Vec<usize> = (0..b.shape(y).len()).collect();
+        let loss = b.reshape(b.sum(b.mul(y, weights), &axes), &[]);
+        let params = trained.take();
+        let nodes: Vec<NodeId> = params.iter().map(|(_, node)| *node).collect();
+        for ((name, node), grad) in params.iter().zip(gradients(&b, loss, &nodes).unwrap()) {
+            b.output(&format!("gradient of {name}"), grad);
+            b.update(name, b.sub(*node, b.mul_scalar(grad, 0.125)));
+        }
+        let graph = b.finish().unwrap();
+        assert_eq!(counts(&graph), expected, "{what}");
+        compare(what, graph, &[("x", InputData::F32(&noise(9, 256)))]);
+    };
+    let norm = |b: &Builder, x: NodeId, name: &str| {
+        let (weight, bias) =
+            (param(b, &format!("{name}.positive"), &[8]), param(b, &format!("{name}.bias"), &[8]));
+        b.batch_norm(x, b.channel_stats(x), (weight, bias), 1e-3)
+    };
+    let conv = |b: &Builder, x: NodeId, name: &str| {
+        b.conv2d(x, param(b, name, &[8, 8, 3, 3]), Conv2d { pad: [1; 4], ..Default::default() })
+    };
+    // The gradient of a norm and an activation is made twice, for its sums and with the gradient before the norm ...
+    for f in [Unary::Relu, Unary::Silu, Unary::HardSwish] {
+        run(&format!("norm and {f:?}"), [0, 2, 0], &|b, x| {
+            let y = b.unary(f, norm(b, x, "bn1"));
+            b.unary(f, norm(b, conv(b, y, "conv"), "bn2"))
+        });
+    }
+    // ... but once, with its sums, where the shortcut takes it too.
+    run("shortcut", [1, 1, 0], &|b, x| {
+        let y = b.relu(norm(b, x, "bn1"));
+        b.relu(b.add(norm(b, conv(b, y, "conv"), "bn2"), y))
+    });
+    // The gradient of a bias behind an activation.
+    run("mlp", [1, 0, 0], &|b, x| {
+        let x = b.reshape(b.permute(x, &[0, 2, 3, 1]), &[2, 16, 8]);
+        let y = b.add(b.matmul_t(x, param(b, "fc1", &[12, 8])), param(b, "fc1.bias", &[12]));
+        b.matmul_t(b.unary(Unary::Gelu, y), param(b, "fc2", &[8, 12]))
+    });
+}
+
+#[test]
 fn a_residual_block_with_folded_norms() {
     let b = Builder::new(false);
     let x = b.input("x", &[2, 8, 9, 7], DType::F32);

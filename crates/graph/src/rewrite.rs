@@ -3,12 +3,14 @@
 //! - [`remove_dead`]: nodes and state that no output and no update needs
 //! - [`fold_constants`]: constant parts become numbers; operations that change nothing go
 //! - [`lower_batch_norm`]: batch norm becomes part of the convolution before it, or x · scale + shift
+//! - [`recompute_norms`]: derivatives of activations compute that x · scale + shift again instead of keeping it
 //!
 //! [`for_inference`] and [`for_training`] are the passes an engine wants before it plans a graph.
 
 mod batch_norm;
 mod constants;
 mod dead;
+mod recompute;
 
 use std::sync::Arc;
 
@@ -18,6 +20,7 @@ use crate::graph::{Graph, Node, NodeId};
 pub use batch_norm::lower_batch_norm;
 pub use constants::{FOLD_LIMIT, fold_constants, remove_detach};
 pub use dead::remove_dead;
+pub use recompute::recompute_norms;
 
 /// A rewritten graph.
 #[derive(Clone, Debug)]
@@ -44,7 +47,12 @@ pub fn for_inference(graph: &Graph) -> Rewritten {
 /// What an engine runs for a training step, after the backward nodes and the updates have been written.
 /// Values that gradient checkpointing computes twice stay apart.
 pub fn for_training(graph: &Graph) -> Rewritten {
-    remove_dead(graph).then(remove_detach).then(fold_constants).then(lower_batch_norm).then(clean)
+    remove_dead(graph)
+        .then(remove_detach)
+        .then(fold_constants)
+        .then(lower_batch_norm)
+        .then(recompute_norms)
+        .then(clean)
 }
 
 fn clean(graph: &Graph) -> Rewritten {
