@@ -8,8 +8,9 @@
 The peers come from PyPI into a virtual environment that the first run makes (target/peers, some GB). Each peer is a process
 that stays, we are started anew each time; in every round each side in turn measures a few batches, so that a drift of
 the machine meets all. Shown are our median and, for each peer, the ratio of medians (above 1: we are faster) with the
-spread of the rounds' ratios. PyTorch runs eagerly in its better layout. Memory is the peak of the process. The result is
-appended to docs/speed.jsonl.
+spread of the rounds' ratios. PyTorch runs eagerly in its better layout. Memory is the peak of the process, as a share of
+the least peer's. With --scaling, our speed is compared with that of one thread too. The result is appended to
+docs/speed.jsonl.
 """
 
 import argparse
@@ -190,6 +191,8 @@ def compare(args, python, model, bench, env):
     rounds = []
     for _ in range(args.rounds):
         row = {"ours": ours(args, model, bench, args.iterations, env)}
+        if args.scaling:
+            row["alone"] = ours(args, model, bench, args.iterations, {**env, "RAYON_NUM_THREADS": "1"})
         row.update({peer.name: peer.measure(args.iterations) for peer in peers})
         rounds.append(row)
     for peer in peers:
@@ -204,8 +207,10 @@ def compare(args, python, model, bench, env):
     record = dict(model=model, bench=bench, batch_size=args.batch_size, threads=args.threads, dtype="bfloat16" if args.amp else "float32",
                   img_per_sec=round(args.batch_size / median("ours", "seconds"), 2),
                   share_of_peak=round(median("ours", "share"), 3), memory_mb=median("ours", "memory"), peers={})
+    if args.scaling:
+        record["scaling"] = round(median("alone", "seconds") / median("ours", "seconds"), 3)
     for name in rounds[0]:
-        if name == "ours":
+        if name in ("ours", "alone"):
             continue
         spread = sorted(row[name]["seconds"] / row["ours"]["seconds"] for row in rounds)
         record["peers"][name] = dict(
@@ -235,6 +240,7 @@ def main():
     parser.add_argument("--bench", choices=["inference", "training", "both"], default="both")
     parser.add_argument("--peers", nargs="+", choices=SIDES["inference"], default=SIDES["inference"])
     parser.add_argument("--amp", action="store_true", help="bf16: ours with --amp, PyTorch under autocast, OpenVINO's hint")
+    parser.add_argument("--scaling", action="store_true", help="also our speed over that of one thread")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--iterations", type=int, default=5)
     parser.add_argument("--python", help="an interpreter that has the peers' packages, instead of target/peers")
@@ -252,7 +258,8 @@ def main():
           f"{'bf16' if args.amp else 'float32'}")
     print(f"{'':<30} {'':<9} {'timm in Rust':^22}   ratio to (spread)")
     head = "".join(f"{side:<20}" for side in args.peers)
-    print(f"{'model':<30} {'what':<9} {'img/s':>7} {'of peak':>7} {'MB':>6}   {head}memory")
+    print(f"{'model':<30} {'what':<9} {'img/s':>7} {'of peak':>7} {'MB':>6}   {head}memory"
+          + "  threads" * args.scaling)
     for bench in ["inference", "training"] if args.bench == "both" else [args.bench]:
         for model in args.models or (INFERENCE if bench == "inference" else TRAINING):
             record = compare(args, python, model, bench, env)
@@ -265,7 +272,7 @@ def main():
             least = min((peer["memory_mb"] for peer in record["peers"].values()), default=None)
             memory = f"{record['memory_mb'] / least:.2f}x" if least else "-"
             print(f"{model:<30} {bench:<9} {record['img_per_sec']:>7.2f} {share:>7} {record['memory_mb']:>6.0f}   "
-                  f"{''.join(cells)}{memory}", flush=True)
+                  f"{''.join(cells)}{memory:<6}" + (f"  {record['scaling']:.2f}x" if args.scaling else ""), flush=True)
             record.update(date=datetime.date.today().isoformat(), load=round(os.getloadavg()[0], 2))
             if not args.no_log:
                 with open(LOG, "a") as log:

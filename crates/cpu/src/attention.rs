@@ -1,11 +1,12 @@
 //! Finds attention in a graph and runs it as one step, with the views around it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use timm_graph::scalar::Binary;
-use timm_graph::{Graph, NodeId, Op};
+use timm_graph::{EngineError, Graph, NodeId, Op};
 use timm_kernels::attention::{self, Attention, Heads};
 
+use crate::claims::Claims;
 use crate::layout::Layout;
 use crate::plan::{Kernel, Planner, Value};
 use crate::strided::Strided;
@@ -25,47 +26,39 @@ pub struct Found {
     after: Vec<NodeId>,
 }
 
-/// What [`find`] found.
-#[derive(Default)]
-pub struct Attentions {
-    /// By the last node of each.
-    pub by_last: HashMap<NodeId, Found>,
-    /// Nodes that get no step of their own.
-    pub absorbed: HashSet<NodeId>,
-}
-
-/// All attentions whose matrix of scores nobody else reads.
-pub fn find(graph: &Graph, uses: &[u32]) -> Attentions {
+/// Claims all attentions whose matrix of scores nobody else reads, and the views that they alone look through.
+pub fn find(graph: &Graph, uses: &[u32], claims: &mut Claims) {
     let mut readers: Vec<Vec<NodeId>> = vec![Vec::new(); graph.nodes.len()];
     for (i, node) in graph.nodes.iter().enumerate() {
         node.inputs.iter().for_each(|x| readers[x.index()].push(NodeId(i as u32)));
     }
     let search = Search { graph, uses, readers };
-    let mut found = Attentions::default();
+    let mut sides: Vec<NodeId> = Vec::new();
+    // What reads views without their being made: attentions, and other such views.
+    let mut known: HashSet<NodeId> = HashSet::new();
     for i in 0..graph.nodes.len() {
-        if let Some((attention, inside)) = search.at(NodeId(i as u32)) {
-            let last = attention.after.last().copied().unwrap_or(attention.product);
-            found.absorbed.extend(inside);
-            found.absorbed.extend([attention.product].iter().chain(&attention.after).filter(|n| **n != last));
-            found.by_last.insert(last, attention);
+        let Some((found, mut inside)) = search.at(NodeId(i as u32)) else { continue };
+        inside.push(found.product);
+        inside.extend(&found.after);
+        let last = inside.pop().expect("the product at least");
+        let operands = [found.q.0, found.k.0, found.v.0];
+        if claims.add(last, &inside, move |planner| planner.lower_attention(last, &found)) {
+            sides.extend(operands);
+            known.extend(inside.into_iter().chain([last]));
         }
     }
     // Views that only attentions look through are not made. One that another node reads takes those before it along.
     let mut views: HashSet<NodeId> = HashSet::new();
-    for a in found.by_last.values() {
-        for (mut at, _) in [a.q, a.k, a.v] {
-            let taken = |n: &NodeId| found.by_last.contains_key(n) || found.absorbed.contains(n);
-            while is_view(&graph.node(at).op) && !taken(&at) && views.insert(at) {
-                at = graph.node(at).inputs[0];
-            }
+    for mut at in sides {
+        while is_view(&graph.node(at).op) && !claims.taken(at) && views.insert(at) {
+            at = graph.node(at).inputs[0];
         }
     }
     loop {
-        let known =
-            |n: &NodeId| views.contains(n) || found.absorbed.contains(n) || found.by_last.contains_key(n);
         let kept = |n: &NodeId| {
-            search.readers[n.index()].len() == uses[n.index()] as usize
-                && search.readers[n.index()].iter().all(known)
+            let readers = &search.readers[n.index()];
+            readers.len() == uses[n.index()] as usize
+                && readers.iter().all(|r| views.contains(r) || known.contains(r))
         };
         let gone: Vec<NodeId> = views.iter().copied().filter(|n| !kept(n)).collect();
         if gone.is_empty() {
@@ -75,8 +68,7 @@ pub fn find(graph: &Graph, uses: &[u32]) -> Attentions {
             views.remove(n);
         });
     }
-    found.absorbed.extend(views);
-    found
+    views.into_iter().for_each(|view| claims.absorb(view));
 }
 
 fn is_view(op: &Op) -> bool {
@@ -181,9 +173,8 @@ struct Side {
 }
 
 impl Planner<'_> {
-    /// An attention as one step, if `id` is the last node of one.
-    pub fn lower_attention(&mut self, id: NodeId) -> bool {
-        let Some(found) = self.attentions.by_last.remove(&id) else { return false };
+    /// An attention as one step; `id` is its last node.
+    fn lower_attention(&mut self, id: NodeId, found: &Found) -> Result<(), EngineError> {
         let graph = self.graph;
         let (q, k, v) = (self.side(found.q), self.side(found.k), self.side(found.v));
         let shape = graph.shape(found.product);
@@ -205,7 +196,7 @@ impl Planner<'_> {
                 (Some(value), Some(Heads { offsets: strided.offsets(lead), row, col: 1 }))
             }
         };
-        let (out, heads) = self.result(&found, id);
+        let (out, heads) = self.result(found, id);
         let shape = Attention {
             queries: q.rows,
             keys: k.rows,
@@ -233,15 +224,16 @@ impl Planner<'_> {
         if at_product {
             found.after.iter().for_each(|&view| self.view(view));
         }
-        true
+        Ok(())
     }
 
     /// A side as strides into the value that it is a view of.
     fn side(&mut self, (id, transposed): (NodeId, bool)) -> Side {
         let mut chain = vec![id];
-        while self.attentions.absorbed.contains(chain.last().expect("not empty")) {
-            let at = *chain.last().expect("not empty");
-            chain.push(self.graph.node(at).inputs[0]);
+        let mut at = id;
+        while self.claims.absorbed(at) {
+            at = self.graph.node(at).inputs[0];
+            chain.push(at);
         }
         chain.reverse();
         let rank = self.graph.shape(id).len();
@@ -324,4 +316,54 @@ fn through(graph: &Graph, found: &Found, last: NodeId) -> Option<Heads> {
     let strided = Strided { offset: 0, axes };
     let ((_, row), (cols, col)) = (strided.single(lead)?, strided.single(lead + 1)?);
     (cols == 1 || col == 1).then(|| Heads { offsets: strided.offsets(lead), row, col })
+}
+
+#[cfg(test)]
+mod tests {
+    use timm_graph::{Builder, DType};
+
+    use crate::passes::testing::changes;
+
+    #[test]
+    fn attention_and_its_views_are_one_claim() {
+        let b = Builder::new(false);
+        let x = b.input("x", &[2, 7, 18], DType::F32);
+        let heads = b.permute(b.reshape(x, &[2, 7, 3, 2, 3]), &[2, 0, 3, 1, 4]);
+        let [q, k, v] = [0, 1, 2].map(|i| b.reshape(b.slice(heads, 0, i, 1), &[2, 2, 7, 3]));
+        let y = b.matmul(b.softmax(b.mul_scalar(b.matmul_t(q, k), 0.5)), v);
+        b.output("y", b.reshape(b.permute(y, &[0, 2, 1, 3]), &[2, 7, 6]));
+        b.output("k", k);
+        let (changes, plan) = changes(b.finish().unwrap(), "attention");
+        let expected = "
+  … 2 unchanged
+  %2        Permute [2, 0, 3, 1, 4] (%1)     [3, 2, 2, 7, 3]
+- %3        Slice axis 0 from 0 take 1 (%2)  [1, 2, 2, 7, 3]
++ %3        Slice axis 0 from 0 take 1 (%2)  [1, 2, 2, 7, 3]  in attention
+- %4        Reshape to [2, 2, 7, 3] (%3)     [2, 2, 7, 3]
++ %4        Reshape to [2, 2, 7, 3] (%3)     [2, 2, 7, 3]     in attention
+  %5        Slice axis 0 from 1 take 1 (%2)  [1, 2, 2, 7, 3]
+  %6        Reshape to [2, 2, 7, 3] (%5)     [2, 2, 7, 3]
+- %7        Slice axis 0 from 2 take 1 (%2)  [1, 2, 2, 7, 3]
++ %7        Slice axis 0 from 2 take 1 (%2)  [1, 2, 2, 7, 3]  in attention
+- %8        Reshape to [2, 2, 7, 3] (%7)     [2, 2, 7, 3]
++ %8        Reshape to [2, 2, 7, 3] (%7)     [2, 2, 7, 3]     in attention
+- %9        MatMul bᵀ (%4, %6)               [2, 2, 7, 7]
++ %9        MatMul bᵀ (%4, %6)               [2, 2, 7, 7]     in attention
+  %10       Fill 0.5                         []
+- %11       Mul (%9, %10)                    [2, 2, 7, 7]
++ %11       Mul (%9, %10)                    [2, 2, 7, 7]     in attention
+- %12       Softmax (%11)                    [2, 2, 7, 7]
++ %12       Softmax (%11)                    [2, 2, 7, 7]     in attention
+- %13       MatMul (%12, %8)                 [2, 2, 7, 3]
++ %13       MatMul (%12, %8)                 [2, 2, 7, 3]     in attention
+- %14       Permute [0, 2, 1, 3] (%13)       [2, 7, 2, 3]
++ %14       Permute [0, 2, 1, 3] (%13)       [2, 7, 2, 3]     in attention
+- %15       Reshape to [2, 7, 6] (%14)       [2, 7, 6]
++ %15       Reshape to [2, 7, 6] (%14)       [2, 7, 6]        attention
+  output y  %15
+  … 1 unchanged
+";
+        assert_eq!(changes, expected.trim_start_matches('\n'));
+        assert_eq!(plan.claims.absorbed_count(), 9);
+    }
 }

@@ -5,6 +5,8 @@ use std::collections::{HashMap, HashSet};
 use timm_graph::scalar::{Binary, Unary};
 use timm_graph::{Graph, NodeId, Op};
 
+use crate::claims::Claims;
+
 /// A convolution or matrix product and what follows it, in this order.
 #[derive(Clone, Debug)]
 pub struct Fused {
@@ -15,13 +17,11 @@ pub struct Fused {
     /// A value of the result's shape.
     pub residual: Option<NodeId>,
     pub activation: Option<Unary>,
-    /// Nodes that get no step of their own: the chain without its last node.
-    pub absorbed: Vec<NodeId>,
 }
 
-/// All chains `conv | matmul → + bias → + residual → activation` with single readers, by their last node.
-/// Roots without any of these are not listed.
-pub fn find(graph: &Graph, uses: &[u32]) -> HashMap<NodeId, Fused> {
+/// Claims all chains `conv | matmul → + bias → + residual → activation` with single readers. Roots without any of these
+/// stay alone.
+pub fn find(graph: &Graph, uses: &[u32], claims: &mut Claims) {
     let mut reader: HashMap<NodeId, NodeId> = HashMap::new();
     for (i, node) in graph.nodes.iter().enumerate() {
         node.inputs.iter().filter(|x| uses[x.index()] == 1).for_each(|&x| {
@@ -29,34 +29,32 @@ pub fn find(graph: &Graph, uses: &[u32]) -> HashMap<NodeId, Fused> {
         });
     }
     let kept: HashSet<NodeId> = graph.outputs.values().chain(graph.updates.values()).copied().collect();
-    let mut found = HashMap::new();
-    let mut taken: HashSet<NodeId> = HashSet::new();
     for i in 0..graph.nodes.len() {
         let root = NodeId(i as u32);
         let plain_weight = match &graph.node(root).op {
             Op::Conv2d(_) => true,
-            Op::MatMul { .. } => graph.shape(graph.node(root).inputs[1]).len() == 2,
+            // Transposed left sides are gradients of weights, whose kernel takes no epilogue.
+            Op::MatMul { trans_a: false, .. } => graph.shape(graph.node(root).inputs[1]).len() == 2,
             _ => false,
         };
-        if !plain_weight || uses[i] == 0 {
+        if !plain_weight || uses[i] == 0 || claims.taken(root) {
             continue;
         }
-        let mut fused = Fused { root, bias: None, residual: None, activation: None, absorbed: Vec::new() };
+        let mut fused = Fused { root, bias: None, residual: None, activation: None };
+        let mut inside = Vec::new();
         let mut last = root;
         while let Some(&next) = reader.get(&last)
             && !kept.contains(&last)
-            && !taken.contains(&next)
+            && !claims.taken(next)
             && extend(graph, &mut fused, last, next)
         {
-            fused.absorbed.push(last);
+            inside.push(last);
             last = next;
         }
         if last != root {
-            taken.extend(fused.absorbed.iter().copied().chain([last]));
-            found.insert(last, fused);
+            claims.add(last, &inside, move |planner| planner.lower_fused(last, &fused));
         }
     }
-    found
 }
 
 fn extend(graph: &Graph, fused: &mut Fused, last: NodeId, next: NodeId) -> bool {
@@ -95,4 +93,65 @@ fn extend(graph: &Graph, fused: &mut Fused, last: NodeId, next: NodeId) -> bool 
 /// The depthwise kernels take no residual.
 fn is_depthwise(graph: &Graph, root: NodeId) -> bool {
     matches!(graph.node(root).op, Op::Conv2d(conv) if conv.groups > 1 && conv.groups == graph.shape(graph.node(root).inputs[0])[1])
+}
+
+#[cfg(test)]
+mod tests {
+    use timm_graph::{Builder, Conv2d, DType, Init};
+
+    use super::*;
+    use crate::passes::testing::changes;
+
+    #[test]
+    fn a_chain_of_single_readers_is_one_claim() {
+        let b = Builder::new(false);
+        let x = b.input("x", &[1, 4, 8, 8], DType::F32);
+        let weight = |name: &str| b.param(name, &[4, 4, 3, 3], Init::Fill(0.0));
+        let same = Conv2d { pad: [1; 4], ..Conv2d::default() };
+        let first = b.relu(b.conv2d(x, weight("first"), same));
+        let bias = b.param("bias", &[1, 4, 1, 1], Init::Fill(0.0));
+        let second = b.add(b.conv2d(first, weight("second"), same), bias);
+        b.output("y", b.relu(b.add(second, x)));
+        let (changes, plan) = changes(b.finish().unwrap(), "epilogues");
+        let expected = "
+  … 1 unchanged
+  %1        State \"first\"          [4, 4, 3, 3]
+- %2        Conv2d pad 1 (%0, %1)  [1, 4, 8, 8]
++ %2        Conv2d pad 1 (%0, %1)  [1, 4, 8, 8]  in epilogues
+- %3        Relu (%2)              [1, 4, 8, 8]
++ %3        Relu (%2)              [1, 4, 8, 8]  epilogues
+  %4        State \"bias\"           [1, 4, 1, 1]
+  %5        State \"second\"         [4, 4, 3, 3]
+- %6        Conv2d pad 1 (%3, %5)  [1, 4, 8, 8]
++ %6        Conv2d pad 1 (%3, %5)  [1, 4, 8, 8]  in epilogues
+- %7        Add (%6, %4)           [1, 4, 8, 8]
++ %7        Add (%6, %4)           [1, 4, 8, 8]  in epilogues
+- %8        Add (%7, %0)           [1, 4, 8, 8]
++ %8        Add (%7, %0)           [1, 4, 8, 8]  in epilogues
+- %9        Relu (%8)              [1, 4, 8, 8]
++ %9        Relu (%8)              [1, 4, 8, 8]  epilogues
+  output y  %9
+";
+        assert_eq!(changes, expected.trim_start_matches('\n'));
+        assert_eq!(plan.claims.absorbed_count(), 4);
+    }
+
+    #[test]
+    fn what_others_read_or_claimed_ends_a_chain() {
+        let b = Builder::new(false);
+        let x = b.input("x", &[2, 8], DType::F32);
+        let y = b.matmul_t(x, b.param("w", &[8, 8], Init::Fill(0.0)));
+        let z = b.add(y, b.param("bias", &[8], Init::Fill(0.0)));
+        b.output("z", z);
+        b.output("y", b.relu(z));
+        let graph = b.finish().unwrap();
+        let uses = graph.use_counts();
+        let mut claims = Claims::default();
+        find(&graph, &uses, &mut claims);
+        assert!(claims.of(z).is_some_and(|(_, last)| last), "the sum is an output and ends its chain");
+        let mut claims = Claims::default();
+        claims.absorb(z);
+        find(&graph, &uses, &mut claims);
+        assert!(claims.absorbed_count() == 1 && !claims.taken(y), "another pattern has the sum");
+    }
 }

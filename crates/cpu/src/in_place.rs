@@ -96,3 +96,61 @@ fn rename(plan: &mut Plan, renames: &HashMap<usize, Place>) {
         plan.buffers[n].life.len = 0;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use timm_graph::scalar::Unary;
+    use timm_graph::{Builder, DType, Graph, Init};
+
+    use crate::passes::testing::changes;
+
+    /// A step of descent with momentum: `m` may be written in place, `p` not, as its old value is an output.
+    fn descent() -> Graph {
+        let b = Builder::new(true);
+        let g = b.input("g", &[40], DType::F32);
+        let [p, m] = ["p", "m"].map(|name| b.param(name, &[40], Init::Fill(0.0)));
+        let next = b.add(b.mul_scalar(m, 0.9), g);
+        b.update("m", next);
+        b.update("p", b.sub(p, b.mul_scalar(next, 0.1)));
+        b.output("old", p);
+        b.finish().unwrap()
+    }
+
+    #[test]
+    fn updates_write_into_the_state() {
+        let (changes, plan) = changes(descent(), "states-in-place");
+        let expected = "
+- s0          elementwise (9 ops)  (m, input g, p) -> b0, b1  %8
++ s0          elementwise (9 ops)  (m, input g, p) -> m, b1   %8
+- b0          40 numbers           from s0 to s1
+  b1          40 numbers           from s0 to s1
+  output old  p
+- update m    b0
+  update p    b1
+";
+        assert_eq!(changes, expected.trim_start_matches('\n'));
+        assert_eq!(plan.copies.len(), 1);
+    }
+
+    #[test]
+    fn results_take_the_buffers_of_dying_operands() {
+        let b = Builder::new(false);
+        let x = b.input("x", &[4, 8], DType::F32);
+        let y = b.softmax(x);
+        b.output("y", b.softmax(b.mul(b.unary(Unary::Tanh, y), b.unary(Unary::Exp, y))));
+        let (changes, _) = changes(b.finish().unwrap(), "buffers-in-place");
+        let expected = "
+  s0  softmax              (input x) -> b0  %1
+- s1  elementwise (4 ops)  (b0) -> b1       %4
++ s1  elementwise (4 ops)  (b0) -> b0       %4
+- s2  softmax              (b1) -> b2       %5
++ s2  softmax              (b0) -> b2       %5
+- b0  32 numbers           from s0 to s1
++ b0  32 numbers           from s0 to s2
+- b1  32 numbers           from s1 to s2
+  b2  32 numbers           from s2 to s3
+  … 1 unchanged
+";
+        assert_eq!(changes, expected.trim_start_matches('\n'));
+    }
+}

@@ -2,13 +2,11 @@
 //! its input, weight and bias, for the gradient that a residual connection adds, and for the sums of the result that
 //! the bias of a layer before it wants.
 
-use std::collections::{HashMap, HashSet};
-
 use timm_graph::scalar::{Binary, Unary};
 use timm_graph::{Graph, NodeId, Op, ReduceOp};
 use timm_kernels::layer_norm::{self, Backward};
 
-use crate::epilogue::Fused;
+use crate::claims::Claims;
 use crate::layout::Layout;
 use crate::plan::{Kernel, Planner, Value};
 
@@ -25,33 +23,26 @@ pub struct Found {
     sums: [Vec<NodeId>; 3],
 }
 
-/// What [`find`] found.
-#[derive(Default)]
-pub struct LayerNorms {
-    /// By the node of the gradient of x, or of its sum with the residual.
-    pub by_last: HashMap<NodeId, Found>,
-    /// Nodes that get no step of their own.
-    pub absorbed: HashSet<NodeId>,
-}
-
-/// All derivatives of layer norms whose intermediate values nobody else reads. Sums that `fused` makes are left to it.
-pub fn find(graph: &Graph, uses: &[u32], fused: &HashMap<NodeId, Fused>) -> LayerNorms {
+/// Claims all derivatives of layer norms whose intermediate values nobody else reads.
+pub fn find(graph: &Graph, uses: &[u32], claims: &mut Claims) {
     let mut readers: Vec<Vec<NodeId>> = vec![Vec::new(); graph.nodes.len()];
     for (i, node) in graph.nodes.iter().enumerate() {
         node.inputs.iter().for_each(|x| readers[x.index()].push(NodeId(i as u32)));
     }
     let search = Search { graph, uses, readers };
-    let mut found = LayerNorms::default();
     for (i, node) in graph.nodes.iter().enumerate() {
         if matches!(node.op, Op::Unary(Unary::Rsqrt))
-            && let Some((last, derivative, inside)) = search.at(NodeId(i as u32), fused)
+            && let Some((last, mut found, mut inside)) = search.at(NodeId(i as u32), claims)
         {
-            found.absorbed.extend(inside);
-            found.absorbed.extend(derivative.sums.iter().flatten());
-            found.by_last.insert(last, derivative);
+            // A sum that follows one norm and precedes another is the first one's.
+            found.sums.iter_mut().for_each(|sums| sums.retain(|&sum| !claims.taken(sum)));
+            inside.extend(found.sums.iter().flatten());
+            claims.add(last, &inside, move |planner| {
+                planner.lower_layer_norm_backward(last, found);
+                Ok(())
+            });
         }
     }
-    found
 }
 
 struct Search<'a> {
@@ -99,7 +90,7 @@ impl Search<'_> {
     }
 
     /// The derivative whose 1 / √(variance + eps) is `rstd`: its last node, what it is, and the nodes inside.
-    fn at(&self, rstd: NodeId, fused: &HashMap<NodeId, Fused>) -> Option<(NodeId, Found, Vec<NodeId>)> {
+    fn at(&self, rstd: NodeId, claims: &Claims) -> Option<(NodeId, Found, Vec<NodeId>)> {
         // The statistics, which the backward pass computes again.
         let shifted = self.inputs(rstd)[0];
         let (Op::Binary(Binary::Add), &[var, eps]) = (self.op(shifted), self.inputs(shifted)) else {
@@ -154,7 +145,7 @@ impl Search<'_> {
         if !inside.iter().all(|n| closed(n) && counted(n)) {
             return None;
         }
-        let (last, residual) = self.added(dx, fused).unwrap_or((dx, None));
+        let (last, residual) = self.added(dx, claims).unwrap_or((dx, None));
         let residual = residual.filter(|_| sums[0].iter().all(|&sum| sum > last));
         let last = if residual.is_some() { last } else { dx };
         inside.extend((last != dx).then_some(dx));
@@ -199,21 +190,19 @@ impl Search<'_> {
     }
 
     /// The sum of `dx` and an earlier value, if that is all `dx` is for.
-    fn added(&self, dx: NodeId, fused: &HashMap<NodeId, Fused>) -> Option<(NodeId, Option<NodeId>)> {
+    fn added(&self, dx: NodeId, claims: &Claims) -> Option<(NodeId, Option<NodeId>)> {
         let &[sum] = &self.readers[dx.index()][..] else { return None };
         let (Op::Binary(Binary::Add), &[a, b]) = (self.op(sum), self.inputs(sum)) else { return None };
         let other = if a == dx { b } else { a };
-        let free = !fused.contains_key(&sum) && !fused.values().any(|f| f.absorbed.contains(&sum));
         let fits =
             other < dx && self.graph.shape(other) == self.graph.shape(dx) && self.uses[dx.index()] == 1;
-        (free && fits).then_some((sum, Some(other)))
+        (fits && !claims.taken(sum)).then_some((sum, Some(other)))
     }
 }
 
 impl Planner<'_> {
-    /// The derivative of a layer norm as one step, if `id` is the last node of one.
-    pub fn lower_layer_norm_backward(&mut self, id: NodeId) -> bool {
-        let Some(found) = self.layer_norms.by_last.remove(&id) else { return false };
+    /// The derivative of a layer norm as one step, that of its last node `id`.
+    fn lower_layer_norm_backward(&mut self, id: NodeId, found: Found) {
         let graph = self.graph;
         let shape = graph.shape(found.x);
         let channels = *shape.last().expect("it has a last axis");
@@ -259,6 +248,33 @@ impl Planner<'_> {
                 self.set(node, Value { offset: k * channels, layout, ..all.clone() });
             }
         }
-        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::passes::testing::changes;
+    use timm_graph::grad::gradients;
+    use timm_graph::{Builder, DType, Init};
+
+    #[test]
+    fn the_derivative_of_a_layer_norm_is_one_claim() {
+        let b = Builder::new(true);
+        let x = b.input("x", &[2, 3, 4], DType::F32);
+        let x = b.mul(x, b.param("first", &[4], Init::Fill(1.0)));
+        let (weight, bias) =
+            (b.param("weight", &[4], Init::Fill(1.0)), b.param("bias", &[4], Init::Fill(0.0)));
+        let y = b.add(x, b.layer_norm(x, weight, bias, 1e-6));
+        let loss = b.reshape(b.sum(b.mul(y, y), &[0, 1, 2]), &[]);
+        for (name, grad) in
+            ["x", "weight", "bias"].iter().zip(gradients(&b, loss, &[x, weight, bias]).unwrap())
+        {
+            b.output(name, grad);
+        }
+        let (changes, plan) = changes(b.finish().unwrap(), "layer-norms");
+        let lines = |end: &str| changes.lines().filter(|l| l.starts_with('+') && l.ends_with(end)).count();
+        // Statistics 6, x̂, what the derivative takes 8, the one without the residual, dy · x̂ and two sums.
+        assert_eq!((lines("in layer-norms"), lines("] layer-norms")), (18, 0), "{changes}");
+        assert_eq!(plan.claims.absorbed_count(), 18, "{changes}");
     }
 }

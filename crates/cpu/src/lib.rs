@@ -1,33 +1,41 @@
 //! The CPU engine: plans a graph and runs it on this machine's cores.
 //!
-//! The way of a graph through this crate:
+//! The way of a graph through this crate is a list of passes (`passes`), each with one job:
 //!
-//! 1. [`timm_graph::rewrite`] folds what inference or training allows;
-//! 2. `plan` walks the nodes once and writes steps: images lie NHWC, reshapes and permutations are views,
-//!    elementwise nodes fuse (`fuse`), bias, residual and activation ride on the convolution or product
-//!    before them (`epilogue`), attention is one step without its matrix of scores (`attention`), so is the
-//!    derivative of a layer norm (`layer_norm`), weights are packed once for each version of the store;
-//! 3. `in_place` lets elementwise steps overwrite what dies there, and updates write straight into the store;
-//! 4. `memory` gives every buffer its place in one block;
-//! 5. `run` executes: no allocation of work memory after the first run, any number of threads at once.
+//! 1. [`timm_graph::rewrite`] folds what can be folded, for inference and training alike;
+//! 2. patterns claim nodes that run as one step (`claims`): bias, residual and activation ride on the convolution or
+//!    product before them (`epilogue`), attention needs no matrix of scores (`attention`), the derivative of a layer norm
+//!    is one pass over memory (`layer_norm`);
+//! 3. `plan` walks the nodes once and writes steps: images lie NHWC, reshapes and permutations are views,
+//!    elementwise nodes fuse (`fuse`), weights are packed once for each version of the store;
+//! 4. `in_place` lets elementwise steps overwrite what dies there, and updates write straight into the store;
+//! 5. `memory` gives every buffer its place in one block.
+//!
+//! [`CpuEngine::explain`] shows what each pass did. Then `run` executes: no allocation of work memory after the first
+//! run, any number of threads at once.
 
 mod attention;
+mod claims;
 mod epilogue;
 mod fuse;
 mod in_place;
 mod layer_norm;
 mod layout;
+mod listing;
 mod lower;
 mod lower_products;
 mod memory;
+mod passes;
 mod plan;
 mod run;
 mod strided;
 
 use std::sync::Arc;
 
-use timm_graph::{Engine, EngineError, Executable, Graph, rewrite};
+use timm_graph::{Engine, EngineError, Executable, Graph};
 
+pub use listing::Size;
+pub use passes::{Pass, Report, passes};
 pub use plan::{Span, Step};
 pub use run::CpuExecutable;
 
@@ -51,10 +59,17 @@ impl CpuEngine {
     /// # Errors
     /// As [`Engine::compile`].
     pub fn compile_cpu(&self, graph: Graph) -> Result<CpuExecutable, EngineError> {
-        let training = !graph.updates.is_empty();
-        let graph =
-            if training { rewrite::for_training(&graph).graph } else { rewrite::for_inference(&graph).graph };
-        Ok(CpuExecutable::new(plan::plan(graph, self.precision)?))
+        let mut plan = plan::Plan::new(graph, self.precision);
+        passes().try_for_each(|pass| pass.run(&mut plan))?;
+        Ok(CpuExecutable::new(plan))
+    }
+
+    /// What each of the [`passes`] does to a graph; the changes themselves are listed for those whose name is `wanted`.
+    ///
+    /// # Errors
+    /// As [`Engine::compile`].
+    pub fn explain(&self, graph: Graph, wanted: impl Fn(&str) -> bool) -> Result<Vec<Report>, EngineError> {
+        passes::explain(plan::Plan::new(graph, self.precision), wanted)
     }
 }
 

@@ -11,6 +11,9 @@ use crate::epilogue::Fused;
 use crate::layout::Layout;
 use crate::plan::{Args, Kernel, Planner, Span, Value};
 
+/// Rows from which on the product of two tall matrices is summed block by block.
+const MANY_ROWS: usize = 64;
+
 /// The operands after the first two that an epilogue reads.
 #[derive(Clone, Copy)]
 struct Tail {
@@ -113,7 +116,9 @@ impl Planner<'_> {
             Op::Conv2d(conv) => self.conv(id, conv, vec![], plain, id),
             Op::Conv2dInputGrad { conv, .. } => self.conv_input_grad(id, conv),
             Op::Conv2dWeightGrad { conv, .. } => self.conv_weight_grad(id, conv),
-            Op::MatMul { .. } if graph.shape(node.inputs[1]).len() == 2 => self.linear(id, vec![], plain, id),
+            Op::MatMul { .. } if graph.shape(node.inputs[1]).len() == 2 => {
+                self.linear_weight_grad(id).unwrap_or_else(|| self.linear(id, vec![], plain, id))
+            }
             Op::MatMul { trans_a, trans_b } => self.batched(id, *trans_a, *trans_b),
             other => unreachable!("{} is no product", other.name()),
         };
@@ -225,6 +230,42 @@ impl Planner<'_> {
         let reads = vec![input.span(), gradient.span()];
         self.push_counted(&name, id, reads, vec![out.span()], kernel, conv_flops(&shape));
         out
+    }
+
+    /// aᵀ · b for two matrices of many rows, as the gradient of a linear layer's weights is: the weight gradient of a
+    /// convolution of one tap. None where another way is better.
+    fn linear_weight_grad(&mut self, id: NodeId) -> Option<Value> {
+        let graph = self.graph;
+        let node = graph.node(id);
+        let Op::MatMul { trans_a: true, trans_b: false } = node.op else { return None };
+        let (a, b) = (node.inputs[0], node.inputs[1]);
+        let ([rows, outputs], &[_, inputs]) = (graph.shape(a), graph.shape(b)) else { return None };
+        let (rows, outputs) = (*rows, *outputs);
+        if rows < MANY_ROWS || self.fixed[b.index()] {
+            return None;
+        }
+        let shape = ConvShape {
+            n: 1,
+            h: rows,
+            w: 1,
+            c_in: inputs,
+            c_out: outputs,
+            kh: 1,
+            kw: 1,
+            stride: [1; 2],
+            pad: [0; 4],
+            dilation: [1; 2],
+            groups: 1,
+            operands: Operands::F32,
+        };
+        let (gradient, input) = (self.row_major(a), self.row_major(b));
+        let kernel: Kernel =
+            Box::new(move |args| conv::weight_grad(&shape, args.read(0), args.read(1), args.write(0)));
+        let out = self.new_value(id, Layout::row_major(&node.shape));
+        let name = format!("linear weight grad {inputs}->{outputs}, {rows} rows");
+        let reads = vec![input.span(), gradient.span()];
+        self.push_counted(&name, id, reads, vec![out.span()], kernel, conv_flops(&shape));
+        Some(out)
     }
 
     /// A product with one plain matrix: all leading axes of the left side are rows.

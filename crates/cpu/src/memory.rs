@@ -1,5 +1,7 @@
 //! The static memory plan: which buffers live when, and where each lies in one block.
 
+use crate::plan::Plan;
+
 /// A buffer of a plan and the steps between which it holds its value.
 #[derive(Clone, Copy, Debug)]
 pub struct Lifetime {
@@ -9,6 +11,29 @@ pub struct Lifetime {
     pub first: usize,
     /// Last step that reads it.
     pub last: usize,
+}
+
+/// Where every buffer of a plan lies, in elements.
+#[derive(Clone, Debug, Default)]
+pub struct Places {
+    /// Each in its own kind of block: values that depend on the store alone, or the work of a run.
+    pub offsets: Vec<usize>,
+    pub fixed_len: usize,
+    pub work_len: usize,
+}
+
+/// Gives every buffer of a plan its place.
+pub fn buffers(plan: &mut Plan) {
+    let mut offsets = vec![0; plan.buffers.len()];
+    let mut place_all = |fixed: bool| {
+        let which: Vec<usize> = (0..plan.buffers.len()).filter(|&i| plan.buffers[i].fixed == fixed).collect();
+        let lives: Vec<Lifetime> = which.iter().map(|&i| plan.buffers[i].life).collect();
+        let (placed, total) = place(&lives);
+        which.iter().zip(placed).for_each(|(&i, offset)| offsets[i] = offset);
+        total
+    };
+    let (fixed_len, work_len) = (place_all(true), place_all(false));
+    plan.memory = Places { offsets, fixed_len, work_len };
 }
 
 /// Buffers start at multiples of this many elements (one 64-byte cache line).
@@ -93,7 +118,10 @@ fn advise_huge_pages(lines: *const Line, count: usize) {
 
 #[cfg(test)]
 mod tests {
+    use timm_graph::{Builder, DType};
+
     use super::*;
+    use crate::passes::testing::changes;
 
     #[test]
     fn buffers_alive_together_never_overlap() {
@@ -120,5 +148,27 @@ mod tests {
                 assert!(!together || apart, "{i} and {j} overlap");
             }
         }
+    }
+
+    #[test]
+    fn every_buffer_gets_a_place() {
+        let b = Builder::new(false);
+        let x = b.input("x", &[2, 48], DType::F32);
+        // Three softmaxes in a row: the third can lie where the first was.
+        b.output("y", b.softmax(b.softmax(b.softmax(x))));
+        let (changes, plan) = changes(b.finish().unwrap(), "memory");
+        let expected = "
+  … 2 unchanged
+  s2        softmax     (b1) -> b2     %3
+- b0        96 numbers  from s0 to s1
++ b0        96 numbers  from s0 to s1  at 0
+- b1        96 numbers  from s1 to s2
++ b1        96 numbers  from s1 to s2  at 96
+- b2        96 numbers  from s2 to s3
++ b2        96 numbers  from s2 to s3  at 0
+  output y  b2
+";
+        assert_eq!(changes, expected.trim_start_matches('\n'));
+        assert_eq!((plan.memory.work_len, plan.memory.fixed_len), (2 * 96, 0));
     }
 }

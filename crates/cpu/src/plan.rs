@@ -1,23 +1,22 @@
 //! From a graph to a list of steps over planned memory.
 //!
-//! One walk over the nodes in their order. Each node becomes a [`Value`]: a place in memory and a layout.
+//! A [`Plan`] starts as a graph; [`crate::passes`] work on it one after another. The pass here, [`lower`], walks the
+//! nodes once, in their order. Each node becomes a [`Value`]: a place in memory and a layout.
 //! Reshapes and permutations are only new views; elementwise nodes gather in open groups ([`crate::fuse`])
-//! that become one step when somebody needs a result; everything else is lowered to kernel calls
-//! ([`crate::lower`]). What depends on parameters alone becomes a `prepare` step, run once for each version of
-//! the store.
+//! that become one step when somebody needs a result; what a pattern claimed is lowered by it ([`crate::claims`]);
+//! everything else becomes kernel calls ([`crate::lower`]). What depends on parameters alone becomes a `prepare` step,
+//! run once for each version of the store.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
+use timm_graph::rewrite::Rewritten;
 use timm_graph::{DType, EngineError, Graph, NodeId, Op};
 use timm_kernels::bf16::Operands;
 
-use crate::attention::{self, Attentions};
-use crate::epilogue::{self, Fused};
+use crate::claims::Claims;
 use crate::fuse::Groups;
-use crate::in_place;
-use crate::layer_norm::{self, LayerNorms};
 use crate::layout::Layout;
-use crate::memory::Lifetime;
+use crate::memory::{Lifetime, Places};
 use crate::run::Inputs;
 
 /// Where numbers lie.
@@ -127,9 +126,16 @@ pub struct Buffer {
     pub life: Lifetime,
 }
 
-/// The finished list of steps.
+/// A graph on its way to steps.
 pub struct Plan {
     pub graph: Graph,
+    /// What products multiply, where the numbers of channels allow it.
+    pub precision: Operands,
+    /// What listings call each node: its number in the graph that came in, or one after those.
+    pub numbers: Vec<u32>,
+    next_number: u32,
+    /// What patterns claimed, until it is lowered.
+    pub claims: Claims,
     /// Run once for each version of the store.
     pub prepare: Vec<Step>,
     /// Run each time.
@@ -139,9 +145,45 @@ pub struct Plan {
     pub outputs: Vec<Value>,
     /// New values of states that no step writes in place: (state, value).
     pub copies: Vec<(usize, Value)>,
+    pub memory: Places,
 }
 
-pub(crate) struct Planner<'g> {
+impl Plan {
+    /// A graph before the first pass.
+    pub fn new(graph: Graph, precision: Operands) -> Self {
+        let count = graph.nodes.len() as u32;
+        Plan {
+            graph,
+            precision,
+            numbers: (0..count).collect(),
+            next_number: count,
+            claims: Claims::default(),
+            prepare: Vec::new(),
+            steps: Vec::new(),
+            buffers: Vec::new(),
+            constants: Vec::new(),
+            outputs: Vec::new(),
+            copies: Vec::new(),
+            memory: Places::default(),
+        }
+    }
+
+    /// Puts another graph with the same values in the place of this one.
+    pub fn rewrite(&mut self, pass: fn(&Graph) -> Rewritten) {
+        let Rewritten { graph, map } = pass(&self.graph);
+        let mut numbers: Vec<Option<u32>> = vec![None; graph.nodes.len()];
+        for (old, new) in map.iter().enumerate() {
+            if let Some(new) = new {
+                numbers[new.index()].get_or_insert(self.numbers[old]);
+            }
+        }
+        let mut next = self.next_number..;
+        self.numbers = numbers.into_iter().map(|n| n.or_else(|| next.next()).expect("endless")).collect();
+        (self.next_number, self.graph) = (next.start, graph);
+    }
+}
+
+pub struct Planner<'g> {
     pub graph: &'g Graph,
     /// What products multiply, where the numbers of channels allow it.
     pub precision: Operands,
@@ -154,41 +196,34 @@ pub(crate) struct Planner<'g> {
     pub constants: Vec<std::sync::Arc<[f32]>>,
     /// Nodes that depend on the store and constants only.
     pub fixed: Vec<bool>,
-    /// Convolutions and products with what follows them, by the last node of the chain.
-    pub fused: HashMap<NodeId, Fused>,
-    pub attentions: Attentions,
-    /// Derivatives of layer norms, by the node that gets the step.
-    pub layer_norms: LayerNorms,
+    pub claims: Claims,
     /// Copies of values in other layouts, and packed weights, by a text that says which.
     pub derived: HashMap<(NodeId, String), Value>,
 }
 
-/// Plans `graph`, which the caller has already rewritten for the occasion.
-pub fn plan(graph: Graph, precision: Operands) -> Result<Plan, EngineError> {
-    let (prepare, steps, buffers, constants, outputs, copies) = {
-        let mut planner = Planner::new(&graph, precision);
-        planner.walk()?;
-        let outputs: Vec<Value> = graph.outputs.values().map(|&id| planner.value(id)).collect();
-        let mut copies = Vec::new();
-        for (name, &id) in &graph.updates {
-            let state = graph.states.get_index_of(name).expect("the builder checks updates");
-            copies.push((state, planner.row_major(id)));
-        }
-        let end = planner.steps.len();
-        for value in outputs.iter().chain(copies.iter().map(|(_, v)| v)) {
-            planner.touch(value.span(), end);
-        }
-        let Planner { prepare, steps, buffers, constants, .. } = planner;
-        (prepare, steps, buffers, constants, outputs, copies)
-    };
-    let mut plan = Plan { graph, prepare, steps, buffers, constants, outputs, copies };
-    in_place::states(&mut plan);
-    in_place::buffers(&mut plan);
-    Ok(plan)
+/// Writes the steps of a plan's graph.
+pub fn lower(plan: &mut Plan) -> Result<(), EngineError> {
+    let graph = &plan.graph;
+    let mut planner = Planner::new(graph, plan.precision, std::mem::take(&mut plan.claims));
+    planner.walk()?;
+    let outputs: Vec<Value> = graph.outputs.values().map(|&id| planner.value(id)).collect();
+    let mut copies = Vec::new();
+    for (name, &id) in &graph.updates {
+        let state = graph.states.get_index_of(name).expect("the builder checks updates");
+        copies.push((state, planner.row_major(id)));
+    }
+    let end = planner.steps.len();
+    for value in outputs.iter().chain(copies.iter().map(|(_, v)| v)) {
+        planner.touch(value.span(), end);
+    }
+    let Planner { prepare, steps, buffers, constants, .. } = planner;
+    (plan.prepare, plan.steps, plan.buffers, plan.constants) = (prepare, steps, buffers, constants);
+    (plan.outputs, plan.copies) = (outputs, copies);
+    Ok(())
 }
 
 impl<'g> Planner<'g> {
-    fn new(graph: &'g Graph, precision: Operands) -> Self {
+    fn new(graph: &'g Graph, precision: Operands, claims: Claims) -> Self {
         // The rewrites before this left no dead node, so every reader counts.
         let uses = graph.use_counts();
         let mut fixed = vec![false; graph.nodes.len()];
@@ -199,15 +234,9 @@ impl<'g> Planner<'g> {
                 _ => node.inputs.iter().all(|x| fixed[x.index()]),
             };
         }
-        let attentions = attention::find(graph, &uses);
-        let mut fused = epilogue::find(graph, &uses);
-        fused.retain(|last, _| !attentions.absorbed.contains(last));
-        let layer_norms = layer_norm::find(graph, &uses, &fused);
         Planner {
             graph,
-            fused,
-            attentions,
-            layer_norms,
+            claims,
             precision,
             uses,
             values: vec![None; graph.nodes.len()],
@@ -222,13 +251,9 @@ impl<'g> Planner<'g> {
     }
 
     fn walk(&mut self) -> Result<(), EngineError> {
-        let mut absorbed: HashSet<NodeId> =
-            self.fused.values().flat_map(|f| f.absorbed.iter().copied()).collect();
-        absorbed.extend(&self.attentions.absorbed);
-        absorbed.extend(&self.layer_norms.absorbed);
         for i in 0..self.graph.nodes.len() {
             let id = NodeId(i as u32);
-            if !absorbed.contains(&id) {
+            if !self.claims.absorbed(id) {
                 self.visit(id)?;
             }
         }
@@ -238,11 +263,8 @@ impl<'g> Planner<'g> {
     fn visit(&mut self, id: NodeId) -> Result<(), EngineError> {
         let graph = self.graph;
         let node = graph.node(id);
-        if let Some(fused) = self.fused.get(&id).cloned() {
-            return self.lower_fused(id, &fused);
-        }
-        if self.lower_attention(id) || self.lower_layer_norm_backward(id) {
-            return Ok(());
+        if let Some(lower) = self.claims.take(id) {
+            return lower(self);
         }
         match &node.op {
             Op::Input { name, dtype, .. } => {
@@ -409,5 +431,51 @@ impl<'g> Planner<'g> {
             let until = if buffer.fixed { usize::MAX } else { at };
             buffer.life.last = buffer.life.last.max(until);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use timm_graph::{Builder, Conv2d, Init};
+    use timm_kernels::simd::{Isa, with_isa};
+
+    use super::*;
+    use crate::passes::testing::changes;
+
+    #[test]
+    fn nodes_become_steps() {
+        let b = Builder::new(false);
+        let x = b.input("x", &[1, 4, 8, 8], DType::F32);
+        let w = b.at("conv").param("weight", &[8, 4, 1, 1], Init::Fill(0.0));
+        let y = b.relu(b.at("conv").conv2d(x, w, Conv2d::default()));
+        let pooled = b.mean(b.mul(y, b.add_scalar(y, 3.0)), &[2, 3]);
+        b.output("y", b.reshape(pooled, &[8]));
+        let graph = b.finish().unwrap();
+        // How weights are packed is the instruction set's.
+        let (changes, _) = with_isa(Isa::Portable, || changes(graph, "lowering"));
+        let expected = "
+- %0        Input \"x\"              [1, 4, 8, 8]
+- %1        State \"conv.weight\"    [8, 4, 1, 1]                       conv
+- %2        Conv2d (%0, %1)        [1, 8, 8, 8]         in epilogues  conv
+- %3        Relu (%2)              [1, 8, 8, 8]         epilogues
+- %4        Fill 3                 []
+- %5        Add (%3, %4)           [1, 8, 8, 8]
+- %6        Mul (%3, %5)           [1, 8, 8, 8]
+- %7        Mean over [2, 3] (%6)  [1, 8, 1, 1]
+- %8        Reshape to [8] (%7)    [8]
++ p0        pack weights           (conv.weight) -> b1  %1            conv
++ s0        change layout          (input x) -> b0      %0
++ s1        conv 1x1 4->8 @8x8     (b0, b1) -> b2       %3
++ s2        elementwise (4 ops)    (b2) -> b3           %6
++ s3        reduce mean            (b3) -> b4           %7
++ b0        256 numbers            from s0 to s1
++ b1        32 numbers             from p0 for good
++ b2        512 numbers            from s1 to s2
++ b3        512 numbers            from s2 to s3
++ b4        8 numbers              from s3 to s4
+- output y  %8
++ output y  b4
+";
+        assert_eq!(changes, expected.trim_start_matches('\n'));
     }
 }

@@ -5,16 +5,12 @@ use std::sync::{Arc, Mutex};
 use timm_graph::{DType, EngineError, Executable, InputData, Op, Run, Store, Tensor};
 
 use crate::layout::Layout;
-use crate::memory::{self, Block, Lifetime};
+use crate::memory::Block;
 use crate::plan::{Args, Place, Plan, Span, Step, Value};
 
 /// A planned graph, ready to run on any number of threads at once.
 pub struct CpuExecutable {
     pub(crate) plan: Plan,
-    /// Offsets of the buffers, each in its own kind of block.
-    offsets: Vec<usize>,
-    fixed_len: usize,
-    work_len: usize,
     /// Prepared values and the store version they were made from.
     prepared: Mutex<Option<(u64, Arc<Block>)>>,
     /// Work blocks that no run uses at the moment.
@@ -23,23 +19,17 @@ pub struct CpuExecutable {
 
 impl CpuExecutable {
     pub(crate) fn new(plan: Plan) -> Self {
-        let mut offsets = vec![0; plan.buffers.len()];
-        let mut place = |fixed: bool| {
-            let which: Vec<usize> =
-                (0..plan.buffers.len()).filter(|&i| plan.buffers[i].fixed == fixed).collect();
-            let lives: Vec<Lifetime> = which.iter().map(|&i| plan.buffers[i].life).collect();
-            let (placed, total) = memory::place(&lives);
-            which.iter().zip(placed).for_each(|(&i, offset)| offsets[i] = offset);
-            total
-        };
-        let (fixed_len, work_len) = (place(true), place(false));
-        let (prepared, idle) = (Mutex::new(None), Mutex::new(Vec::new()));
-        CpuExecutable { plan, offsets, fixed_len, work_len, prepared, idle }
+        CpuExecutable { plan, prepared: Mutex::new(None), idle: Mutex::new(Vec::new()) }
     }
 
     /// The steps of one run, for profiles and dumps.
     pub fn steps(&self) -> impl Iterator<Item = &Step> {
         self.plan.steps.iter()
+    }
+
+    /// The module of the model that a step comes from; that of the last node, for fused steps.
+    pub fn path(&self, step: &Step) -> &str {
+        &self.plan.graph.node(step.node).path
     }
 
     fn prepared(&self, store: &Store, memory: &mut Memory) -> Arc<Block> {
@@ -51,7 +41,7 @@ impl CpuExecutable {
         }
         // Drop the old values first: two sets of packed weights need not exist at once.
         let _ = cache.take();
-        let mut block = Block::new(self.fixed_len);
+        let mut block = Block::new(self.plan.memory.fixed_len);
         memory.fixed = block.as_mut_ptr();
         for step in &self.plan.prepare {
             memory.run(self, step);
@@ -88,7 +78,7 @@ impl CpuExecutable {
     ) -> Result<(Vec<Tensor>, Vec<(usize, Vec<f32>)>), EngineError> {
         let inputs = self.check_inputs(run)?;
         let idle = self.idle.lock().unwrap_or_else(|e| e.into_inner()).pop();
-        let mut work = idle.unwrap_or_else(|| Block::new(self.work_len));
+        let mut work = idle.unwrap_or_else(|| Block::new(self.plan.memory.work_len));
         let mut memory = Memory {
             inputs: inputs
                 .iter()
@@ -180,7 +170,7 @@ impl Executable for CpuExecutable {
     }
 
     fn workspace_bytes(&self) -> usize {
-        (self.work_len + self.fixed_len) * size_of::<f32>()
+        (self.plan.memory.work_len + self.plan.memory.fixed_len) * size_of::<f32>()
     }
 }
 
@@ -203,7 +193,7 @@ impl Memory {
             Place::Constant(n) => self.constants[n].cast_mut(),
             Place::Buffer(n) => {
                 let block = if exe.plan.buffers[n].fixed { self.fixed } else { self.work };
-                block.wrapping_add(exe.offsets[n])
+                block.wrapping_add(exe.plan.memory.offsets[n])
             }
         };
         base.wrapping_add(span.offset)

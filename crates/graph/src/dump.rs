@@ -18,16 +18,12 @@ const WIDEST: usize = 72;
 ///
 /// The text depends on the graph alone, so two graphs can be compared line by line.
 pub fn dump(graph: &Graph) -> String {
-    let id_width = format!("%{}", graph.nodes.len().saturating_sub(1)).len();
-    let rows: Vec<(String, String)> = graph.nodes.iter().map(|n| (call(n), shape(n))).collect();
-    let width = |text: &String| text.chars().count();
-    let op_width = rows.iter().map(|(op, _)| width(op)).max().unwrap_or(0).min(WIDEST);
-    let shape_width = rows.iter().map(|(_, shape)| width(shape)).max().unwrap_or(0);
+    let rows = rows(graph, |NodeId(id)| id);
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let (id_width, op_width, shape_width) = (width(0), width(1).min(WIDEST), width(2));
     let mut out = String::new();
-    for (i, (node, (op, shape))) in graph.nodes.iter().zip(&rows).enumerate() {
-        let id = format!("%{i}");
-        let segment = if node.segment == 0 { String::new() } else { format!("  segment {}", node.segment) };
-        let line = format!("{id:<id_width$}  {op:<op_width$}  {shape:<shape_width$}  {}{segment}", node.path);
+    for [id, op, shape, place] in &rows {
+        let line = format!("{id:<id_width$}  {op:<op_width$}  {shape:<shape_width$}  {place}");
         out.push_str(line.trim_end());
         out.push('\n');
     }
@@ -40,9 +36,20 @@ pub fn dump(graph: &Graph) -> String {
     out
 }
 
-fn call(node: &Node) -> String {
-    let inputs: Vec<String> = node.inputs.iter().map(|NodeId(id)| format!("%{id}")).collect();
-    if inputs.is_empty() { node.op.name() } else { format!("{} ({})", node.op.name(), inputs.join(", ")) }
+/// The columns of [`dump`], a row for each node: its name, op and inputs, shape, path. `number` says what a node is
+/// called: the same in two versions of a graph, for those who compare them.
+pub fn rows(graph: &Graph, number: impl Fn(NodeId) -> u32) -> Vec<[String; 4]> {
+    let name = |id: NodeId| format!("%{}", number(id));
+    let row = |(i, node): (usize, &Node)| {
+        let inputs: Vec<String> = node.inputs.iter().map(|&id| name(id)).collect();
+        let call = match inputs.is_empty() {
+            true => node.op.name(),
+            false => format!("{} ({})", node.op.name(), inputs.join(", ")),
+        };
+        let segment = if node.segment == 0 { String::new() } else { format!("  segment {}", node.segment) };
+        [name(NodeId(i as u32)), call, shape(node), format!("{}{segment}", node.path)]
+    };
+    graph.nodes.iter().enumerate().map(row).collect()
 }
 
 fn shape(node: &Node) -> String {

@@ -5,7 +5,7 @@
 //! - [`lower_batch_norm`]: batch norm becomes part of the convolution before it, or x · scale + shift
 //! - [`recompute_norms`]: derivatives of activations compute that x · scale + shift again instead of keeping it
 //!
-//! [`for_inference`] and [`for_training`] are the passes an engine wants before it plans a graph.
+//! [`PASSES`] is what an engine wants before it plans a graph, in this order; [`for_engine`] runs it.
 
 mod batch_norm;
 mod constants;
@@ -39,24 +39,47 @@ impl Rewritten {
     }
 }
 
-/// What an engine runs for inference: no derivative will be taken any more.
-pub fn for_inference(graph: &Graph) -> Rewritten {
-    remove_dead(graph).then(remove_detach).then(fold_constants).then(lower_batch_norm).then(clean)
+/// A rewrite and what it is called.
+#[derive(Clone, Copy, Debug)]
+pub struct Pass {
+    /// One word or several with hyphens. A rewrite that runs twice has the same name twice.
+    pub name: &'static str,
+    /// What it is for, in one line.
+    pub about: &'static str,
+    pub run: fn(&Graph) -> Rewritten,
 }
 
-/// What an engine runs for a training step, after the backward nodes and the updates have been written.
-/// Values that gradient checkpointing computes twice stay apart.
-pub fn for_training(graph: &Graph) -> Rewritten {
-    remove_dead(graph)
-        .then(remove_detach)
-        .then(fold_constants)
-        .then(lower_batch_norm)
-        .then(recompute_norms)
-        .then(clean)
-}
+/// What an engine runs before it plans a graph, for inference and for training steps alike: all derivatives and updates
+/// have been written. Values that gradient checkpointing computes twice stay apart.
+pub const PASSES: &[Pass] = &[DEAD, DETACH, CONSTANTS, BATCH_NORM, RECOMPUTE, CONSTANTS, DEAD];
 
-fn clean(graph: &Graph) -> Rewritten {
-    fold_constants(graph).then(remove_dead)
+const DEAD: Pass =
+    Pass { name: "dead-nodes", about: "drops what no output and no update needs", run: remove_dead };
+const DETACH: Pass =
+    Pass { name: "detach", about: "drops the ends of derivatives: all are written", run: remove_detach };
+const RECOMPUTE: Pass = Pass {
+    name: "recompute",
+    about: "derivatives of activations compute norms again instead of keeping them",
+    run: recompute_norms,
+};
+const CONSTANTS: Pass = Pass {
+    name: "constants",
+    about: "computes what is constant, drops what changes nothing, merges equal leaves",
+    run: fold_constants,
+};
+const BATCH_NORM: Pass = Pass {
+    name: "batch-norm",
+    about: "folds batch norms into the weights before them, or makes them x * scale + shift",
+    run: lower_batch_norm,
+};
+
+/// The graph after all of [`PASSES`].
+pub fn for_engine(graph: &Graph) -> Rewritten {
+    let unchanged = Rewritten {
+        graph: graph.clone(),
+        map: (0..graph.nodes.len()).map(|i| Some(NodeId(i as u32))).collect(),
+    };
+    PASSES.iter().fold(unchanged, |done, pass| done.then(pass.run))
 }
 
 /// Writes every node of `graph` anew, in order. `write` gets a builder at the node's path, the node's id, the

@@ -6,7 +6,7 @@ use common::distance;
 use timm_graph::random::uniform;
 use timm_graph::reference::{Values, evaluate};
 use timm_graph::rewrite::{
-    Rewritten, fold_constants, for_inference, for_training, lower_batch_norm, remove_dead, remove_detach,
+    Rewritten, fold_constants, for_engine, lower_batch_norm, remove_dead, remove_detach,
 };
 use timm_graph::scalar::{Binary, Unary};
 use timm_graph::{Builder, Conv2d, DType, Graph, Init, NodeId, Op, Pool, ReduceOp};
@@ -116,14 +116,13 @@ fn run(graph: &Graph) -> Values {
 
 #[test]
 fn random_graphs_keep_their_values() {
-    let passes: [(&str, fn(&Graph) -> Rewritten); 7] = [
+    let passes: [(&str, fn(&Graph) -> Rewritten); 6] = [
         ("remove_dead", remove_dead),
         ("remove_detach", remove_detach),
         ("fold_constants", fold_constants),
         ("lower_batch_norm", lower_batch_norm),
-        ("for_inference", for_inference),
-        ("for_training", for_training),
-        ("twice", |g| for_inference(g).then(for_inference)),
+        ("for_engine", for_engine),
+        ("twice", |g| for_engine(g).then(for_engine)),
     ];
     let (mut nodes, mut smaller, mut folded) = (0, 0, 0);
     for seed in 0..150 {
@@ -149,7 +148,7 @@ fn random_graphs_keep_their_values() {
                 let found = after.graph.outputs.get(key).or_else(|| after.graph.updates.get(key)).unwrap();
                 assert_eq!(after.map[id.index()], Some(*found), "{name}, seed {seed}: {key}");
             }
-            if name == "for_inference" {
+            if name == "for_engine" {
                 smaller += after.graph.nodes.len();
                 let norm = graph.nodes.iter().any(|n| matches!(n.op, Op::BatchNorm { .. }));
                 folded += norm as usize;

@@ -220,24 +220,79 @@ unsafe impl Lanes for Portable {
     }
 }
 
+/// One-line methods: each is a call of intrinsics, whose instruction set the trait's contract promises.
+#[allow(unused_macros)]
+macro_rules! methods {
+    ($($name:ident($($arg:ident: $ty:ty),*) -> $ret:ty = $body:expr;)*) => {
+        $(
+            #[inline(always)]
+            unsafe fn $name($($arg: $ty),*) -> $ret {
+                // SAFETY: the trait's contract.
+                unsafe { $body }
+            }
+        )*
+    };
+}
+
+#[cfg(target_arch = "aarch64")]
+mod arm {
+    use super::Lanes;
+    use crate::simd::Neon;
+    use std::arch::aarch64::*;
+
+    type V = float32x4_t;
+    type M = uint32x4_t;
+    // SAFETY: callers run inside functions that enable NEON (the trait's contract).
+    unsafe impl Lanes for Neon {
+        type Mask = M;
+        methods! {
+            sub(a: V, b: V) -> V = vsubq_f32(a, b);
+            div(a: V, b: V) -> V = vdivq_f32(a, b);
+            min(a: V, b: V) -> V = vbslq_f32(vcltq_f32(a, b), a, b);
+            fnma(a: V, b: V, c: V) -> V = vfmsq_f32(c, a, b);
+            sqrt(a: V) -> V = vsqrtq_f32(a);
+            floor(a: V) -> V = vrndmq_f32(a);
+            round(a: V) -> V = vrndnq_f32(a);
+            abs(a: V) -> V = vabsq_f32(a);
+            neg(a: V) -> V = vnegq_f32(a);
+            copysign(a: V, s: V) -> V = vbslq_f32(vdupq_n_u32(0x8000_0000), s, a);
+            gt(a: V, b: V) -> M = vcgtq_f32(a, b);
+            ge(a: V, b: V) -> M = vcgeq_f32(a, b);
+            eq(a: V, b: V) -> M = vceqq_f32(a, b);
+            is_nan(a: V) -> M = vmvnq_u32(vceqq_f32(a, a));
+            select(mask: M, a: V, b: V) -> V = vbslq_f32(mask, a, b);
+            scale(a: V, n: V) -> V = {
+                let n = vcvtnq_s32_f32(n);
+                let half = vshrq_n_s32::<1>(n);
+                let rest = vsubq_s32(n, half);
+                let bias = vdupq_n_s32(127);
+                let one = vreinterpretq_f32_s32(vshlq_n_s32::<23>(vaddq_s32(half, bias)));
+                let two = vreinterpretq_f32_s32(vshlq_n_s32::<23>(vaddq_s32(rest, bias)));
+                vmulq_f32(vmulq_f32(a, one), two)
+            };
+            split(a: V) -> (V, V) = {
+                let small = vcltq_f32(a, vdupq_n_f32(f32::MIN_POSITIVE));
+                let scaled = vbslq_f32(small, vmulq_f32(a, vdupq_n_f32(8388608.0)), a);
+                let bits = vreinterpretq_s32_f32(scaled);
+                let exponent = vshrq_n_s32::<23>(vsubq_s32(bits, vdupq_n_s32(0x3f40_0000)));
+                let m = vsubq_s32(bits, vshlq_n_s32::<23>(exponent));
+                let shift = vandq_s32(vreinterpretq_s32_u32(small), vdupq_n_s32(23));
+                (vreinterpretq_f32_s32(m), vcvtq_f32_s32(vsubq_s32(exponent, shift)))
+            };
+            sum(v: V) -> f32 = vpadds_f32(vadd_f32(vget_low_f32(v), vget_high_f32(v)));
+            // Arm's own maximum and minimum are NaN where either is.
+            largest(v: V) -> f32 = vmaxvq_f32(v);
+            max_nan(a: V, b: V) -> V = vmaxq_f32(a, b);
+            min_nan(a: V, b: V) -> V = vminq_f32(a, b);
+        }
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::Lanes;
     use crate::simd::{Avx2, Avx512};
     use std::arch::x86_64::*;
-
-    /// One-line methods: each is a call of intrinsics, whose instruction set the trait's contract promises.
-    macro_rules! methods {
-        ($($name:ident($($arg:ident: $ty:ty),*) -> $ret:ty = $body:expr;)*) => {
-            $(
-                #[inline(always)]
-                unsafe fn $name($($arg: $ty),*) -> $ret {
-                    // SAFETY: the trait's contract.
-                    unsafe { $body }
-                }
-            )*
-        };
-    }
 
     type V8 = __m256;
     // SAFETY: callers run inside functions that enable AVX2 and FMA (the trait's contract).

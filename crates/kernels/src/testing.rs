@@ -1,10 +1,10 @@
 //! What the tests of matrix products and convolutions share.
 
-use crate::simd::{Isa, isa};
+use crate::simd::{Isa, available, isa};
 
-/// The instruction sets of this machine.
+/// The instruction sets of this machine, up to the one in use.
 pub(crate) fn isas() -> Vec<Isa> {
-    let all = [Isa::Portable, Isa::Avx2, Isa::Avx512];
+    let all = available();
     let best = all.iter().position(|one| *one == isa()).expect("isa() is one of all");
     all[..=best].to_vec()
 }

@@ -254,6 +254,26 @@ fn paths_with_spaces_and_moved_images() {
 }
 
 #[test]
+fn info_shows_what_the_passes_of_the_planner_do() {
+    let scratch = Scratch::new();
+    let text = scratch.ok("info test_resnet --passes=epilogues").out;
+    assert!(text.lines().any(|line| line.contains(" memory ") && line.contains("steps ->")), "{text}");
+    assert!(text.lines().any(|line| line.starts_with("+ %") && line.contains("in epilogues")), "{text}");
+    let passes = scratch.ok("info test_vit --passes --training --batch-size 2 --json").json();
+    let passes = passes.as_array().expect("a list");
+    assert!(passes.iter().all(|pass| pass.get("changes").is_none()));
+    for pair in passes.windows(2) {
+        assert_eq!(pair[0]["after"], pair[1]["before"]);
+    }
+    let bytes = |pass: &serde_json::Value| pass["after"]["bytes"].as_u64().expect("a number");
+    let by_name = |name: &str| passes.iter().find(|pass| pass["pass"] == name).expect("in the list");
+    assert!(bytes(by_name("states-in-place")) < bytes(by_name("lowering")), "updates need no buffers");
+    let error = scratch.error("info test_resnet --passes=attention,lowering", 2);
+    assert!(error.contains("no pass is called 'attention,lowering'"), "{error}");
+    scratch.error("info test_resnet --training", 2);
+}
+
+#[test]
 fn info_of_what_is_not_written_yet() {
     use timm::models::{families, pretrained, table};
     let scratch = Scratch::new();

@@ -126,7 +126,7 @@ mod tests {
     use crate::graph::{DType, Init};
     use crate::random::uniform;
     use crate::reference::{Values, evaluate};
-    use crate::rewrite::{for_inference, for_training, remove_dead};
+    use crate::rewrite::{for_engine, remove_dead};
 
     fn run(graph: &Graph) -> Values {
         let states = graph.states.clone();
@@ -159,15 +159,13 @@ mod tests {
         b.output("y", write(&b, x));
         let graph = b.finish().unwrap();
         let expected = run(&graph);
-        for rewritten in
-            [lower_batch_norm(&graph).then(remove_dead), for_inference(&graph), for_training(&graph)]
-        {
+        for rewritten in [lower_batch_norm(&graph).then(remove_dead), for_engine(&graph)] {
             let found = run(&rewritten.graph);
             let pairs = found.output("y").unwrap().iter().zip(expected.output("y").unwrap());
             assert!(pairs.into_iter().all(|(a, b)| (a - b).abs() < 1e-6 * b.abs().max(1.0)));
             assert!(!rewritten.graph.nodes.iter().any(|n| matches!(n.op, Op::BatchNorm { .. })));
         }
-        for_inference(&graph).graph
+        for_engine(&graph).graph
     }
 
     /// How many additions and multiplications work on whole activations.
@@ -224,7 +222,7 @@ mod tests {
         let x = b.input("x", &[2, 4, 25], DType::F32);
         b.output("y", norm(&b, b.reshape(x, &[50, 4]), false));
         let graph = b.finish().unwrap();
-        let (before, after) = (run(&graph), run(&for_inference(&graph).graph));
+        let (before, after) = (run(&graph), run(&for_engine(&graph).graph));
         let pairs = before.output("y").unwrap().iter().zip(after.output("y").unwrap());
         assert!(pairs.into_iter().all(|(a, b)| (a - b).abs() < 1e-6));
     }

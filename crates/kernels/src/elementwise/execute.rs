@@ -19,7 +19,15 @@ fn prefetch(p: *const f32, len: usize) {
         // SAFETY: a prefetch never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(line).cast()) };
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    for line in (0..len).step_by(16) {
+        let p = p.wrapping_add(line);
+        // SAFETY: a prefetch never faults and changes nothing that a program sees.
+        unsafe {
+            std::arch::asm!("prfm pldl1keep, [{}]", in(reg) p, options(nomem, nostack, preserves_flags))
+        };
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = (p, len);
 }
 

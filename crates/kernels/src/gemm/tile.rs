@@ -3,9 +3,12 @@
 //! 6 × 4 vectors of 16 lanes fill 24 of the 32 registers with sums, 4 with weights, one with a broadcast. It
 //! runs at 99 % of the multipliers' peak from the first-level cache and stays there when rows are a large
 //! power of two apart, which taller tiles do not. Narrow panels get taller tiles, as a tile needs at least
-//! 8 sums in flight to hide the latency of two multipliers.
+//! 8 sums in flight to hide the latency of two multipliers. NEON has as many registers, of 4 lanes, and gets the
+//! same shapes; its multipliers are up to four, which want 16 sums.
 
 use crate::bf16::Operands;
+#[cfg(target_arch = "aarch64")]
+use crate::simd::Neon;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx512, Avx512Bf16, has_bf16};
 use crate::simd::{Isa, Pairs, Portable, Simd};
@@ -77,6 +80,9 @@ unsafe fn tile<S: Simd, const P: usize, const V: usize>(t: &Tile) {
                 at += stride;
             }
         }
+        // A copy: what follows is too long to unroll where parts of vectors are stored in branches, and an array that
+        // is indexed by a loop lies in memory. That must not be the one that the products add to.
+        let sums: [[S::V; V]; P] = std::array::from_fn(|p| std::array::from_fn(|v| sums[p][v]));
         let last = t.width - (V - 1) * S::LANES;
         let mut bias = [S::zero(); V];
         if !t.bias.is_null() {
@@ -195,6 +201,18 @@ instances!(
     TileFn,
     (1, 1)(2, 1)(4, 1)(6, 1)(8, 1)(12, 1)(1, 2)(2, 2)(4, 2)(6, 2)
 );
+#[cfg(target_arch = "aarch64")]
+instances!(
+    tile_neon,
+    Neon,
+    ,
+    tile,
+    Tile,
+    TileFn,
+    (1, 1)(2, 1)(4, 1)(6, 1)(8, 1)(12, 1)(1, 2)(2, 2)(4, 2)(6, 2)(8, 2)(12, 2)(1, 3)(2, 3)(4, 3)(6, 3)(8, 3)(
+        1, 4
+    )(2, 4)(4, 4)(6, 4)
+);
 instances!(tile_portable, Portable, , tile, Tile, TileFn,
     (1, 1) (2, 1) (4, 1) (6, 1) (8, 1) (12, 1) (1, 2) (2, 2) (4, 2) (6, 2));
 
@@ -232,6 +250,18 @@ instances!(
     TileFn,
     (1, 1)(2, 1)(4, 1)(6, 1)(8, 1)(12, 1)(1, 2)(2, 2)(4, 2)(6, 2)
 );
+#[cfg(target_arch = "aarch64")]
+instances!(
+    tile_neon_widened,
+    Pairs<Neon>,
+    ,
+    tile,
+    Tile,
+    TileFn,
+    (1, 1)(2, 1)(4, 1)(6, 1)(8, 1)(12, 1)(1, 2)(2, 2)(4, 2)(6, 2)(8, 2)(12, 2)(1, 3)(2, 3)(4, 3)(6, 3)(8, 3)(
+        1, 4
+    )(2, 4)(4, 4)(6, 4)
+);
 instances!(tile_portable_widened, Pairs<Portable>, , tile, Tile, TileFn,
     (1, 1) (2, 1) (4, 1) (6, 1) (8, 1) (12, 1) (1, 2) (2, 2) (4, 2) (6, 2));
 
@@ -259,6 +289,20 @@ instances!(
         6, 2
     )
 );
+#[cfg(target_arch = "aarch64")]
+instances!(
+    outer_neon,
+    Neon,
+    ,
+    outer_tile,
+    OuterTile,
+    OuterTileFn,
+    (1, 1)(2, 1)(3, 1)(4, 1)(5, 1)(6, 1)(7, 1)(8, 1)(9, 1)(10, 1)(11, 1)(12, 1)(1, 2)(2, 2)(3, 2)(4, 2)(5, 2)(
+        6, 2
+    )(7, 2)(8, 2)(9, 2)(10, 2)(11, 2)(12, 2)(1, 3)(2, 3)(3, 3)(4, 3)(5, 3)(6, 3)(7, 3)(8, 3)(1, 4)(2, 4)(
+        3, 4
+    )(4, 4)(5, 4)(6, 4)
+);
 instances!(outer_portable, Portable, , outer_tile, OuterTile, OuterTileFn,
     (1, 1) (2, 1) (3, 1) (4, 1) (5, 1) (6, 1) (7, 1) (8, 1) (9, 1) (10, 1) (11, 1) (12, 1)
     (1, 2) (2, 2) (3, 2) (4, 2) (5, 2) (6, 2));
@@ -276,6 +320,10 @@ pub(crate) fn tile_fn(isa: Isa, operands: Operands, rows: usize, vectors: usize)
         (Isa::Avx2, Operands::F32) => tile_avx2(rows, vectors),
         #[cfg(target_arch = "x86_64")]
         (Isa::Avx2, Operands::Bf16) => tile_avx2_widened(rows, vectors),
+        #[cfg(target_arch = "aarch64")]
+        (Isa::Neon, Operands::F32) => tile_neon(rows, vectors),
+        #[cfg(target_arch = "aarch64")]
+        (Isa::Neon, Operands::Bf16) => tile_neon_widened(rows, vectors),
         (_, Operands::F32) => tile_portable(rows, vectors),
         (_, Operands::Bf16) => tile_portable_widened(rows, vectors),
     }
@@ -288,6 +336,8 @@ pub(crate) fn outer_tile_fn(isa: Isa, rows: usize, vectors: usize) -> OuterTileF
         Isa::Avx512 => outer_avx512(rows, vectors),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => outer_avx2(rows, vectors),
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => outer_neon(rows, vectors),
         _ => outer_portable(rows, vectors),
     }
 }
@@ -298,6 +348,9 @@ pub(crate) fn best_rows(isa: Isa, vectors: usize) -> usize {
         (Isa::Avx512, 4) => 6,
         // Twelve rows of two vectors would fit the registers, but the compiler keeps their sums in memory.
         (Isa::Avx512, _) => 8,
+        (Isa::Neon, 4) => 6,
+        (Isa::Neon, 3) => 8,
+        (Isa::Neon, _) => 12,
         (_, 2) => 6,
         _ => 12,
     }

@@ -78,30 +78,38 @@ pub struct Options {
     /// Print a JSON list, with timm's field names
     #[arg(long)]
     json: bool,
-    /// Show where the time goes: each kind of step, and the slowest steps, with their share of the machine's peak and
-    /// of its memory bandwidth
-    #[arg(long, conflicts_with = "json")]
-    profile: bool,
+    /// Show where the time goes: each kind of step, and the slowest steps (20, or as many as given), with their share of
+    /// the machine's peak and of its memory bandwidth, and the module of the model they come from
+    #[arg(
+        long,
+        value_name = "STEPS",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "20",
+        conflicts_with = "json"
+    )]
+    profile: Option<usize>,
 }
 
-/// A compiled graph with everything that a run of it needs.
-struct Case {
+/// A compiled graph with everything that a run of it needs. Works on the model's own weights: a copy would be measured as
+/// memory.
+struct Case<'m> {
     executable: CpuExecutable,
-    store: Store,
+    store: &'m mut Store,
     inputs: Vec<(String, Vec<f32>)>,
     training: bool,
 }
 
-impl Case {
-    fn new(graph: Graph, model: &Model, batch: usize, engine: CpuEngine) -> Result<Self> {
+impl<'m> Case<'m> {
+    fn new(graph: Graph, model: &'m mut Model, batch: usize, engine: CpuEngine) -> Result<Self> {
         let training = !graph.updates.is_empty();
-        let mut store = model.store().clone();
+        let classes = model.num_classes().max(1);
+        let store = model.store_mut();
         for (name, spec) in graph.states.iter() {
             if store.get(name).is_none() {
                 store.insert(name.clone(), spec.kind, init_tensor(name, spec, 0));
             }
         }
-        let classes = model.num_classes().max(1);
         let mut inputs = Vec::new();
         for node in &graph.nodes {
             if let Op::Input { name, .. } = &node.op {
@@ -129,8 +137,8 @@ impl Case {
             let start = Instant::now();
             // `step` would throw away what inference keeps from run to run.
             match self.training {
-                true => self.executable.step(&mut self.store, run)?,
-                false => self.executable.run(&self.store, run)?,
+                true => self.executable.step(self.store, run)?,
+                false => self.executable.run(self.store, run)?,
             };
             times.push(start.elapsed().as_secs_f64());
         }
@@ -144,7 +152,7 @@ impl Case {
         let mut least = vec![f64::INFINITY; self.executable.steps().count()];
         for step in 0..=count as u64 {
             let run = Run { inputs: &inputs, seed: 0, step };
-            let seconds = self.executable.profile(&mut self.store, run)?;
+            let seconds = self.executable.profile(self.store, run)?;
             if step == 0 {
                 continue;
             }
@@ -234,7 +242,7 @@ fn measure(name: &str, options: &Options) -> Result<serde_json::Value> {
     put("model", json!(model.name()));
 
     if options.bench == Bench::Update {
-        let (cost, bandwidth) = (update::measure(&model, options)?, timm_kernels::peak::bandwidth());
+        let (cost, bandwidth) = (update::measure(&mut model, options)?, timm_kernels::peak::bandwidth());
         put("opt", json!(options.opt));
         for (key, value) in cost.json(bandwidth) {
             put(key, value);
@@ -261,6 +269,7 @@ fn measure(name: &str, options: &Options) -> Result<serde_json::Value> {
     let graph = b.finish()?;
     let counts = flops::count(&graph);
     let (macs, activations) = (counts.macs as f64 / batch as f64, counts.activations as f64 / batch as f64);
+    let name = model.name().to_string();
     let show = |what: &str, seconds: f64, passes: f64| {
         if !options.json {
             let (rate, flops) = (batch as f64 / seconds, 2.0 * macs * batch as f64 * passes / seconds);
@@ -268,12 +277,12 @@ fn measure(name: &str, options: &Options) -> Result<serde_json::Value> {
             let (ms, gflops, share) = (seconds * 1e3, flops / 1e9, 100.0 * flops / peak());
             say!(
                 "{:<24} {what:<10} {batch:>5} {size:>9} {rate:>10.2} {ms:>10.2} {gflops:>9.1} {share:>7.1}%",
-                model.name()
+                name
             );
         }
     };
     if matches!(options.bench, Bench::Inference | Bench::Both) {
-        let mut case = Case::new(graph, &model, batch, engine)?;
+        let mut case = Case::new(graph, &mut model, batch, engine)?;
         let seconds = median(case.times(options.num_warm_iter, options.num_bench_iter)?);
         show("inference", seconds, 1.0);
         put("infer_samples_per_sec", json!(round(batch as f64 / seconds)));
@@ -282,9 +291,9 @@ fn measure(name: &str, options: &Options) -> Result<serde_json::Value> {
         put("infer_img_size", size.clone());
         put("infer_gmacs", json!(round(macs / 1e9)));
         put("infer_macts", json!(round(activations / 1e6)));
-        if options.profile {
+        if let Some(rows) = options.profile {
             let seconds = case.profile(options.num_bench_iter)?;
-            profile::print(&case.executable, &seconds, peak());
+            profile::print(&case.executable, &seconds, peak(), rows);
         }
     }
     if options.bench != Bench::Inference {
@@ -307,16 +316,16 @@ fn measure(name: &str, options: &Options) -> Result<serde_json::Value> {
         };
         let images = ImageSpec { size: [batch, height, width, channels], dtype: DType::F32 };
         let graph = step.write(images, Phase::Whole)?.0;
-        let mut case = Case::new(graph, &model, batch, engine)?;
+        let mut case = Case::new(graph, &mut model, batch, engine)?;
         let seconds = median(case.times(options.num_warm_iter, options.num_bench_iter)?);
         show("train", seconds, 3.0);
         put("train_samples_per_sec", json!(round(batch as f64 / seconds)));
         put("train_step_time", json!(round(seconds * 1e3)));
         put("train_batch_size", json!(batch));
         put("train_img_size", size);
-        if options.profile {
+        if let Some(rows) = options.profile {
             let seconds = case.profile(options.num_bench_iter)?;
-            profile::print(&case.executable, &seconds, peak());
+            profile::print(&case.executable, &seconds, peak(), rows);
         }
     }
     put("peak_gflops", json!(round(peak() / 1e9)));

@@ -13,9 +13,6 @@ struct Peak {
     bandwidth: f64,
 }
 
-/// Rows of the list of slowest steps.
-const SLOWEST: usize = 20;
-
 /// What one or more steps take and do.
 #[derive(Clone, Copy, Default)]
 struct Cost {
@@ -52,18 +49,19 @@ impl Cost {
     }
 }
 
-/// Time by kind of step, then the slowest steps: `seconds` of each step of the executable, and the machine's peak.
-pub fn print(executable: &CpuExecutable, seconds: &[f64], flops: f64) {
+/// Time by kind of step, then so many of the slowest steps: `seconds` of each step of the executable, and the machine's
+/// peak.
+pub fn print(executable: &CpuExecutable, seconds: &[f64], flops: f64, slowest: usize) {
     let peak = Peak { flops, bandwidth: timm_kernels::peak::bandwidth() };
     let total: f64 = seconds.iter().sum();
     let mut kinds: BTreeMap<String, Cost> = BTreeMap::new();
-    let mut rows: Vec<(&str, Cost)> = Vec::new();
+    let mut rows: Vec<(&str, &str, Cost)> = Vec::new();
     for (step, &seconds) in executable.steps().zip(seconds) {
         // `conv 3x3 64->64 @56x56` is one of the kind `conv`.
         let kind = step.name.split(|c: char| c.is_ascii_digit() || c == '(').next().unwrap_or("").trim();
         let cost = Cost::of(step, seconds);
         kinds.entry(kind.to_string()).or_default().add(cost);
-        rows.push((&step.name, cost));
+        rows.push((&step.name, executable.path(step), cost));
     }
     let mut kinds: Vec<_> = kinds.into_iter().collect();
     kinds.sort_by(|a, b| b.1.seconds.total_cmp(&a.1.seconds));
@@ -73,11 +71,11 @@ pub fn print(executable: &CpuExecutable, seconds: &[f64], flops: f64) {
         let (ms, share) = (cost.seconds * 1e3, 100.0 * cost.seconds / total);
         say!("  {kind:<42} {:>6} {ms:>9.2} {share:>6.1}%  {}", cost.steps, cost.rates(peak));
     }
-    rows.sort_by(|a, b| b.1.seconds.total_cmp(&a.1.seconds));
-    say!("\n  {:<49} {:>9} {:>7}  {rates}", "slowest steps", "ms", "share");
-    for (name, cost) in rows.into_iter().take(SLOWEST) {
+    rows.sort_by(|a, b| b.2.seconds.total_cmp(&a.2.seconds));
+    say!("\n  {:<49} {:>9} {:>7}  {rates}  module", "slowest steps", "ms", "share");
+    for (name, path, cost) in rows.into_iter().take(slowest) {
         let (ms, share) = (cost.seconds * 1e3, 100.0 * cost.seconds / total);
-        say!("  {name:<49} {ms:>9.3} {share:>6.1}%  {}", cost.rates(peak));
+        say!("  {name:<49} {ms:>9.3} {share:>6.1}%  {}  {path}", cost.rates(peak));
     }
     say!(
         "\n  peak of this machine: {:.1} GFLOP/s in registers, {:.1} GB/s beyond the caches\n",

@@ -74,7 +74,7 @@ fn moved(executable: &CpuExecutable) -> usize {
 }
 
 /// Measures the update that `options` name.
-pub fn measure(model: &Model, options: &Options) -> Result<Cost> {
+pub fn measure(model: &mut Model, options: &Options) -> Result<Cost> {
     let config = OptimizerConfig {
         opt: options.opt.clone(),
         weight_decay: WEIGHT_DECAY,
@@ -100,9 +100,9 @@ pub fn measure(model: &Model, options: &Options) -> Result<Cost> {
         }
     }
     let seconds = median(case.times(options.num_warm_iter, options.num_bench_iter)?);
-    if options.profile {
+    if let Some(rows) = options.profile {
         let seconds = case.profile(options.num_bench_iter)?;
-        super::profile::print(&case.executable, &seconds, super::peak());
+        super::profile::print(&case.executable, &seconds, super::peak(), rows);
     }
     let each = |bytes: usize| bytes as f64 / parameters as f64;
     Ok(Cost {

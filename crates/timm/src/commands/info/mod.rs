@@ -1,5 +1,7 @@
 //! `timm info`: what a model is and costs, and its picture.
 
+mod passes;
+
 use std::io::{self, Write};
 use std::path::PathBuf;
 
@@ -17,7 +19,8 @@ use super::pretrained::fetch;
 /// Parameters, cost, feature levels, preprocessing and published weights of a model.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Examples:\n  timm info resnet50\n  timm info resnet50 --img-size 288 --json\n  \
-timm info resnet18 --graph resnet18.svg")]
+timm info resnet18 --graph resnet18.svg\n  \
+timm info resnet18 --passes=epilogues | less")]
 pub struct Options {
     /// Model name, as in timm: `resnet50`, `resnet18.a1_in1k`
     #[arg(value_name = "MODEL")]
@@ -33,6 +36,18 @@ pub struct Options {
     /// Print the graph as text, one op a line, instead
     #[arg(long)]
     dump: bool,
+    /// Show what each pass of the planner makes of the graph instead; with the name of a pass (or `all`), the nodes or
+    /// steps that it changes
+    #[arg(long, value_name = "PASS", num_args = 0..=1, require_equals = true, default_missing_value = "",
+        conflicts_with_all = ["dump", "graph", "pretrained"])]
+    passes: Option<String>,
+    /// With --passes: the graph of a training step, with cross-entropy and SGD
+    #[arg(long, requires = "passes")]
+    training: bool,
+    /// With --passes: images in a batch
+    #[arg(long, short, default_value = "1", value_parser = super::at_least_one, value_name = "N",
+        requires = "passes")]
+    batch_size: usize,
     /// Fetch the published weights too, where they are not in the cache, and say where they are
     #[arg(long)]
     pretrained: bool,
@@ -69,7 +84,10 @@ pub fn run(options: Options) -> Result<()> {
         },
         // The table knows much of what is not written yet; what it does not know needs the network.
         Err(ModelError::NotWritten { family, .. })
-            if options.graph.is_none() && !options.dump && options.img_size.is_none() =>
+            if options.graph.is_none()
+                && !options.dump
+                && options.passes.is_none()
+                && options.img_size.is_none() =>
         {
             from_table(&options.model, family)?
         }
@@ -88,6 +106,10 @@ fn built(options: &Options, blueprint: &Blueprint) -> Result<Option<Facts>> {
     if let Some(size) = &options.img_size {
         let [height, width] = super::sizes(size)?;
         data.input_size = [data.input_size[0], height, width];
+    }
+    if let Some(pass) = &options.passes {
+        passes::print(options, blueprint, &data, pass)?;
+        return Ok(None);
     }
     let [channels, height, width] = data.input_size;
     let graph = blueprint.graph(&Call::Forward, &[1, channels, height, width], false)?;
