@@ -8,7 +8,7 @@ use timm_graph::{EngineError, Graph};
 use crate::claims::Claims;
 use crate::listing::{self, Size};
 use crate::plan::{self, Plan};
-use crate::{attention, concat, epilogue, in_place, memory, softmax_grad};
+use crate::{attention, concat, epilogue, in_place, layer_norm, memory, softmax_grad};
 
 /// A pass of the planner.
 #[derive(Clone, Copy)]
@@ -51,6 +51,11 @@ pub fn passes() -> impl Iterator<Item = Pass> {
             "growing-concats",
             "concatenations that go on where others end share a buffer",
             Job::Find(concat::find),
+        ),
+        pass(
+            "layer-norms",
+            "the derivative of a layer norm, with the residual added and all sums, is one step",
+            Job::Find(layer_norm::find),
         ),
         pass("lowering", "nodes become steps; elementwise ones join in groups", Job::Lower(plan::lower)),
         pass("states-in-place", "updates write straight into the state", Job::Move(in_place::states)),

@@ -247,7 +247,7 @@ impl<'g> Planner<'g> {
             precision,
             uses,
             values: vec![None; graph.nodes.len()],
-            groups: Groups::new(graph.nodes.len()),
+            groups: Groups::new(graph),
             prepare: Vec::new(),
             steps: Vec::new(),
             buffers: Vec::new(),

@@ -122,6 +122,10 @@ fn unary_functions() {
         HardSigmoid,
         HardSwish,
         LeakyRelu(0.1),
+        SiluSlope,
+        GeluSlope,
+        GeluTanhSlope,
+        HardSwishSlope,
     ] {
         check(&format!("{f:?}"), &[&[3, 7, 5]], |b, p| b.unary(f, p[0]));
     }
@@ -317,6 +321,130 @@ fn norms_and_softmax() {
         );
         let stats = b.channel_stats(y);
         b.relu(b.batch_norm(y, stats, (p[0], p[2]), 1e-5))
+    });
+}
+
+#[test]
+fn derivatives_of_layer_norms_are_one_step() {
+    // Blocks as in a vision transformer (the residual is added to the gradient), as in ConvNeXt (no residual, the norm
+    // between permutations), with a weight that is not trained, and with a value that somebody else reads.
+    let trained = std::cell::RefCell::new(Vec::new());
+    let param = |b: &Builder, name: &str, shape: &[usize]| {
+        let node = b.param(name, shape, Init::Fill(0.0));
+        if !name.contains("frozen") {
+            trained.borrow_mut().push((name.to_string(), node));
+        }
+        node
+    };
+    let found = |what: &str, expected: usize, write: &dyn Fn(&Builder, NodeId) -> NodeId| {
+        let b = Builder::new(true);
+        let x = b.input("x", &[2, 6, 8], DType::F32);
+        let w = param(&b, "first", &[8, 8]);
+        let y = write(&b, b.matmul(x, w));
+        let axes: Vec<usize> = (0..b.shape(y).len()).collect();
+        let weights = b.constant(noise(55, b.shape(y).iter().product()), &b.shape(y));
+        let loss = b.reshape(b.sum(b.mul(y, weights), &axes), &[]);
+        let params = trained.take();
+        let nodes: Vec<NodeId> = params.iter().map(|(_, node)| *node).collect();
+        for ((name, _), grad) in params.iter().zip(gradients(&b, loss, &nodes).unwrap()) {
+            b.output(&format!("gradient of {name}"), grad);
+        }
+        // A training step: what depends on parameters alone is no preparation.
+        b.update("first", b.mul_scalar(w, 1.0));
+        let graph = b.finish().unwrap();
+        let steps = CpuEngine::default().compile_cpu(graph.clone()).unwrap();
+        let count = steps.steps().filter(|step| step.name == "layer norm backward").count();
+        assert_eq!(count, expected, "{what}: steps of layer norm derivatives");
+        compare(what, graph, &[("x", InputData::F32(&noise(9, 96)))]);
+    };
+    let norm = |b: &Builder, x: NodeId, name: &str| {
+        let c = *b.shape(x).last().unwrap();
+        let part = |part: &str| param(b, &format!("{name}.{part}"), &[c]);
+        b.layer_norm(x, part("weight"), part("bias"), 1e-6)
+    };
+    let linear = |b: &Builder, x: NodeId, name: &str| {
+        let y = b.matmul_t(x, param(b, &format!("{name}.weight"), &[8, 8]));
+        b.add(y, param(b, &format!("{name}.bias"), &[8]))
+    };
+    found("transformer blocks", 4, &|b, x| {
+        let mut x = linear(b, x, "before");
+        for i in ["0", "1", "2"] {
+            let y = b.unary(Unary::Gelu, linear(b, norm(b, x, &format!("norm{i}")), &format!("fc{i}")));
+            x = b.add(x, y);
+        }
+        norm(b, x, "norm")
+    });
+    found("between permutations", 1, &|b, x| {
+        let image = b.permute(b.reshape(x, &[2, 3, 2, 8]), &[0, 3, 1, 2]);
+        let depthwise = Conv2d { groups: 8, pad: [1; 4], ..Default::default() };
+        let y = b.conv2d(image, param(b, "conv", &[8, 1, 3, 3]), depthwise);
+        let y = b.add(y, b.per_channel(param(b, "conv.bias", &[8]), 4));
+        let y = linear(b, norm(b, b.permute(y, &[0, 2, 3, 1]), "norm"), "fc");
+        b.add(b.permute(y, &[0, 3, 1, 2]), image)
+    });
+    found("frozen", 1, &|b, x| linear(b, norm(b, x, "frozen"), "fc"));
+    found("one after another", 2, &|b, x| norm(b, norm(b, x, "a"), "b"));
+    found("no weight", 1, &|b, x| {
+        linear(b, b.layer_norm(x, b.fill(1.0, &[8]), b.fill(0.0, &[8]), 1e-6), "fc")
+    });
+}
+
+#[test]
+fn sums_ride_on_the_steps_that_make_what_they_sum() {
+    // (what is written, steps with sums, plain sums and reduces over rows)
+    let counts = |graph: &Graph| {
+        let exe = CpuEngine::default().compile_cpu(graph.clone()).unwrap();
+        let of = |start: &str| exe.steps().filter(|step| step.name.starts_with(start)).count();
+        [of("elementwise with sums"), of("channel sums"), of("reduce sum")]
+    };
+    let trained = std::cell::RefCell::new(Vec::new());
+    let param = |b: &Builder, name: &str, shape: &[usize]| {
+        let node = b.param(name, shape, Init::Fill(0.0));
+        trained.borrow_mut().push((name.to_string(), node));
+        node
+    };
+    let run = |what: &str, expected: [usize; 3], write: &dyn Fn(&Builder, NodeId) -> NodeId| {
+        let b = Builder::new(true);
+        let x = b.input("x", &[2, 8, 4, 4], DType::F32);
+        let y = write(&b, b.conv2d(x, param(&b, "first", &[8, 8, 1, 1]), Conv2d::default()));
+        let weights = b.constant(noise(55, b.shape(y).iter().product()), &b.shape(y));
+        let axes: Vec<usize> = (0..b.shape(y).len()).collect();
+        let loss = b.reshape(b.sum(b.mul(y, weights), &axes), &[]);
+        let params = trained.take();
+        let nodes: Vec<NodeId> = params.iter().map(|(_, node)| *node).collect();
+        for ((name, node), grad) in params.iter().zip(gradients(&b, loss, &nodes).unwrap()) {
+            b.output(&format!("gradient of {name}"), grad);
+            b.update(name, b.sub(*node, b.mul_scalar(grad, 0.125)));
+        }
+        let graph = b.finish().unwrap();
+        assert_eq!(counts(&graph), expected, "{what}");
+        compare(what, graph, &[("x", InputData::F32(&noise(9, 256)))]);
+    };
+    let norm = |b: &Builder, x: NodeId, name: &str| {
+        let (weight, bias) =
+            (param(b, &format!("{name}.positive"), &[8]), param(b, &format!("{name}.bias"), &[8]));
+        b.batch_norm(x, b.channel_stats(x), (weight, bias), 1e-3)
+    };
+    let conv = |b: &Builder, x: NodeId, name: &str| {
+        b.conv2d(x, param(b, name, &[8, 8, 3, 3]), Conv2d { pad: [1; 4], ..Default::default() })
+    };
+    // The gradient of a norm and an activation is made twice, for its sums and with the gradient before the norm ...
+    for f in [Unary::Relu, Unary::Silu, Unary::HardSwish] {
+        run(&format!("norm and {f:?}"), [0, 2, 0], &|b, x| {
+            let y = b.unary(f, norm(b, x, "bn1"));
+            b.unary(f, norm(b, conv(b, y, "conv"), "bn2"))
+        });
+    }
+    // ... but once, with its sums, where the shortcut takes it too.
+    run("shortcut", [1, 1, 0], &|b, x| {
+        let y = b.relu(norm(b, x, "bn1"));
+        b.relu(b.add(norm(b, conv(b, y, "conv"), "bn2"), y))
+    });
+    // The gradient of a bias behind an activation.
+    run("mlp", [1, 0, 0], &|b, x| {
+        let x = b.reshape(b.permute(x, &[0, 2, 3, 1]), &[2, 16, 8]);
+        let y = b.add(b.matmul_t(x, param(b, "fc1", &[12, 8])), param(b, "fc1.bias", &[12]));
+        b.matmul_t(b.unary(Unary::Gelu, y), param(b, "fc2", &[8, 12]))
     });
 }
 
