@@ -6,7 +6,7 @@ use common::distance;
 use timm_graph::random::uniform;
 use timm_graph::reference::{Values, evaluate};
 use timm_graph::rewrite::{
-    Rewritten, fold_constants, for_engine, lower_batch_norm, remove_dead, remove_detach,
+    Rewritten, fold_constants, for_engine, join_pads, lower_batch_norm, remove_dead, remove_detach,
 };
 use timm_graph::scalar::{Binary, Unary};
 use timm_graph::{Builder, Conv2d, DType, Graph, Init, NodeId, Op, Pool, ReduceOp};
@@ -116,11 +116,12 @@ fn run(graph: &Graph) -> Values {
 
 #[test]
 fn random_graphs_keep_their_values() {
-    let passes: [(&str, fn(&Graph) -> Rewritten); 6] = [
+    let passes: [(&str, fn(&Graph) -> Rewritten); 7] = [
         ("remove_dead", remove_dead),
         ("remove_detach", remove_detach),
         ("fold_constants", fold_constants),
         ("lower_batch_norm", lower_batch_norm),
+        ("join_pads", join_pads),
         ("for_engine", for_engine),
         ("twice", |g| for_engine(g).then(for_engine)),
     ];
