@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 
 use timm_graph::scalar::{Binary, Unary};
-use timm_graph::{NodeId, Op};
+use timm_graph::{Graph, NodeId, Op};
 use timm_kernels::elementwise::{Instr, Operand, Program};
 
 use crate::layout::Layout;
@@ -20,6 +20,8 @@ const PEEK_LIMIT: usize = 16;
 pub struct Groups {
     of: Vec<Option<usize>>,
     groups: Vec<Group>,
+    /// The nodes that read each node.
+    readers: Vec<Vec<NodeId>>,
     /// For each node, how many of its readers computed it for themselves.
     peeked: Vec<u32>,
 }
@@ -32,9 +34,14 @@ struct Group {
 }
 
 impl Groups {
-    /// No groups, for a graph of `nodes` nodes.
-    pub fn new(nodes: usize) -> Self {
-        Groups { of: vec![None; nodes], groups: Vec::new(), peeked: vec![0; nodes] }
+    /// No groups yet.
+    pub fn new(graph: &Graph) -> Self {
+        let nodes = graph.nodes.len();
+        let mut readers = vec![Vec::new(); nodes];
+        for (i, node) in graph.nodes.iter().enumerate() {
+            node.inputs.iter().for_each(|x| readers[x.index()].push(NodeId(i as u32)));
+        }
+        Groups { of: vec![None; nodes], groups: Vec::new(), readers, peeked: vec![0; nodes] }
     }
 }
 
@@ -51,7 +58,7 @@ impl Planner<'_> {
             }
             let found = match self.groups.of[x.index()] {
                 Some(g) => self.groups.groups[g].layout.clone(),
-                None => self.value(x).layout,
+                None => self.layout_of(x),
             };
             // The first full operand decides, but any other order beats row-major: it came from an image op.
             if layout.as_ref().is_none_or(|l| l.same_memory(&Layout::row_major(&l.shape))) {
@@ -71,7 +78,7 @@ impl Planner<'_> {
                     }
                 }
                 None if !matches!(graph.node(x).op, Op::Fill { .. }) => {
-                    self.value(x);
+                    self.layout_of(x);
                 }
                 None => {}
             }
@@ -99,7 +106,15 @@ impl Planner<'_> {
     /// Emits the step of the open group that `id` is a member of.
     pub fn close_group_of(&mut self, id: NodeId) {
         let g = self.groups.of[id.index()].expect("a node without a value is in an open group");
-        let Group { members, layout, .. } = self.groups.groups[g].clone();
+        let members = self.groups.groups[g].members.clone();
+        self.close(g, members, None);
+    }
+
+    /// Emits the step of some members of an open group, which need no others. With it may go sums of what it computes
+    /// anyway: they are returned.
+    fn close(&mut self, g: usize, members: Vec<NodeId>, sums: Option<Sums>) -> Option<Value> {
+        let layout = self.groups.groups[g].layout.clone();
+        self.groups.groups[g].members.retain(|m| !members.contains(m));
         let mut inside = vec![0u32; members.len()];
         for m in &members {
             for x in &self.graph.node(*m).inputs {
@@ -118,45 +133,81 @@ impl Planner<'_> {
         for m in &members {
             self.groups.of[m.index()] = None;
         }
-        let Some(&last) = outputs.last() else {
-            return; // everything was computed by whoever needed it
-        };
+        // Without either everything was computed by whoever needed it.
+        let last = outputs.last().copied().or(sums.as_ref().map(|s| s.node))?;
         let mut code = Code::new(self, &members, &layout);
         for (n, &out) in outputs.iter().enumerate() {
             let src = code.registers[&out];
             code.instrs.push(Instr::Store { src, output: n as u16 });
         }
+        let ops = code.instrs.len() - outputs.len();
+        let sum_node = sums.as_ref().map_or(last, |s| s.node);
+        let summed = sums.map_or(Vec::new(), |s| (s.write)(&mut code));
+        for (n, &src) in summed.iter().enumerate() {
+            code.instrs.push(Instr::Store { src, output: (outputs.len() + n) as u16 });
+        }
         let (instrs, operands) = (code.instrs, code.operands);
-        let ops = instrs.len() - outputs.len();
-        let compiled = program(&layout, &operands, outputs.len(), instrs).compile();
+        let flops = (ops + summed.len()) as u64 * layout.len() as u64;
+        let count = outputs.len() + summed.len();
+        let program = program(&layout, &operands, count, instrs);
+        let compiled =
+            if summed.is_empty() { program.compile() } else { program.compile_channel_sums(outputs.len()) };
         let results: Vec<Value> = outputs.iter().map(|&out| self.new_value(out, layout.clone())).collect();
+        let channels = *layout.dims().last().unwrap_or(&1);
+        let totals = (!summed.is_empty())
+            .then(|| self.new_value(sum_node, Layout::row_major(&[summed.len(), channels])));
         let exact = (0..operands.len()).filter(|&i| operands[i].1.layout.same_memory(&layout)).collect();
         let reads = operands.iter().map(|(_, v)| v.span()).collect();
-        let writes = results.iter().map(Value::span).collect();
-        let kernel: Kernel = Box::new(move |args| {
-            // SAFETY: the plan sized every operand and result for these dims, and lets a result share memory
-            // with an operand only where both are read and written at the same positions.
-            unsafe { compiled.run(&args.read_pointers(), &args.write_pointers()) }
-        });
-        let flops = ops as u64 * layout.len() as u64;
-        self.push_counted(&format!("elementwise ({ops} ops)"), last, reads, writes, kernel, flops);
+        let writes = results.iter().chain(&totals).map(Value::span).collect();
+        let stored = outputs.len();
+        let kernel: Kernel = if summed.is_empty() {
+            Box::new(move |args| {
+                // SAFETY: the plan sized every operand and result for these dims, and lets a result share memory
+                // with an operand only where both are read and written at the same positions.
+                unsafe { compiled.run(&args.read_pointers(), &args.write_pointers()) }
+            })
+        } else {
+            Box::new(move |args| {
+                let mut sums: Vec<&mut [f32]> = args.write(stored).chunks_mut(channels).collect();
+                // SAFETY: as above; the sums are written when everything has been read.
+                unsafe {
+                    compiled.run_channel_sums(
+                        &args.read_pointers(),
+                        &args.write_pointers()[..stored],
+                        &mut sums,
+                    )
+                }
+            })
+        };
+        let name = match (stored, summed.len()) {
+            (0, _) => "channel sums".to_string(),
+            (_, 0) => format!("elementwise ({ops} ops)"),
+            _ => format!("elementwise with sums ({ops} ops)"),
+        };
+        self.push_counted(&name, if stored == 0 { sum_node } else { last }, reads, writes, kernel, flops);
         let steps = if self.fixed[last.index()] { &mut self.prepare } else { &mut self.steps };
         steps.last_mut().expect("just pushed").exact_reads = exact;
         for (out, value) in outputs.into_iter().zip(results) {
             self.set(out, value);
         }
+        totals
     }
 
-    /// Sums over all axes but channels (axis 1) of some values of `layout`, which `write` expresses with the
-    /// code's registers: one register for each sum. The operand `open` is computed on the fly if it is in an
-    /// open group of that layout and cheap.
+    /// Sums over all but the innermost axis of some values of `layout`, which `write` expresses with the code's
+    /// registers: one register for each sum. If the operand `open` is in an open group of that layout, the sums are
+    /// made where it is: in the group's own step if that has to be stored anyway, else it is computed on the fly.
     pub fn channel_sums(
         &mut self,
         id: NodeId,
         open: NodeId,
         layout: &Layout,
-        write: impl FnOnce(&mut Code) -> Vec<u16>,
+        write: impl FnOnce(&mut Code) -> Vec<u16> + 'static,
     ) -> Value {
+        if let Some((g, stored)) = self.stored_anyway(id, open, layout) {
+            self.groups.peeked[open.index()] += 1;
+            let sums = Sums { node: id, write: Box::new(write) };
+            return self.close(g, stored, Some(sums)).expect("sums were asked for");
+        }
         let members = self.peek(open, layout);
         let mut code = Code::new(self, &members, layout);
         let sums = write(&mut code);
@@ -167,7 +218,7 @@ impl Planner<'_> {
         if !members.is_empty() {
             self.groups.peeked[open.index()] += 1;
         }
-        let channels = layout.shape[1];
+        let channels = *layout.dims().last().unwrap_or(&1);
         let count = sums.len();
         let flops = (instrs.len() as u64) * layout.len() as u64;
         let compiled = program(layout, &operands, count, instrs).compile_channel_sums(0);
@@ -180,6 +231,54 @@ impl Planner<'_> {
         });
         self.push_counted("channel sums", id, reads, vec![out.span()], kernel, flops);
         out
+    }
+
+    /// Whether a node is in an open group of this layout.
+    pub fn in_open_group(&self, id: NodeId, layout: &Layout) -> bool {
+        self.groups.of[id.index()].is_some_and(|g| self.groups.groups[g].layout.same_memory(layout))
+    }
+
+    /// The members of the open group of `open` that are stored soon anyway, so that `sum` may ride along, with what they
+    /// need: those that a step reads which is not elementwise, and `open` if several elementwise steps do. The members
+    /// left wait for what they will be fused with.
+    fn stored_anyway(&self, sum: NodeId, open: NodeId, layout: &Layout) -> Option<(usize, Vec<NodeId>)> {
+        let g = self.groups.of[open.index()].filter(|_| self.in_open_group(open, layout))?;
+        let group = &self.groups.groups[g];
+        if group.fixed != self.fixed[sum.index()] {
+            return None;
+        }
+        let elementwise = |r: &&NodeId| {
+            let op = &self.graph.node(**r).op;
+            matches!(op, Op::Unary(_) | Op::Binary(_) | Op::Select | Op::Broadcast(_) | Op::BatchNorm { .. })
+        };
+        let sums = |r: &NodeId| matches!(self.graph.node(*r).op, Op::ChannelDots | Op::Reduce { .. });
+        let wanted = |m: &NodeId| {
+            let all = &self.groups.readers[m.index()];
+            let output = (all.len() as u32) < self.uses[m.index()];
+            let several = *m == open && all.iter().filter(elementwise).count() > 1;
+            output || several || all.iter().any(|r| *r > sum && !elementwise(&r) && !sums(r))
+        };
+        let wanted: Vec<NodeId> = group.members.iter().copied().filter(wanted).collect();
+        if wanted.is_empty() {
+            return None;
+        }
+        let mut stored = wanted.clone();
+        stored.push(open);
+        let mut at = 0;
+        while at < stored.len() {
+            for &x in &self.graph.node(stored[at]).inputs {
+                if self.groups.of[x.index()] == Some(g) && !stored.contains(&x) {
+                    stored.push(x);
+                }
+            }
+            at += 1;
+        }
+        stored.sort();
+        stored.dedup();
+        // A member left must not make this step store what it would have computed on the way.
+        let left = group.members.iter().filter(|m| !stored.contains(m));
+        let needs = left.flat_map(|m| &self.graph.node(*m).inputs).filter(|x| stored.contains(x));
+        needs.into_iter().all(|x| wanted.contains(x)).then_some((g, stored))
     }
 
     /// The operand of a square that is not computed yet, for a reader that squares it itself; none where that would
@@ -222,6 +321,13 @@ impl Planner<'_> {
         needed.sort();
         needed
     }
+}
+
+/// Sums that ride on the step of a group.
+struct Sums {
+    node: NodeId,
+    /// Registers of what is summed.
+    write: Box<dyn FnOnce(&mut Code) -> Vec<u16>>,
 }
 
 fn program(layout: &Layout, operands: &[(NodeId, Value)], outputs: usize, instrs: Vec<Instr>) -> Program {
@@ -292,7 +398,14 @@ impl<'p, 'g> Code<'p, 'g> {
             _ => {
                 let full = self.planner.graph.shape(id) == self.layout.shape;
                 let layout = self.layout.clone();
-                let value = if full { self.planner.in_layout(id, &layout) } else { self.planner.value(id) };
+                let columns = self.planner.columns_in(id, &layout).filter(|_| full);
+                let value = if let Some(whole) = columns {
+                    whole
+                } else if full {
+                    self.planner.in_layout(id, &layout)
+                } else {
+                    self.planner.value(id)
+                };
                 self.load(id, value)
             }
         };

@@ -4,7 +4,8 @@
 //!
 //! 1. [`timm_graph::rewrite`] folds what can be folded, for inference and training alike;
 //! 2. patterns claim nodes that run as one step (`claims`): bias, residual and activation ride on the convolution or
-//!    product before them (`epilogue`), attention needs no matrix of scores (`attention`);
+//!    product before them (`epilogue`), attention and its derivatives need no matrix of scores (`attention`), the
+//!    derivatives of a softmax (`softmax_grad`) and of a layer norm (`layer_norm`) are one pass over memory each;
 //! 3. `plan` walks the nodes once and writes steps: images lie NHWC, reshapes and permutations are views,
 //!    elementwise nodes fuse (`fuse`), weights are packed once for each version of the store;
 //! 4. `in_place` lets elementwise steps overwrite what dies there, and updates write straight into the store;
@@ -15,9 +16,11 @@
 
 mod attention;
 mod claims;
+mod concat;
 mod epilogue;
 mod fuse;
 mod in_place;
+mod layer_norm;
 mod layout;
 mod listing;
 mod lower;
@@ -26,6 +29,7 @@ mod memory;
 mod passes;
 mod plan;
 mod run;
+mod softmax_grad;
 mod strided;
 
 use std::sync::Arc;

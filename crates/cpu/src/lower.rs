@@ -4,7 +4,7 @@ use timm_graph::scalar::Binary;
 use timm_graph::{EngineError, NodeId, Op, Pool, ReduceOp};
 use timm_kernels::copy::Along;
 use timm_kernels::pool::PoolShape;
-use timm_kernels::{copy, norm, pool, random, reduce, softmax};
+use timm_kernels::{copy, layer_norm, norm, pool, random, reduce, softmax};
 
 use crate::layout::Layout;
 use crate::plan::{Kernel, Planner, Value};
@@ -118,7 +118,7 @@ impl Planner<'_> {
                 let layout = Layout::channels_last(graph.shape(x));
                 self.channels_last(x);
                 self.value(mean);
-                let out = self.channel_sums(id, dy, &layout, |code| {
+                let out = self.channel_sums(id, dy, &layout, move |code| {
                     let (dy, x, mean) = (code.operand(dy), code.operand(x), code.channel_vector(mean));
                     let centred = code.binary(Binary::Sub, x, mean);
                     vec![dy, code.binary(Binary::Mul, dy, centred)]
@@ -132,7 +132,7 @@ impl Planner<'_> {
                 let columns = *node.shape.last().expect("checked");
                 self.simple("layer norm", id, values, Layout::row_major(&node.shape), move |args| {
                     let (weight, bias) = (Some(args.read(1)), Some(args.read(2)));
-                    norm::layer_norm(args.read(0), columns, weight, bias, eps, args.write(0), None);
+                    layer_norm::layer_norm(args.read(0), columns, weight, bias, eps, args.write(0));
                 });
             }
             Op::Softmax | Op::LogSoftmax => {
@@ -149,7 +149,7 @@ impl Planner<'_> {
     }
 
     /// One kernel call with one result.
-    fn simple(
+    pub fn simple(
         &mut self,
         name: &str,
         id: NodeId,
@@ -250,13 +250,20 @@ impl Planner<'_> {
         let node = self.graph.node(id);
         let x = node.inputs[0];
         let shape = self.graph.shape(x);
-        let all_but_channels = shape.len() >= 2
-            && (0..shape.len()).all(|a| (a == 1) != axes.contains(&a) || (shape[a] == 1 && a != 1));
-        if op == ReduceOp::Sum && all_but_channels && shape.len() == 4 {
-            let layout = Layout::channels_last(shape);
-            let sums = self.channel_sums(id, x, &layout, |code| vec![code.operand(x)]);
-            self.set(id, Value { layout: Layout::row_major(&node.shape), ..sums });
-            return;
+        // What is summed over all but its innermost axis is summed where it is made.
+        let orders = if shape.len() < 2 {
+            vec![]
+        } else {
+            vec![Layout::row_major(shape), Layout::channels_last(shape)]
+        };
+        for layout in orders {
+            let inner = *layout.order.last().expect("two axes at least");
+            let all_but_inner = (0..shape.len()).all(|a| (a == inner) != axes.contains(&a));
+            if op == ReduceOp::Sum && all_but_inner && self.in_open_group(x, &layout) {
+                let sums = self.channel_sums(id, x, &layout, move |code| vec![code.operand(x)]);
+                self.set(id, Value { layout: Layout::row_major(&node.shape), ..sums });
+                return;
+            }
         }
         let whole = node.shape.iter().product::<usize>() == 1;
         if let (true, ReduceOp::Sum | ReduceOp::Mean) = (whole, op)

@@ -2,7 +2,7 @@
 
 use timm_graph::{Conv2d, EngineError, NodeId, Op};
 use timm_kernels::bf16::{self, Operands};
-use timm_kernels::conv::{self, ConvShape, winograd};
+use timm_kernels::conv::{self, ConvShape, stem, winograd};
 use timm_kernels::copy;
 use timm_kernels::depthwise::{self, DepthwiseShape};
 use timm_kernels::gemm::{self, Epilogue};
@@ -129,12 +129,25 @@ impl Planner<'_> {
         let graph = self.graph;
         let (x, w) = (graph.node(root).inputs[0], graph.node(root).inputs[1]);
         let mut shape = conv_shape(conv, graph.shape(x), graph.shape(w));
-        let mut input = self.channels_last(x);
         if as_depthwise(&shape).is_none() {
             shape.operands = self.operands(shape.c_in / shape.groups);
-            input = self.as_operands(x, input, shape.operands);
         }
-        let (packed, kernel): (Value, Kernel) = if let Some(shape) = as_depthwise(&shape) {
+        let plain = self.value(x);
+        let as_it_comes = stem::fits(&shape) && plain.layout.same_memory(&Layout::row_major(graph.shape(x)));
+        let input = if as_it_comes {
+            plain
+        } else {
+            let input = self.channels_last(x);
+            self.as_operands(x, input, shape.operands)
+        };
+        let (packed, kernel): (Value, Kernel) = if as_it_comes {
+            let pack = move |w: &[f32], packed: &mut [f32]| stem::pack_weights(&shape, w, packed);
+            let packed = self.packed(w, "stem", stem::packed_len(&shape), pack);
+            let kernel = move |args: &Args| {
+                stem::forward(&shape, args.read(0), args.read(1), args.write(0), &tail.bind(args));
+            };
+            (packed, Box::new(kernel))
+        } else if let Some(shape) = as_depthwise(&shape) {
             let kernel = move |args: &Args| {
                 let tail = tail.bind(args);
                 depthwise::depthwise(&shape, args.read(0), args.read(1), tail.bias, tail.act, args.write(0));
@@ -222,6 +235,8 @@ impl Planner<'_> {
             Box::new(move |args| {
                 depthwise::depthwise_weight_grad(&shape, args.read(0), args.read(1), args.write(0));
             })
+        } else if winograd::fits_weight_grad(&shape) {
+            Box::new(move |args| winograd::weight_grad(&shape, args.read(0), args.read(1), args.write(0)))
         } else {
             Box::new(move |args| conv::weight_grad(&shape, args.read(0), args.read(1), args.write(0)))
         };

@@ -8,7 +8,7 @@ use timm_graph::{EngineError, Graph};
 use crate::claims::Claims;
 use crate::listing::{self, Size};
 use crate::plan::{self, Plan};
-use crate::{attention, epilogue, in_place, memory};
+use crate::{attention, concat, epilogue, in_place, layer_norm, memory, softmax_grad};
 
 /// A pass of the planner.
 #[derive(Clone, Copy)]
@@ -36,11 +36,26 @@ enum Job {
 pub fn passes() -> impl Iterator<Item = Pass> {
     let pass = |name, about, job| Pass { name, about, job };
     rewrite::PASSES.iter().map(move |p| pass(p.name, p.about, Job::Rewrite(p.run))).chain([
-        pass("attention", "softmax(q k) v and the views around it are one step", Job::Find(attention::find)),
+        pass(
+            "attention",
+            "softmax(q k) v and the views around it are one step, its derivatives another",
+            Job::Find(attention::find),
+        ),
+        pass("softmax-grad", "the derivative of a softmax is one step", Job::Find(softmax_grad::find)),
         pass(
             "epilogues",
             "bias, residual and activation ride on the convolution or product before them",
             Job::Find(epilogue::find),
+        ),
+        pass(
+            "growing-concats",
+            "concatenations that go on where others end share a buffer",
+            Job::Find(concat::find),
+        ),
+        pass(
+            "layer-norms",
+            "the derivative of a layer norm, with the residual added and all sums, is one step",
+            Job::Find(layer_norm::find),
         ),
         pass("lowering", "nodes become steps; elementwise ones join in groups", Job::Lower(plan::lower)),
         pass("states-in-place", "updates write straight into the state", Job::Move(in_place::states)),

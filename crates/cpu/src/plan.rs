@@ -199,6 +199,8 @@ pub struct Planner<'g> {
     pub claims: Claims,
     /// Copies of values in other layouts, and packed weights, by a text that says which.
     pub derived: HashMap<(NodeId, String), Value>,
+    /// Nodes whose value is the first channels of each pixel of a larger one.
+    pub columns: HashMap<NodeId, Value>,
 }
 
 /// Writes the steps of a plan's graph.
@@ -222,31 +224,37 @@ pub fn lower(plan: &mut Plan) -> Result<(), EngineError> {
     Ok(())
 }
 
+/// Which nodes depend on the store and constants only.
+pub fn fixed(graph: &Graph) -> Vec<bool> {
+    let mut fixed = vec![false; graph.nodes.len()];
+    for (i, node) in graph.nodes.iter().enumerate() {
+        fixed[i] = match node.op {
+            Op::Input { .. } | Op::Uniform { .. } => false,
+            Op::State { .. } => graph.updates.is_empty(),
+            _ => node.inputs.iter().all(|x| fixed[x.index()]),
+        };
+    }
+    fixed
+}
+
 impl<'g> Planner<'g> {
     fn new(graph: &'g Graph, precision: Operands, claims: Claims) -> Self {
         // The rewrites before this left no dead node, so every reader counts.
         let uses = graph.use_counts();
-        let mut fixed = vec![false; graph.nodes.len()];
-        for (i, node) in graph.nodes.iter().enumerate() {
-            fixed[i] = match node.op {
-                Op::Input { .. } | Op::Uniform { .. } => false,
-                Op::State { .. } => graph.updates.is_empty(),
-                _ => node.inputs.iter().all(|x| fixed[x.index()]),
-            };
-        }
         Planner {
             graph,
             claims,
             precision,
             uses,
             values: vec![None; graph.nodes.len()],
-            groups: Groups::new(graph.nodes.len()),
+            groups: Groups::new(graph),
             prepare: Vec::new(),
             steps: Vec::new(),
             buffers: Vec::new(),
             constants: Vec::new(),
-            fixed,
+            fixed: fixed(graph),
             derived: HashMap::new(),
+            columns: HashMap::new(),
         }
     }
 
@@ -344,6 +352,7 @@ impl<'g> Planner<'g> {
                     self.push_step("fill", id, vec![], vec![out.span()], kernel);
                     self.set(id, out);
                 }
+                _ if self.columns.contains_key(&id) => self.copy_columns(id),
                 _ => self.close_group_of(id),
             }
         }
@@ -445,8 +454,8 @@ mod tests {
     #[test]
     fn nodes_become_steps() {
         let b = Builder::new(false);
-        let x = b.input("x", &[1, 4, 8, 8], DType::F32);
-        let w = b.at("conv").param("weight", &[8, 4, 1, 1], Init::Fill(0.0));
+        let x = b.input("x", &[1, 8, 8, 8], DType::F32);
+        let w = b.at("conv").param("weight", &[8, 8, 1, 1], Init::Fill(0.0));
         let y = b.relu(b.at("conv").conv2d(x, w, Conv2d::default()));
         let pooled = b.mean(b.mul(y, b.add_scalar(y, 3.0)), &[2, 3]);
         b.output("y", b.reshape(pooled, &[8]));
@@ -454,8 +463,8 @@ mod tests {
         // How weights are packed is the instruction set's.
         let (changes, _) = with_isa(Isa::Portable, || changes(graph, "lowering"));
         let expected = "
-- %0        Input \"x\"              [1, 4, 8, 8]
-- %1        State \"conv.weight\"    [8, 4, 1, 1]                       conv
+- %0        Input \"x\"              [1, 8, 8, 8]
+- %1        State \"conv.weight\"    [8, 8, 1, 1]                       conv
 - %2        Conv2d (%0, %1)        [1, 8, 8, 8]         in epilogues  conv
 - %3        Relu (%2)              [1, 8, 8, 8]         epilogues
 - %4        Fill 3                 []
@@ -465,11 +474,11 @@ mod tests {
 - %8        Reshape to [8] (%7)    [8]
 + p0        pack weights           (conv.weight) -> b1  %1            conv
 + s0        change layout          (input x) -> b0      %0
-+ s1        conv 1x1 4->8 @8x8     (b0, b1) -> b2       %3
++ s1        conv 1x1 8->8 @8x8     (b0, b1) -> b2       %3
 + s2        elementwise (4 ops)    (b2) -> b3           %6
 + s3        reduce mean            (b3) -> b4           %7
-+ b0        256 numbers            from s0 to s1
-+ b1        32 numbers             from p0 for good
++ b0        512 numbers            from s0 to s1
++ b1        64 numbers             from p0 for good
 + b2        512 numbers            from s1 to s2
 + b3        512 numbers            from s2 to s3
 + b4        8 numbers              from s3 to s4

@@ -122,6 +122,10 @@ fn unary_functions() {
         HardSigmoid,
         HardSwish,
         LeakyRelu(0.1),
+        SiluSlope,
+        GeluSlope,
+        GeluTanhSlope,
+        HardSwishSlope,
     ] {
         check(&format!("{f:?}"), &[&[3, 7, 5]], |b, p| b.unary(f, p[0]));
     }
@@ -166,6 +170,30 @@ fn shapes() {
         let (first, second) = (b.slice(y, 1, 0, 2), b.slice(y, 1, 2, 4));
         b.concat(&[second, b.pad(first, 1, 1, 2, 0.5)], 1)
     });
+}
+
+#[test]
+fn growing_concatenations() {
+    for batch in [1, 3] {
+        let b = Builder::new(false);
+        let param = |name: String, shape: &[usize]| b.param(&name, shape, Init::Fill(0.0));
+        let mut x = b.permute(b.input("x", &[batch, 3, 5, 4], DType::F32), &[0, 3, 1, 2]);
+        for i in 0..4 {
+            let scale = param(format!("scale{i}"), &[1, b.shape(x)[1], 1, 1]);
+            let w = param(format!("w{i}"), &[3, b.shape(x)[1], 1, 1]);
+            x = b.concat(&[x, b.conv2d(b.relu(b.mul(x, scale)), w, Conv2d::default())], 1);
+            // Readers of another layout, and of another shape.
+            let rows = param(format!("rows{i}"), &b.shape(x));
+            b.output(&format!("rows{i}"), b.add(b.relu(rows), x));
+            let batches = if batch == 1 { 2 } else { batch };
+            let many = param(format!("many{i}"), &[&[batches], &b.shape(x)[1..]].concat());
+            b.output(&format!("many{i}"), b.add(many, x));
+        }
+        b.output("y", b.relu(x));
+        let data = noise(1, batch * 60);
+        let what = format!("growing concatenations, batch {batch}");
+        compare(&what, b.finish().unwrap(), &[("x", InputData::F32(&data))]);
+    }
 }
 
 #[test]
@@ -293,6 +321,130 @@ fn norms_and_softmax() {
         );
         let stats = b.channel_stats(y);
         b.relu(b.batch_norm(y, stats, (p[0], p[2]), 1e-5))
+    });
+}
+
+#[test]
+fn derivatives_of_layer_norms_are_one_step() {
+    // Blocks as in a vision transformer (the residual is added to the gradient), as in ConvNeXt (no residual, the norm
+    // between permutations), with a weight that is not trained, and with a value that somebody else reads.
+    let trained = std::cell::RefCell::new(Vec::new());
+    let param = |b: &Builder, name: &str, shape: &[usize]| {
+        let node = b.param(name, shape, Init::Fill(0.0));
+        if !name.contains("frozen") {
+            trained.borrow_mut().push((name.to_string(), node));
+        }
+        node
+    };
+    let found = |what: &str, expected: usize, write: &dyn Fn(&Builder, NodeId) -> NodeId| {
+        let b = Builder::new(true);
+        let x = b.input("x", &[2, 6, 8], DType::F32);
+        let w = param(&b, "first", &[8, 8]);
+        let y = write(&b, b.matmul(x, w));
+        let axes: Vec<usize> = (0..b.shape(y).len()).collect();
+        let weights = b.constant(noise(55, b.shape(y).iter().product()), &b.shape(y));
+        let loss = b.reshape(b.sum(b.mul(y, weights), &axes), &[]);
+        let params = trained.take();
+        let nodes: Vec<NodeId> = params.iter().map(|(_, node)| *node).collect();
+        for ((name, _), grad) in params.iter().zip(gradients(&b, loss, &nodes).unwrap()) {
+            b.output(&format!("gradient of {name}"), grad);
+        }
+        // A training step: what depends on parameters alone is no preparation.
+        b.update("first", b.mul_scalar(w, 1.0));
+        let graph = b.finish().unwrap();
+        let steps = CpuEngine::default().compile_cpu(graph.clone()).unwrap();
+        let count = steps.steps().filter(|step| step.name == "layer norm backward").count();
+        assert_eq!(count, expected, "{what}: steps of layer norm derivatives");
+        compare(what, graph, &[("x", InputData::F32(&noise(9, 96)))]);
+    };
+    let norm = |b: &Builder, x: NodeId, name: &str| {
+        let c = *b.shape(x).last().unwrap();
+        let part = |part: &str| param(b, &format!("{name}.{part}"), &[c]);
+        b.layer_norm(x, part("weight"), part("bias"), 1e-6)
+    };
+    let linear = |b: &Builder, x: NodeId, name: &str| {
+        let y = b.matmul_t(x, param(b, &format!("{name}.weight"), &[8, 8]));
+        b.add(y, param(b, &format!("{name}.bias"), &[8]))
+    };
+    found("transformer blocks", 4, &|b, x| {
+        let mut x = linear(b, x, "before");
+        for i in ["0", "1", "2"] {
+            let y = b.unary(Unary::Gelu, linear(b, norm(b, x, &format!("norm{i}")), &format!("fc{i}")));
+            x = b.add(x, y);
+        }
+        norm(b, x, "norm")
+    });
+    found("between permutations", 1, &|b, x| {
+        let image = b.permute(b.reshape(x, &[2, 3, 2, 8]), &[0, 3, 1, 2]);
+        let depthwise = Conv2d { groups: 8, pad: [1; 4], ..Default::default() };
+        let y = b.conv2d(image, param(b, "conv", &[8, 1, 3, 3]), depthwise);
+        let y = b.add(y, b.per_channel(param(b, "conv.bias", &[8]), 4));
+        let y = linear(b, norm(b, b.permute(y, &[0, 2, 3, 1]), "norm"), "fc");
+        b.add(b.permute(y, &[0, 3, 1, 2]), image)
+    });
+    found("frozen", 1, &|b, x| linear(b, norm(b, x, "frozen"), "fc"));
+    found("one after another", 2, &|b, x| norm(b, norm(b, x, "a"), "b"));
+    found("no weight", 1, &|b, x| {
+        linear(b, b.layer_norm(x, b.fill(1.0, &[8]), b.fill(0.0, &[8]), 1e-6), "fc")
+    });
+}
+
+#[test]
+fn sums_ride_on_the_steps_that_make_what_they_sum() {
+    // (what is written, steps with sums, plain sums and reduces over rows)
+    let counts = |graph: &Graph| {
+        let exe = CpuEngine::default().compile_cpu(graph.clone()).unwrap();
+        let of = |start: &str| exe.steps().filter(|step| step.name.starts_with(start)).count();
+        [of("elementwise with sums"), of("channel sums"), of("reduce sum")]
+    };
+    let trained = std::cell::RefCell::new(Vec::new());
+    let param = |b: &Builder, name: &str, shape: &[usize]| {
+        let node = b.param(name, shape, Init::Fill(0.0));
+        trained.borrow_mut().push((name.to_string(), node));
+        node
+    };
+    let run = |what: &str, expected: [usize; 3], write: &dyn Fn(&Builder, NodeId) -> NodeId| {
+        let b = Builder::new(true);
+        let x = b.input("x", &[2, 8, 4, 4], DType::F32);
+        let y = write(&b, b.conv2d(x, param(&b, "first", &[8, 8, 1, 1]), Conv2d::default()));
+        let weights = b.constant(noise(55, b.shape(y).iter().product()), &b.shape(y));
+        let axes: Vec<usize> = (0..b.shape(y).len()).collect();
+        let loss = b.reshape(b.sum(b.mul(y, weights), &axes), &[]);
+        let params = trained.take();
+        let nodes: Vec<NodeId> = params.iter().map(|(_, node)| *node).collect();
+        for ((name, node), grad) in params.iter().zip(gradients(&b, loss, &nodes).unwrap()) {
+            b.output(&format!("gradient of {name}"), grad);
+            b.update(name, b.sub(*node, b.mul_scalar(grad, 0.125)));
+        }
+        let graph = b.finish().unwrap();
+        assert_eq!(counts(&graph), expected, "{what}");
+        compare(what, graph, &[("x", InputData::F32(&noise(9, 256)))]);
+    };
+    let norm = |b: &Builder, x: NodeId, name: &str| {
+        let (weight, bias) =
+            (param(b, &format!("{name}.positive"), &[8]), param(b, &format!("{name}.bias"), &[8]));
+        b.batch_norm(x, b.channel_stats(x), (weight, bias), 1e-3)
+    };
+    let conv = |b: &Builder, x: NodeId, name: &str| {
+        b.conv2d(x, param(b, name, &[8, 8, 3, 3]), Conv2d { pad: [1; 4], ..Default::default() })
+    };
+    // The gradient of a norm and an activation is made twice, for its sums and with the gradient before the norm ...
+    for f in [Unary::Relu, Unary::Silu, Unary::HardSwish] {
+        run(&format!("norm and {f:?}"), [0, 2, 0], &|b, x| {
+            let y = b.unary(f, norm(b, x, "bn1"));
+            b.unary(f, norm(b, conv(b, y, "conv"), "bn2"))
+        });
+    }
+    // ... but once, with its sums, where the shortcut takes it too.
+    run("shortcut", [1, 1, 0], &|b, x| {
+        let y = b.relu(norm(b, x, "bn1"));
+        b.relu(b.add(norm(b, conv(b, y, "conv"), "bn2"), y))
+    });
+    // The gradient of a bias behind an activation.
+    run("mlp", [1, 0, 0], &|b, x| {
+        let x = b.reshape(b.permute(x, &[0, 2, 3, 1]), &[2, 16, 8]);
+        let y = b.add(b.matmul_t(x, param(b, "fc1", &[12, 8])), param(b, "fc1.bias", &[12]));
+        b.matmul_t(b.unary(Unary::Gelu, y), param(b, "fc2", &[8, 12]))
     });
 }
 
@@ -456,5 +608,32 @@ fn attention() {
     check("weights that others read", &[&[2, 5, 4], &[2, 6, 4]], |b, p| {
         let weights = b.softmax(b.matmul_t(p[0], p[1]));
         b.concat(&[b.matmul(weights, p[1]), weights], 2)
+    });
+    check("scaled scores, queries of their own", &[&[2, 5, 8], &[2, 9, 16], &[2, 5, 9]], |b, p| {
+        let q = b.permute(b.reshape(p[0], &[2, 5, 2, 4]), &[0, 2, 1, 3]);
+        let split = b.permute(b.reshape(p[1], &[2, 9, 2, 2, 4]), &[2, 0, 3, 1, 4]);
+        let [k, v] = [0, 1].map(|i| b.reshape(b.slice(split, 0, i, 1), &[2, 2, 9, 4]));
+        let scores = b.mul_scalar(b.matmul_t(q, k), 0.4);
+        let biased = b.add(scores, b.reshape(p[2], &[2, 1, 5, 9]));
+        merge(b, b.matmul(b.softmax(biased), v))
+    });
+    check("normed queries", &[&[2, 7, 30], &[5], &[5]], |b, p| {
+        let [q, k, v] = heads(b, p[0], 7, 5);
+        merge(b, attend(b, [b.layer_norm(q, p[1], p[2], 1e-6), k, v], None))
+    });
+    check("scaled queries that others read", &[&[2, 4, 5], &[2, 3, 5], &[2, 3, 4]], |b, p| {
+        let q = b.mul_scalar(p[0], 0.3);
+        let y = b.matmul(b.softmax(b.matmul_t(q, b.mul_scalar(p[1], 0.6))), p[2]);
+        b.concat(&[y, b.unary(Unary::Tanh, q)], 2)
+    });
+    check("weights with dropout", &[&[2, 5, 4], &[2, 6, 4]], |b, p| {
+        let weights = b.softmax(b.matmul_t(p[0], p[1]));
+        let kept = b.binary(Binary::Ge, b.at("drop").uniform(&[2, 5, 6]), b.scalar(0.3));
+        b.matmul(b.mul(weights, b.mul_scalar(kept, 1.0 / 0.7)), p[1])
+    });
+    check("a long sequence", &[&[1, 300, 24]], |b, p| {
+        let split = b.permute(b.reshape(p[0], &[1, 300, 3, 2, 4]), &[2, 0, 3, 1, 4]);
+        let parts = [0, 1, 2].map(|i| b.reshape(b.slice(split, 0, i, 1), &[1, 2, 300, 4]));
+        merge(b, attend(b, parts, None))
     });
 }

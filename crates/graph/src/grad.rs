@@ -333,29 +333,30 @@ fn unary(b: &Builder, f: Unary, x: NodeId, y: NodeId, dy: NodeId) -> Option<Node
         Unary::Softplus => b.unary(Unary::Sigmoid, x),
         Unary::Relu => step(y),
         Unary::Relu6 => inside(x, 0.0, 6.0),
-        Unary::Silu => {
+        Unary::Silu => b.unary(Unary::SiluSlope, x),
+        Unary::Gelu => b.unary(Unary::GeluSlope, x),
+        Unary::GeluTanh => b.unary(Unary::GeluTanhSlope, x),
+        Unary::HardSwish => b.unary(Unary::HardSwishSlope, x),
+        Unary::SiluSlope => {
             let s = b.unary(Unary::Sigmoid, x);
-            b.add(s, b.mul(y, one_minus(s)))
+            let bend = b.add_scalar(b.mul(x, b.add_scalar(scale(s, -2.0), 1.0)), 2.0);
+            b.mul(b.mul(s, one_minus(s)), bend)
         }
-        Unary::Gelu => {
-            let cdf =
-                scale(b.add_scalar(b.unary(Unary::Erf, scale(x, std::f32::consts::FRAC_1_SQRT_2)), 1.0), 0.5);
-            b.add(cdf, b.mul(x, gauss(b, x, 0.398_942_3, 0.5)))
+        Unary::GeluSlope => {
+            b.mul(gauss(b, x, 0.398_942_3, 0.5), b.add_scalar(b.unary(Unary::Neg, square(x)), 2.0))
         }
-        Unary::GeluTanh => {
-            let k = (2.0 / std::f32::consts::PI).sqrt();
+        Unary::GeluTanhSlope => {
+            // x · σ(z): σ′(z) · (2 z′ + x · ((1 − 2 σ(z)) · z′² + z″)).
+            let (k, c) = (2.0 * (2.0 / std::f32::consts::PI).sqrt(), 0.044715);
             let squared = square(x);
-            let inner = scale(b.mul(x, b.add_scalar(scale(squared, 0.044715), 1.0)), k);
-            let t = b.unary(Unary::Tanh, inner);
-            let inner_slope = b.add_scalar(scale(squared, 3.0 * 0.044715 * k), k);
-            let tail = b.mul(scale(b.mul(x, one_minus(square(t))), 0.5), inner_slope);
-            b.add(scale(b.add_scalar(t, 1.0), 0.5), tail)
+            let s = b.unary(Unary::Sigmoid, scale(b.mul(x, b.add_scalar(scale(squared, c), 1.0)), k));
+            let first = b.add_scalar(scale(squared, 3.0 * c * k), k);
+            let second = scale(x, 6.0 * c * k);
+            let bend = b.add(b.mul(b.add_scalar(scale(s, -2.0), 1.0), square(first)), second);
+            b.mul(b.mul(s, one_minus(s)), b.add(scale(first, 2.0), b.mul(x, bend)))
         }
+        Unary::HardSwishSlope => scale(inside(x, -3.0, 3.0), 1.0 / 3.0),
         Unary::HardSigmoid => scale(inside(x, -3.0, 3.0), 1.0 / 6.0),
-        Unary::HardSwish => {
-            let gate = b.unary(Unary::HardSigmoid, x);
-            b.add(gate, scale(b.mul(x, inside(x, -3.0, 3.0)), 1.0 / 6.0))
-        }
         Unary::LeakyRelu(k) => b.add_scalar(scale(step(x), 1.0 - k), k),
     };
     Some(b.mul(dy, slope))

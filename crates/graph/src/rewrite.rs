@@ -3,12 +3,16 @@
 //! - [`remove_dead`]: nodes and state that no output and no update needs
 //! - [`fold_constants`]: constant parts become numbers; operations that change nothing go
 //! - [`lower_batch_norm`]: batch norm becomes part of the convolution before it, or x · scale + shift
+//! - [`join_pads`]: the sum of parts padded with zeros becomes their concatenation
+//! - [`recompute_norms`]: derivatives of activations compute that x · scale + shift again instead of keeping it
 //!
 //! [`PASSES`] is what an engine wants before it plans a graph, in this order; [`for_engine`] runs it.
 
 mod batch_norm;
 mod constants;
 mod dead;
+mod pads;
+mod recompute;
 
 use std::sync::Arc;
 
@@ -18,6 +22,8 @@ use crate::graph::{Graph, Node, NodeId};
 pub use batch_norm::lower_batch_norm;
 pub use constants::{FOLD_LIMIT, fold_constants, remove_detach};
 pub use dead::remove_dead;
+pub use pads::join_pads;
+pub use recompute::recompute_norms;
 
 /// A rewritten graph.
 #[derive(Clone, Debug)]
@@ -48,12 +54,17 @@ pub struct Pass {
 
 /// What an engine runs before it plans a graph, for inference and for training steps alike: all derivatives and updates
 /// have been written. Values that gradient checkpointing computes twice stay apart.
-pub const PASSES: &[Pass] = &[DEAD, DETACH, CONSTANTS, BATCH_NORM, CONSTANTS, DEAD];
+pub const PASSES: &[Pass] = &[DEAD, DETACH, CONSTANTS, BATCH_NORM, RECOMPUTE, CONSTANTS, PADS, DEAD];
 
 const DEAD: Pass =
     Pass { name: "dead-nodes", about: "drops what no output and no update needs", run: remove_dead };
 const DETACH: Pass =
     Pass { name: "detach", about: "drops the ends of derivatives: all are written", run: remove_detach };
+const RECOMPUTE: Pass = Pass {
+    name: "recompute",
+    about: "derivatives of activations compute norms again instead of keeping them",
+    run: recompute_norms,
+};
 const CONSTANTS: Pass = Pass {
     name: "constants",
     about: "computes what is constant, drops what changes nothing, merges equal leaves",
@@ -64,6 +75,8 @@ const BATCH_NORM: Pass = Pass {
     about: "folds batch norms into the weights before them, or makes them x * scale + shift",
     run: lower_batch_norm,
 };
+const PADS: Pass =
+    Pass { name: "pads", about: "joins the padded parts that derivatives of slices add up", run: join_pads };
 
 /// The graph after all of [`PASSES`].
 pub fn for_engine(graph: &Graph) -> Rewritten {

@@ -40,6 +40,14 @@ pub enum Unary {
     HardSwish,
     /// x where x > 0, else slope · x.
     LeakyRelu(f32),
+    /// The derivative of `Silu`.
+    SiluSlope,
+    /// The derivative of `Gelu`: Φ(x) + x · φ(x).
+    GeluSlope,
+    /// The derivative of `GeluTanh`.
+    GeluTanhSlope,
+    /// The derivative of `HardSwish` as PyTorch defines it: 0 up to −3, 1 from 3 on.
+    HardSwishSlope,
 }
 
 impl Unary {
@@ -88,8 +96,34 @@ impl Unary {
                     slope as f64 * x
                 }
             }
+            Unary::SiluSlope => logistic_slope(x, x, 1.0),
+            Unary::GeluSlope => {
+                // Beyond 40 the density is zero: infinity times it would be no number.
+                let density = (-0.5 * x * x).exp() / (2.0 * std::f64::consts::PI).sqrt();
+                0.5 * (1.0 + erf(x * std::f64::consts::FRAC_1_SQRT_2)) + x.clamp(-40.0, 40.0) * density
+            }
+            Unary::GeluTanhSlope => {
+                let k = 2.0 * (2.0 / std::f64::consts::PI).sqrt();
+                logistic_slope(x, k * (x + 0.044715 * x * x * x), k * (1.0 + 3.0 * 0.044715 * x * x))
+            }
+            Unary::HardSwishSlope => {
+                if x.abs() < 3.0 {
+                    (2.0 * x + 3.0) / 6.0
+                } else {
+                    if x.is_nan() { x } else { Unary::Step.eval(x) }
+                }
+            }
         }
     }
+}
+
+/// The derivative of x · sigmoid(z) where z has the derivative `slope`.
+fn logistic_slope(x: f64, z: f64, slope: f64) -> f64 {
+    let small = (-z.abs()).exp();
+    // σ′(z); where it is zero, what it is multiplied with may be infinite.
+    let steep = small / (1.0 + small).powi(2);
+    let tail = if steep == 0.0 { 0.0 } else { x * steep * slope };
+    tail + if z > 0.0 { 1.0 / (1.0 + small) } else { small / (1.0 + small) }
 }
 
 /// A function of two numbers.

@@ -209,10 +209,14 @@ fn place_unary(f: Unary) -> usize {
         Unary::HardSigmoid => 22,
         Unary::HardSwish => 23,
         Unary::LeakyRelu(_) => 24,
+        Unary::SiluSlope => 25,
+        Unary::GeluSlope => 26,
+        Unary::GeluTanhSlope => 27,
+        Unary::HardSwishSlope => 28,
     }
 }
 
-const UNARY: [Unary; 25] = [
+const UNARY: [Unary; 29] = [
     Unary::Neg,
     Unary::Abs,
     Unary::Sign,
@@ -238,6 +242,10 @@ const UNARY: [Unary; 25] = [
     Unary::HardSigmoid,
     Unary::HardSwish,
     Unary::LeakyRelu(0.1),
+    Unary::SiluSlope,
+    Unary::GeluSlope,
+    Unary::GeluTanhSlope,
+    Unary::HardSwishSlope,
 ];
 
 fn place_binary(f: Binary) -> usize {

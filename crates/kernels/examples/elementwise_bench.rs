@@ -7,7 +7,7 @@ use timm_graph::scalar::{Binary, Unary};
 use timm_kernels::depthwise::{self, DepthwiseShape};
 use timm_kernels::elementwise::{Instr, Operand, Program};
 use timm_kernels::pool::{self, PoolShape};
-use timm_kernels::{norm, random, softmax};
+use timm_kernels::{layer_norm, norm, random, softmax};
 
 /// Numbers that begin at a multiple of 64 bytes, as an engine's memory does: vectors that straddle two cache
 /// lines cost up to half the speed.
@@ -175,7 +175,7 @@ fn main() {
     let (rows, c) = (8 * 197, 768);
     let (weight, bias) = (numbers(5, c), numbers(6, c));
     let t = best(|| {
-        norm::layer_norm(&x[..rows * c], c, Some(&weight), Some(&bias), 1e-6, &mut y[..rows * c], None);
+        layer_norm::layer_norm(&x[..rows * c], c, Some(&weight), Some(&bias), 1e-6, &mut y[..rows * c]);
     });
     report("layer norm 8x197x768", (rows * c) as f64 * 8.0, "GB/s", t);
 

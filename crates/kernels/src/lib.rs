@@ -17,6 +17,7 @@ pub mod depthwise;
 pub mod elementwise;
 pub mod gemm;
 pub mod lanes;
+pub mod layer_norm;
 pub mod math;
 pub mod norm;
 pub(crate) mod pack;

@@ -172,7 +172,8 @@ pub unsafe fn gelu<S: Lanes>(x: S::V) -> S::V {
         // Φ(−a) = exp(−a² / 2) · (a quotient near ½ erfcx(a / √2)).
         let p = polynomial::<S, 4>([0.5, 0.328_636_85, 0.101_347_3, 0.012_952_604], a);
         let q = polynomial::<S, 5>([1.0, 1.455_156_2, 0.863_762_5, 0.253_385_5, 0.032_493_15], a);
-        let e = exp::<S>(S::mul(S::mul(a, a), S::splat(-0.5)));
+        // What rounding the exponent costs is little where the exponential is not small.
+        let e = exp2::<S>(S::mul(S::mul(a, a), S::splat(-0.5 * std::f32::consts::LOG2_E)));
         S::fnma(S::mul(a, e), S::quotient(p, q), S::max(S::zero(), x))
     }
 }
@@ -185,6 +186,70 @@ pub unsafe fn gelu_tanh<S: Lanes>(x: S::V) -> S::V {
         // −2 √(2/π) log₂ e (1 + 0.044715 x²).
         let cubic = S::fma(S::mul(x, x), S::splat(-2.302_208_2 * 0.044_715), S::splat(-2.302_208_2));
         logistic_quotient::<S>(x, S::mul(x, cubic))
+    }
+}
+
+/// The derivative of [`gelu`]: Φ(x) + x · φ(x).
+#[inline(always)]
+pub unsafe fn gelu_slope<S: Lanes>(x: S::V) -> S::V {
+    // SAFETY: the caller's promise.
+    unsafe {
+        // As in `gelu`, with what both terms have in common: for negative x it is −u, for positive 1 + u.
+        let a = S::min(S::splat(15.0), S::abs(x));
+        let p = polynomial::<S, 4>([0.5, 0.328_636_85, 0.101_347_3, 0.012_952_604], a);
+        let q = polynomial::<S, 5>([1.0, 1.455_156_2, 0.863_762_5, 0.253_385_5, 0.032_493_15], a);
+        let e = exp2::<S>(S::mul(S::mul(a, a), S::splat(-0.5 * std::f32::consts::LOG2_E)));
+        let u = S::mul(e, S::fma(a, S::splat(0.398_942_3), S::neg(S::quotient(p, q))));
+        S::select(S::gt(x, S::zero()), S::add(S::splat(1.0), u), S::neg(u))
+    }
+}
+
+/// The derivative of x · sigmoid(z) at |x| = a, where 2ᵗ = e^−|z| and z has the derivative `slope`.
+#[inline(always)]
+unsafe fn logistic_slope<S: Lanes>(x: S::V, a: S::V, t: S::V, slope: S::V) -> S::V {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let e = exp2::<S>(t);
+        let r = S::quotient(S::splat(1.0), S::add(S::splat(1.0), e));
+        let er = S::mul(e, r);
+        let tail = S::mul(S::mul(a, S::mul(er, r)), slope);
+        S::select(S::gt(x, S::zero()), S::add(r, tail), S::sub(er, tail))
+    }
+}
+
+/// The derivative of x · sigmoid(x).
+#[inline(always)]
+pub unsafe fn silu_slope<S: Lanes>(x: S::V) -> S::V {
+    // SAFETY: the caller's promise.
+    unsafe {
+        // Beyond 200 the tail is zero; the bound keeps infinity out of the product.
+        let a = S::min(S::splat(200.0), S::abs(x));
+        logistic_slope::<S>(x, a, S::mul(a, S::splat(-std::f32::consts::LOG2_E)), S::splat(1.0))
+    }
+}
+
+/// The derivative of [`gelu_tanh`].
+#[inline(always)]
+pub unsafe fn gelu_tanh_slope<S: Lanes>(x: S::V) -> S::V {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let a = S::min(S::splat(20.0), S::abs(x));
+        let square = S::mul(a, a);
+        let cubic = S::fma(square, S::splat(-2.302_208_2 * 0.044_715), S::splat(-2.302_208_2));
+        // 2 √(2/π) (1 + 3 · 0.044715 x²).
+        let slope = S::fma(square, S::splat(1.595_769_1 * 3.0 * 0.044_715), S::splat(1.595_769_1));
+        logistic_slope::<S>(x, a, S::mul(a, cubic), slope)
+    }
+}
+
+#[inline(always)]
+unsafe fn hard_swish_slope<S: Lanes>(x: S::V) -> S::V {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let middle = S::fma(x, S::splat(1.0 / 3.0), S::splat(0.5));
+        // NaN is beyond neither bound.
+        let middle = S::select(S::ge(x, S::splat(3.0)), S::splat(1.0), middle);
+        S::select(S::ge(S::splat(-3.0), x), S::zero(), middle)
     }
 }
 
@@ -238,6 +303,10 @@ pub unsafe fn unary<S: Lanes>(op: Unary, x: S::V) -> S::V {
             Unary::HardSigmoid => hard_sigmoid::<S>(x),
             Unary::HardSwish => S::mul(x, hard_sigmoid::<S>(x)),
             Unary::LeakyRelu(slope) => S::select(S::gt(x, zero), x, S::mul(x, S::splat(slope))),
+            Unary::SiluSlope => silu_slope::<S>(x),
+            Unary::GeluSlope => gelu_slope::<S>(x),
+            Unary::GeluTanhSlope => gelu_tanh_slope::<S>(x),
+            Unary::HardSwishSlope => hard_swish_slope::<S>(x),
         }
     }
 }
@@ -336,7 +405,7 @@ mod tests {
         y
     }
 
-    const ALL: [Unary; 25] = [
+    const ALL: [Unary; 29] = [
         Unary::Neg,
         Unary::Abs,
         Unary::Sign,
@@ -362,6 +431,10 @@ mod tests {
         Unary::HardSigmoid,
         Unary::HardSwish,
         Unary::LeakyRelu(0.01),
+        Unary::SiluSlope,
+        Unary::GeluSlope,
+        Unary::GeluTanhSlope,
+        Unary::HardSwishSlope,
     ];
 
     /// Evenly spaced, near zero, and over all magnitudes.
@@ -467,6 +540,9 @@ mod tests {
                 check(Unary::Gelu, [inf, 0.0, nan, f32::MAX, 0.0, 0.0, 0.0]);
                 check(Unary::GeluTanh, [inf, nan, nan, f32::MAX, 0.0, 0.0, 0.0]);
                 check(Unary::HardSigmoid, [1.0, 0.0, nan, 1.0, 0.0, 0.5, 0.5]);
+                for op in [Unary::SiluSlope, Unary::GeluSlope, Unary::GeluTanhSlope, Unary::HardSwishSlope] {
+                    check(op, [1.0, 0.0, nan, 1.0, 0.0, 0.5, 0.5]);
+                }
                 let softplus0 = std::f32::consts::LN_2;
                 check(Unary::Softplus, [inf, 0.0, nan, f32::MAX, 0.0, softplus0, softplus0]);
                 check(Unary::Sign, [1.0, -1.0, 0.0, 1.0, -1.0, 0.0, 0.0]);

@@ -1,4 +1,4 @@
-//! Batch statistics, layer norm, group norm.
+//! Batch statistics, group norm.
 
 use crate::lanes::Lanes;
 use crate::multiversion;
@@ -205,48 +205,7 @@ pub(crate) fn rows_per_job(rows: usize, len: usize) -> usize {
     (32_768 / len.max(1)).clamp(1, rows.max(1))
 }
 
-/// Layer norm of each row of `x` (rows × channels): y = (x − mean) / √(var + eps) · weight + bias.
-/// `stats`, if given, receives mean and 1 / √(var + eps) of each row, which [`layer_norm_backward`] needs.
-///
-/// # Panics
-/// If the lengths do not fit.
-pub fn layer_norm(
-    x: &[f32],
-    channels: usize,
-    weight: Option<&[f32]>,
-    bias: Option<&[f32]>,
-    eps: f32,
-    y: &mut [f32],
-    stats: Option<(&mut [f32], &mut [f32])>,
-) {
-    let rows = checked_rows(x.len(), channels, y.len());
-    for part in [weight, bias].into_iter().flatten() {
-        assert_eq!(part.len(), channels, "weight and bias have one number per channel");
-    }
-    let stats = stats.map(|(mean, rstd)| {
-        assert!(mean.len() == rows && rstd.len() == rows, "one mean and deviation per row");
-        (SendPtr(mean.as_mut_ptr()), SendPtr(rstd.as_mut_ptr()))
-    });
-    let per_job = rows_per_job(rows, channels);
-    let out = SendPtr(y.as_mut_ptr());
-    threads::for_each(rows.div_ceil(per_job), |job| {
-        for row in job * per_job..rows.min((job + 1) * per_job) {
-            // SAFETY: rows are disjoint; lengths were checked.
-            unsafe {
-                let from = &x[row * channels..][..channels];
-                let (mean, rstd) = mean_rstd(from, eps);
-                let to = out.slice(row * channels, channels);
-                normalise(from, mean, rstd, weight, bias, to);
-                if let Some((means, rstds)) = stats {
-                    *means.add(row) = mean;
-                    *rstds.add(row) = rstd;
-                }
-            }
-        }
-    });
-}
-
-fn checked_rows(len: usize, channels: usize, out: usize) -> usize {
+pub(crate) fn checked_rows(len: usize, channels: usize, out: usize) -> usize {
     assert_eq!(len, out, "input and output have the same length");
     if len == 0 {
         return 0;
@@ -255,67 +214,12 @@ fn checked_rows(len: usize, channels: usize, out: usize) -> usize {
     len / channels
 }
 
-multiversion!(
-    /// Mean and 1 / √(variance + eps) of a row, in two passes over it.
-    fn mean_rstd<S>(x: &[f32], eps: f32) -> (f32, f32) = mean_rstd_body
-);
-
-#[inline(always)]
-unsafe fn mean_rstd_body<S: Lanes>(x: &[f32], eps: f32) -> (f32, f32) {
-    // SAFETY: reads stay inside x.
-    unsafe {
-        let n = x.len() as f32;
-        // About zero first, then about that mean: the rest corrects the rounding of the first.
-        let (sum, _) = sums_about::<S>(x, 0.0);
-        let guess = sum / n;
-        let (sum, square) = sums_about::<S>(x, guess);
-        let offset = sum / n;
-        let var = (square / n - offset * offset).max(0.0);
-        (guess + offset, (1.0 / (var as f64 + eps as f64).sqrt()) as f32)
-    }
-}
-
-/// The sums of x − c and (x − c)².
-#[inline(always)]
-unsafe fn sums_about<S: Lanes>(x: &[f32], c: f32) -> (f32, f32) {
-    // SAFETY: reads stay inside x.
-    unsafe {
-        let l = S::LANES;
-        let centre = S::splat(c);
-        let (mut s, mut q) = ([S::zero(); 4], [S::zero(); 4]);
-        let (p, len) = (x.as_ptr(), x.len());
-        let mut i = 0;
-        while i + 4 * l <= len {
-            for k in 0..4 {
-                let d = S::sub(S::load(p.add(i + k * l)), centre);
-                s[k] = S::add(s[k], d);
-                q[k] = S::fma(d, d, q[k]);
-            }
-            i += 4 * l;
-        }
-        while i + l <= len {
-            let d = S::sub(S::load(p.add(i)), centre);
-            s[0] = S::add(s[0], d);
-            q[0] = S::fma(d, d, q[0]);
-            i += l;
-        }
-        let s = S::add(S::add(s[0], s[1]), S::add(s[2], s[3]));
-        let q = S::add(S::add(q[0], q[1]), S::add(q[2], q[3]));
-        let (mut s, mut q) = (S::sum(s), S::sum(q));
-        for &x in &x[i..] {
-            s += x - c;
-            q += (x - c) * (x - c);
-        }
-        (s, q)
-    }
-}
-
-multiversion!(fn normalise<S>(
+multiversion!(pub(crate) fn normalise<S>(
     x: &[f32], mean: f32, rstd: f32, weight: Option<&[f32]>, bias: Option<&[f32]>, y: &mut [f32],
 ) = normalise_body);
 
 #[inline(always)]
-unsafe fn normalise_body<S: Lanes>(
+pub(crate) unsafe fn normalise_body<S: Lanes>(
     x: &[f32],
     mean: f32,
     rstd: f32,
@@ -347,120 +251,6 @@ unsafe fn normalise_body<S: Lanes>(
             } else {
                 S::store_first(to, v, n)
             }
-            i += n;
-        }
-    }
-}
-
-/// The backward pass of [`layer_norm`]: from x, dy and the rows' mean and 1/deviation, fills dx and,
-/// if asked, the gradients of weight and bias.
-///
-/// # Panics
-/// If the lengths do not fit.
-pub fn layer_norm_backward(
-    x: &[f32],
-    dy: &[f32],
-    channels: usize,
-    weight: Option<&[f32]>,
-    mean: &[f32],
-    rstd: &[f32],
-    dx: &mut [f32],
-    grads: Option<(&mut [f32], &mut [f32])>,
-) {
-    let rows = checked_rows(x.len(), channels, dx.len());
-    assert!(dy.len() == x.len() && mean.len() == rows && rstd.len() == rows, "lengths fit x");
-    assert!(weight.is_none_or(|w| w.len() == channels), "one weight per channel");
-    // Few enough jobs that their partial sums are small beside the work.
-    let per_job = rows_per_job(rows, channels).max(32);
-    let jobs = rows.div_ceil(per_job);
-    let wanted = grads.is_some();
-    let mut partial = vec![0f32; if wanted { jobs * 2 * channels } else { 0 }];
-    let parts = SendPtr(partial.as_mut_ptr());
-    let out = SendPtr(dx.as_mut_ptr());
-    threads::for_each(jobs, |job| {
-        for row in job * per_job..rows.min((job + 1) * per_job) {
-            let at = row * channels;
-            // SAFETY: rows and parts are disjoint; lengths were checked.
-            unsafe {
-                let sums = if wanted { parts.slice(job * 2 * channels, 2 * channels) } else { &mut [] };
-                backward_row(
-                    &x[at..at + channels],
-                    &dy[at..at + channels],
-                    weight,
-                    mean[row],
-                    rstd[row],
-                    out.slice(at, channels),
-                    sums,
-                );
-            }
-        }
-    });
-    if let Some((weight_grad, bias_grad)) = grads {
-        for c in 0..channels {
-            let total = |skip: usize| -> f32 {
-                (0..jobs).map(|j| partial[j * 2 * channels + skip + c] as f64).sum::<f64>() as f32
-            };
-            weight_grad[c] = total(0);
-            bias_grad[c] = total(channels);
-        }
-    }
-}
-
-multiversion!(fn backward_row<S>(
-    x: &[f32], dy: &[f32], weight: Option<&[f32]>, mean: f32, rstd: f32, dx: &mut [f32], sums: &mut [f32],
-) = backward_row_body);
-
-/// dx = rstd · (g − mean(g) − x̂ · mean(g · x̂)) with g = dy · weight; sums += [dy · x̂, dy].
-#[inline(always)]
-unsafe fn backward_row_body<S: Lanes>(
-    x: &[f32],
-    dy: &[f32],
-    weight: Option<&[f32]>,
-    mean: f32,
-    rstd: f32,
-    dx: &mut [f32],
-    sums: &mut [f32],
-) {
-    // SAFETY: all slices are as long as x, `sums` twice as long or empty.
-    unsafe {
-        let len = x.len();
-        let (m, r) = (S::splat(mean), S::splat(rstd));
-        let (mut g_sum, mut gx_sum) = (S::zero(), S::zero());
-        let mut i = 0;
-        while i < len {
-            let n = S::LANES.min(len - i);
-            // Lanes beyond the row: dy = 0, so all they give is 0.
-            let at = |p: &[f32]| S::load_first(p.as_ptr().add(i), n);
-            let d = at(dy);
-            let hat = S::mul(S::sub(at(x), m), r);
-            let dhat = S::mul(d, hat);
-            let (g, gx) = match weight {
-                Some(w) => (S::mul(d, at(w)), S::mul(dhat, at(w))),
-                None => (d, dhat),
-            };
-            g_sum = S::add(g_sum, g);
-            gx_sum = S::add(gx_sum, gx);
-            if !sums.is_empty() {
-                let w = sums.as_mut_ptr().add(i);
-                let b = w.add(len);
-                S::store_first(w, S::add(S::load_first(w, n), dhat), n);
-                S::store_first(b, S::add(S::load_first(b, n), d), n);
-            }
-            i += n;
-        }
-        let scale = 1.0 / len as f32;
-        let (g_mean, gx_mean) = (S::splat(S::sum(g_sum) * scale), S::splat(S::sum(gx_sum) * scale));
-        let mut i = 0;
-        while i < len {
-            let n = S::LANES.min(len - i);
-            let at = |p: &[f32]| S::load_first(p.as_ptr().add(i), n);
-            let hat = S::mul(S::sub(at(x), m), r);
-            let g = match weight {
-                Some(w) => S::mul(at(dy), at(w)),
-                None => at(dy),
-            };
-            let v = S::mul(r, S::sub(S::fnma(hat, gx_mean, g), g_mean));
-            S::store_first(dx.as_mut_ptr().add(i), v, n);
             i += n;
         }
     }
@@ -560,61 +350,6 @@ mod tests {
                             );
                         }
                     }
-                }
-            });
-        }
-    }
-
-    #[test]
-    fn layer_norm_and_its_gradients() {
-        for &isa in available() {
-            with_isa(isa, || {
-                for (rows, c) in [(1, 1), (3, 5), (70, 33), (197, 192), (40, 768), (5, 1001)] {
-                    let x = random(1, rows * c);
-                    let dy = random(2, rows * c);
-                    let (w, b) = (random(3, c), random(4, c));
-                    let mut y = vec![0f32; rows * c];
-                    let (mut mean, mut rstd) = (vec![0f32; rows], vec![0f32; rows]);
-                    let stats = Some((&mut mean[..], &mut rstd[..]));
-                    layer_norm(&x, c, Some(&w), Some(&b), 1e-6, &mut y, stats);
-                    let mut dx = vec![0f32; rows * c];
-                    let (mut dw, mut db) = (vec![0f32; c], vec![0f32; c]);
-                    let grads = Some((&mut dw[..], &mut db[..]));
-                    layer_norm_backward(&x, &dy, c, Some(&w), &mean, &rstd, &mut dx, grads);
-                    let (mut want, mut want_dx) = (vec![0f64; rows * c], vec![0f64; rows * c]);
-                    let (mut want_dw, mut want_db) = (vec![0f64; c], vec![0f64; c]);
-                    for r in 0..rows {
-                        let row = |v: &[f32]| -> Vec<f64> {
-                            v[r * c..(r + 1) * c].iter().map(|&x| x as f64).collect()
-                        };
-                        let (x, dy) = (row(&x), row(&dy));
-                        let m = x.iter().sum::<f64>() / c as f64;
-                        let v = x.iter().map(|x| (x - m).powi(2)).sum::<f64>() / c as f64;
-                        let s = 1.0 / (v + 1e-6).sqrt();
-                        let hat: Vec<f64> = x.iter().map(|x| (x - m) * s).collect();
-                        let g: Vec<f64> = dy.iter().zip(&w).map(|(d, &w)| d * w as f64).collect();
-                        let g_mean = g.iter().sum::<f64>() / c as f64;
-                        let gx_mean = g.iter().zip(&hat).map(|(g, h)| g * h).sum::<f64>() / c as f64;
-                        for i in 0..c {
-                            want[r * c + i] = hat[i] * w[i] as f64 + b[i] as f64;
-                            want_dx[r * c + i] = s * (g[i] - g_mean - hat[i] * gx_mean);
-                            want_dw[i] += dy[i] * hat[i];
-                            want_db[i] += dy[i];
-                        }
-                    }
-                    let what = format!("{isa:?} {rows}x{c}");
-                    assert_close(&y, &want, 1e-5, &what);
-                    if c > 1 {
-                        assert_close(&dx, &want_dx, 2e-5, &what);
-                    }
-                    assert_close(&dw, &want_dw, 2e-5, &what);
-                    assert_close(&db, &want_db, 1e-5, &what);
-                    // No weight, no statistics.
-                    layer_norm(&x, c, None, None, 1e-6, &mut y, None);
-                    let plain: Vec<f64> = (0..rows * c)
-                        .map(|i| (x[i] as f64 - mean[i / c] as f64) * rstd[i / c] as f64)
-                        .collect();
-                    assert_close(&y, &plain, 1e-5, &what);
                 }
             });
         }

@@ -23,7 +23,7 @@ thread_local! {
 /// Rows and columns of the blocks in which weights are transposed.
 const BLOCK: usize = 16;
 
-/// Products of a sum from which on its length counts more than how wide the rows are that it writes.
+/// Inputs from which on the length of a sum counts more than how wide the rows are that it writes.
 const DEEP: usize = 256;
 
 /// Lanes of a vector.
@@ -36,7 +36,7 @@ pub(crate) fn lanes(isa: Isa) -> usize {
 }
 
 /// The widest panel, in vectors.
-fn max_vectors(isa: Isa) -> usize {
+pub(crate) fn max_vectors(isa: Isa) -> usize {
     match isa {
         Isa::Avx512 | Isa::Neon => 4,
         Isa::Avx2 | Isa::Portable => 2,
@@ -89,7 +89,7 @@ impl Layout {
     fn block_panels(&self) -> usize {
         let (vectors, most) = (self.block_vectors(), max_vectors(self.isa));
         // Long sums gain from tiles of more rows, which read a panel less often, where the panels come out even.
-        let narrower = most == 4 && vectors.is_multiple_of(3) && self.taps * self.inputs >= DEEP;
+        let narrower = most == 4 && vectors.is_multiple_of(3) && self.inputs >= DEEP;
         vectors.div_ceil(if narrower { 3 } else { most })
     }
 

@@ -94,16 +94,47 @@ fn middle(kind: Reduction, [outer, len, inner]: [usize; 3], src: &[f32], dst: &m
         return;
     }
     let blocks = inner.div_ceil(BLOCK);
-    for_each(outer * blocks, |job| {
-        let (o, first) = (job / blocks, job % blocks * BLOCK);
+    let columns = BLOCK.min(inner);
+    // Long columns are cut, so that few of them make work for many threads.
+    let rows = if max { len } else { (PART / columns).next_multiple_of(CHUNK).min(len) };
+    let parts = len.div_ceil(rows.max(1));
+    if parts <= 1 {
+        for_each(outer * blocks, |job| {
+            let (o, first) = (job / blocks, job % blocks * BLOCK);
+            let width = BLOCK.min(inner - first);
+            // SAFETY: jobs write disjoint parts of `dst`; kernels run only what this machine has.
+            unsafe {
+                let out = target.slice(o * inner + first, width);
+                let rows = &src[o * len * inner + first..];
+                if max {
+                    max_columns(rows, len, inner, out)
+                } else {
+                    let mut total = [0f64; BLOCK];
+                    sum_columns(rows, len, inner, &mut total[..width]);
+                    out.iter_mut().zip(total).for_each(|(x, t)| *x = t as f32);
+                }
+            }
+        });
+        return;
+    }
+    let mut sums = vec![0f64; outer * blocks * parts * columns];
+    let target = SendPtr(sums.as_mut_ptr());
+    for_each(outer * blocks * parts, |job| {
+        let (o, part) = (job / (blocks * parts), job % parts);
+        let first = job / parts % blocks * BLOCK;
         let width = BLOCK.min(inner - first);
-        // SAFETY: jobs write disjoint parts of `dst`; kernels run only what this machine has.
+        let count = rows.min(len - part * rows);
+        // SAFETY: each job has its own sums; kernels run only what this machine has.
         unsafe {
-            let out = target.slice(o * inner + first, width);
-            let rows = &src[o * len * inner + first..];
-            if max { max_columns(rows, len, inner, out) } else { sum_columns(rows, len, inner, out) }
+            let out = target.slice(job * columns, width);
+            sum_columns(&src[(o * len + part * rows) * inner + first..], count, inner, out);
         }
     });
+    for (i, x) in dst.iter_mut().enumerate() {
+        let (o, block, column) = (i / inner, i % inner / BLOCK, i % inner % BLOCK);
+        let parts_of = |part: usize| sums[((o * blocks + block) * parts + part) * columns + column];
+        *x = (0..parts).map(parts_of).sum::<f64>() as f32;
+    }
 }
 
 crate::multiversion!(fn sum_row<S>(row: &[f32]) -> f32 = sum_row_body);
@@ -151,12 +182,11 @@ unsafe fn max_row_body<S: Simd>(row: &[f32]) -> f32 {
     row.iter().fold(f32::NEG_INFINITY, |m, &x| if x > m || x.is_nan() { x } else { m })
 }
 
-crate::multiversion!(fn sum_columns<S>(rows: &[f32], len: usize, stride: usize, out: &mut [f32]) = sum_columns_body);
+crate::multiversion!(fn sum_columns<S>(rows: &[f32], len: usize, stride: usize, out: &mut [f64]) = sum_columns_body);
 
 #[inline(always)]
-unsafe fn sum_columns_body<S: Simd>(rows: &[f32], len: usize, stride: usize, out: &mut [f32]) {
+unsafe fn sum_columns_body<S: Simd>(rows: &[f32], len: usize, stride: usize, out: &mut [f64]) {
     let width = out.len();
-    let mut total = [0f64; BLOCK];
     for first in (0..len).step_by(CHUNK) {
         let mut acc = [0f32; BLOCK];
         for row in first..len.min(first + CHUNK) {
@@ -165,12 +195,9 @@ unsafe fn sum_columns_body<S: Simd>(rows: &[f32], len: usize, stride: usize, out
                 *a += x;
             }
         }
-        for (t, &a) in total[..width].iter_mut().zip(&acc) {
+        for (t, &a) in out.iter_mut().zip(&acc) {
             *t += a as f64;
         }
-    }
-    for (x, &t) in out.iter_mut().zip(&total) {
-        *x = t as f32;
     }
 }
 
@@ -207,6 +234,26 @@ mod tests {
                 let alone = crate::threads::with_count(1, || total(&x, squares));
                 assert_eq!(alone.to_bits(), found.to_bits());
             }
+        }
+    }
+
+    #[test]
+    fn long_columns_match_f64_at_any_number_of_threads() {
+        let mut random = Random::new(13);
+        for [outer, len, inner] in [[1, 5000, 300], [1, 70_001, 3], [2, 1500, 257], [1, 131_072, 1]] {
+            let x = random.numbers(outer * len * inner);
+            let mut want = vec![0f64; outer * inner];
+            for (i, &x) in x.iter().enumerate() {
+                want[i / (len * inner) * inner + i % inner] += x as f64;
+            }
+            let sum = || {
+                let mut got = vec![0.0; outer * inner];
+                reduce(Reduction::Sum, &[outer, len, inner], &[false, true, false], &x, &mut got);
+                got
+            };
+            let (got, alone) = (sum(), crate::threads::with_count(1, sum));
+            assert_eq!(got, alone, "{outer} {len} {inner}");
+            assert_close(&got, &want, &format!("{outer} {len} {inner}"));
         }
     }
 

@@ -5,6 +5,7 @@
 //! Queries, keys and values are read where they stand, by strides, so that the projection before needs no
 //! transpose, and the result is written where the projection after reads it.
 
+mod backward;
 mod softmax;
 #[cfg(test)]
 mod tests;
@@ -16,6 +17,8 @@ use crate::pack::Layout;
 use crate::scratch::with_scratch;
 use crate::simd::isa;
 use crate::threads::{SendPtr, for_each};
+
+pub use backward::{Backward, Derivatives, Operands as BackwardOperands, Target};
 
 /// One matrix for each head: element (i, j) of head h at `offsets[h] + i · row + j · col`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,12 +86,16 @@ impl Attention {
     }
 
     fn check(&self, q: &[f32], k: &[f32], v: &[f32], bias: Option<&[f32]>, out: &[f32]) {
+        self.check_operands(q, k, v, bias);
+        self.out.check("results", self.q.offsets.len(), self.queries, self.width, out.len());
+        assert!(self.out.col == 1 || self.width == 1, "attention: the result's columns must be adjacent");
+    }
+
+    fn check_operands(&self, q: &[f32], k: &[f32], v: &[f32], bias: Option<&[f32]>) {
         let heads = self.q.offsets.len();
         self.q.check("queries", heads, self.queries, self.dim, q.len());
         self.k.check("keys", heads, self.keys, self.dim, k.len());
         self.v.check("values", heads, self.keys, self.width, v.len());
-        self.out.check("results", heads, self.queries, self.width, out.len());
-        assert!(self.out.col == 1 || self.width == 1, "attention: the result's columns must be adjacent");
         assert_eq!(self.bias.is_some(), bias.is_some(), "attention: a bias and where it stands");
         if let (Some(at), Some(bias)) = (&self.bias, bias) {
             at.check("biases", heads, self.queries, self.keys, bias.len());
@@ -151,6 +158,7 @@ pub fn forward(
                             [a.q.row, a.q.col],
                             scores.as_mut_ptr(),
                             row,
+                            false,
                         );
                         for i in 0..count {
                             let bias = a.bias.as_ref().zip(bias).map_or(std::ptr::null(), |(at, bias)| {
@@ -163,7 +171,16 @@ pub fn forward(
                             }
                         }
                         let to = target.add(a.out.offsets[head] + first * a.out.row);
-                        product(&values, packed_values, count, scores.as_ptr(), [row, 1], to, a.out.row);
+                        product(
+                            &values,
+                            packed_values,
+                            count,
+                            scores.as_ptr(),
+                            [row, 1],
+                            to,
+                            a.out.row,
+                            false,
+                        );
                     }
                 }
             }
@@ -172,7 +189,7 @@ pub fn forward(
 }
 
 /// `count` rows times a packed matrix, on this thread: row i of the left side from `from + i · strides[0]`, its
-/// numbers `strides[1]` apart, to `to + i · to_row`.
+/// numbers `strides[1]` apart, to `to + i · to_row`, on top of what is there if `add`.
 ///
 /// # Safety
 /// The packed matrix fits its layout; all rows are readable and writable.
@@ -184,10 +201,12 @@ unsafe fn product(
     strides: [usize; 2],
     to: *mut f32,
     to_row: usize,
+    add: bool,
 ) {
     let tile_rows = best_rows(layout.isa, layout.widest());
     for index in 0..layout.panels() {
         let panel = layout.panel(index);
+        let out = to.wrapping_add(panel.first_output);
         for first in (0..count).step_by(tile_rows) {
             let rows = tile_rows.min(count - first);
             let height = tile_height(rows, tile_rows);
@@ -202,12 +221,12 @@ unsafe fn product(
                 stride: strides[1],
                 source_offset: 0,
                 weights: packed[panel.offset..].as_ptr(),
-                out: to.wrapping_add(panel.first_output),
+                out,
                 offsets: offsets.as_ptr(),
                 rows,
                 width: panel.outputs,
                 bias: std::ptr::null(),
-                residual: std::ptr::null(),
+                residual: if add { out } else { std::ptr::null() },
                 relu: false,
                 ahead: packed[panel.offset..].as_ptr().cast(),
                 ahead_step: 0,

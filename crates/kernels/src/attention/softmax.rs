@@ -1,4 +1,4 @@
-//! The softmax of one row of scores, in place.
+//! The softmax of one row of scores, in place, and its derivative.
 
 use crate::lanes::Lanes;
 use crate::math;
@@ -12,6 +12,62 @@ multiversion!(
     /// `len` numbers at `x` are writable, and at `bias` readable.
     pub(super) fn scaled<S>(x: *mut f32, len: usize, scale: f32, bias: *const f32) -> f32 = scaled_body
 );
+
+multiversion!(
+    /// The derivative of a row of scores. `x` has what they are scaled from and gets their weights exp(scale · x + bias −
+    /// log_sum); `d` has the derivative by the weights and gets that by the scores, which is also added to `d_bias`. Either
+    /// bias may be null.
+    ///
+    /// # Safety
+    /// `len` numbers at `x`, `d` and `d_bias` are writable, and at `bias` readable.
+    pub(super) fn backward<S>(
+        x: *mut f32,
+        d: *mut f32,
+        len: usize,
+        scale: f32,
+        log_sum: f32,
+        bias: *const f32,
+        d_bias: *mut f32,
+    ) = backward_body
+);
+
+#[inline(always)]
+unsafe fn backward_body<S: Lanes>(
+    x: *mut f32,
+    d: *mut f32,
+    len: usize,
+    scale: f32,
+    log_sum: f32,
+    bias: *const f32,
+    d_bias: *mut f32,
+) {
+    // SAFETY: the caller's promise; no access passes `len`.
+    unsafe {
+        let l = S::LANES;
+        let (factor, centre) = (S::splat(scale), S::splat(-log_sum));
+        let mut sums = S::zero();
+        for i in (0..len).step_by(l) {
+            let n = l.min(len - i);
+            let shift = if bias.is_null() { centre } else { S::add(load::<S>(bias.add(i), n), centre) };
+            let mut p = power::<S>(S::fma(load::<S>(x.add(i), n), factor, shift));
+            store::<S>(x.add(i), p, n);
+            if n < l {
+                // Lanes past the end had no score.
+                p = load::<S>(x.add(i), n);
+            }
+            sums = S::fma(p, load::<S>(d.add(i), n), sums);
+        }
+        let sum = S::splat(S::sum(sums));
+        for i in (0..len).step_by(l) {
+            let n = l.min(len - i);
+            let slope = S::mul(load::<S>(x.add(i), n), S::sub(load::<S>(d.add(i), n), sum));
+            store::<S>(d.add(i), slope, n);
+            if !d_bias.is_null() {
+                store::<S>(d_bias.add(i), S::add(load::<S>(d_bias.add(i), n), slope), n);
+            }
+        }
+    }
+}
 
 #[inline(always)]
 unsafe fn scaled_body<S: Lanes>(x: *mut f32, len: usize, scale: f32, bias: *const f32) -> f32 {
@@ -47,10 +103,17 @@ unsafe fn powers<S: Lanes, const BIAS: bool>(x: *const f32, n: usize, factor: S:
     // SAFETY: the caller's promise.
     unsafe {
         let v = load::<S>(x, n);
-        let d = if BIAS { S::sub(v, centre) } else { S::sub(S::mul(v, factor), centre) };
+        power::<S>(if BIAS { S::sub(v, centre) } else { S::sub(S::mul(v, factor), centre) })
+    }
+}
+
+#[inline(always)]
+unsafe fn power<S: Lanes>(exponent: S::V) -> S::V {
+    // SAFETY: the caller's promise.
+    unsafe {
         // A mask of -100 would give subnormal weights, which the processor multiplies a hundred times slower.
         let bound = S::splat(LEAST_EXPONENT);
-        S::select(S::gt(bound, d), S::zero(), math::exp::<S>(S::max(bound, d)))
+        S::select(S::gt(bound, exponent), S::zero(), math::exp::<S>(S::max(bound, exponent)))
     }
 }
 

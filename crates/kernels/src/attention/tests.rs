@@ -1,6 +1,7 @@
 use super::*;
 use crate::simd::{available, with_isa};
 use crate::testing::Random;
+use crate::threads::with_count;
 use crate::twin::assert_close;
 
 /// An attention with heads side by side in rows, and its operands q, k, v, bias.
@@ -133,6 +134,153 @@ fn masked_keys_get_nothing_and_nan_stays() {
                 assert_eq!(out[at(&a.out, 0, 0, j)], v[at(&a.v, 0, 2, j)], "{isa:?}");
                 assert_eq!(out[at(&a.out, 0, 1, j)], v[at(&a.v, 0, 20, j)], "{isa:?}");
                 assert!(out[at(&a.out, 0, 2, j)].is_nan() && out[at(&a.out, 0, 3, j)].is_nan(), "{isa:?}");
+            }
+        });
+    }
+}
+
+/// Derivatives of a [`case`]: queries and keys side by side in one slice, values in another. And that by the result.
+fn derivatives(a: &Attention, bias: bool) -> (Derivatives, Vec<f32>) {
+    let heads = a.q.offsets.len();
+    let beside = |skip: usize, cols: usize, row: usize| Heads {
+        offsets: (0..heads).map(|h| skip + h * cols).collect(),
+        row,
+        col: 1,
+    };
+    let both = 2 * heads * a.dim + 3;
+    let to = Derivatives {
+        out: Heads { col: heads, row: heads * a.width, offsets: (0..heads).collect() },
+        q: Target { slice: 0, heads: beside(1, a.dim, both) },
+        k: Target { slice: 0, heads: beside(heads * a.dim + 2, a.dim, both) },
+        v: Target { slice: 1, heads: beside(0, a.width, heads * a.width) },
+        q_factor: a.scale,
+        k_factor: -0.7,
+        bias,
+    };
+    let d_out = Random::new(a.queries as u64).numbers(a.queries * heads * a.width);
+    (to, d_out)
+}
+
+struct Results {
+    both: Vec<f32>,
+    v: Vec<f32>,
+    bias: Vec<f32>,
+}
+
+fn run_backward(a: &Attention, to: &Derivatives, operands: &[Vec<f32>; 4], d_out: &[f32]) -> Results {
+    let [q, k, v, bias] = operands;
+    let (heads, bias) = (a.q.offsets.len(), a.bias.is_some().then_some(&bias[..]));
+    let mut log_sums = vec![0f32; heads * a.queries];
+    let mut out = vec![0f32; a.queries * (heads * a.width + 2)];
+    forward(a, q, k, v, bias, &mut out, Some(&mut log_sums));
+    let rows = a.queries.max(a.keys);
+    let mut results = Results {
+        both: vec![7.0; rows * (2 * heads * a.dim + 3)],
+        v: vec![7.0; a.keys * heads * a.width],
+        bias: vec![7.0; operands[3].len()],
+    };
+    let pass = Backward::new(a.clone(), to.clone());
+    let mut partial = vec![7f32; pass.partial_len()];
+    let operands = BackwardOperands { q, k, v, bias, log_sums: &log_sums, d_out };
+    let d_bias = to.bias.then_some([&mut results.bias[..], &mut partial[..]]);
+    pass.run(&operands, &mut [&mut results.both[..], &mut results.v[..]], d_bias);
+    results
+}
+
+#[test]
+fn the_backward_pass_matches_the_naive_one() {
+    // The last shapes take several blocks of queries.
+    let long = [(1, 200, 500, 8, 4), (2, 331, 400, 4, 5)];
+    for (heads, queries, keys, dim, width) in SHAPES.into_iter().chain(long) {
+        for biased in [false, true] {
+            let (a, operands) = case(heads, queries, keys, dim, width, biased);
+            let (to, d_out) = derivatives(&a, biased);
+            let (p, _) = weights(&a, &operands);
+            let [q, k, v, _] = &operands;
+            let (mut want_q, mut want_k) =
+                (vec![0f64; heads * queries * dim], vec![0f64; heads * keys * dim]);
+            let (mut want_v, mut want_bias) = (vec![0f64; heads * keys * width], vec![0f64; queries * keys]);
+            for h in 0..heads {
+                for i in 0..queries {
+                    let row = &p[(h * queries + i) * keys..][..keys];
+                    let d = |j: usize| d_out[at(&to.out, h, i, j)] as f64;
+                    let d_row: Vec<f64> = (0..keys)
+                        .map(|m| (0..width).map(|j| d(j) * v[at(&a.v, h, m, j)] as f64).sum())
+                        .collect();
+                    let sum: f64 = row.iter().zip(&d_row).map(|(p, d)| p * d).sum();
+                    for m in 0..keys {
+                        let slope = row[m] * (d_row[m] - sum);
+                        for c in 0..dim {
+                            want_q[(h * queries + i) * dim + c] +=
+                                a.scale as f64 * slope * k[at(&a.k, h, m, c)] as f64;
+                            want_k[(h * keys + m) * dim + c] += -0.7 * slope * q[at(&a.q, h, i, c)] as f64;
+                        }
+                        (0..width).for_each(|j| want_v[(h * keys + m) * width + j] += row[m] * d(j));
+                        if let Some(bias) = &a.bias {
+                            want_bias[at(bias, h, i, m)] += slope;
+                        }
+                    }
+                }
+            }
+            for &isa in available() {
+                with_isa(isa, || {
+                    let what = format!("{isa:?} {heads} {queries} {keys} {dim} {width} {biased}");
+                    let got = run_backward(&a, &to, &operands, &d_out);
+                    let all = |from: &[f32], target: &Target, rows: usize, cols: usize| -> Vec<f32> {
+                        let place =
+                            |n: usize| at(&target.heads, n / (rows * cols), n / cols % rows, n % cols);
+                        (0..heads * rows * cols).map(|n| from[place(n)]).collect()
+                    };
+                    let sides = [
+                        (all(&got.both, &to.q, queries, dim), &want_q),
+                        (all(&got.both, &to.k, keys, dim), &want_k),
+                        (all(&got.v, &to.v, keys, width), &want_v),
+                    ];
+                    for (got, want) in sides {
+                        assert_close(&got, want, 2e-5, &what);
+                    }
+                    let written = got.both.iter().filter(|x| **x != 7.0).count();
+                    assert_eq!(
+                        written,
+                        heads * dim * (queries + keys),
+                        "{what}: wrote beside the derivatives"
+                    );
+                    if let Some(bias) = &a.bias {
+                        let rows = if bias.row == 0 { 1 } else { queries };
+                        assert_close(&got.bias[..rows * keys], &want_bias[..rows * keys], 2e-5, &what);
+                        assert!(got.bias[rows * keys..].iter().all(|x| *x == 7.0), "{what}");
+                    }
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn backward_results_do_not_depend_on_threads() {
+    let (a, operands) = case(64, 49, 49, 32, 32, true);
+    let (to, d_out) = derivatives(&a, true);
+    assert!(Backward::new(a.clone(), to.clone()).parts > 1, "several jobs sum one bias");
+    let one = with_count(1, || run_backward(&a, &to, &operands, &d_out));
+    let more = run_backward(&a, &to, &operands, &d_out);
+    assert!(one.both == more.both && one.v == more.v && one.bias == more.bias);
+}
+
+#[test]
+fn masked_keys_get_no_derivative() {
+    for &isa in available() {
+        with_isa(isa, || {
+            let (a, mut operands) = case(1, 3, 21, 4, 3, true);
+            let masked = |j: usize| j % 4 == 1 || j == 20;
+            for i in 0..3 {
+                (0..21).filter(|&j| masked(j)).for_each(|j| operands[3][i * 21 + j] = f32::NEG_INFINITY);
+            }
+            let (to, d_out) = derivatives(&a, true);
+            let got = run_backward(&a, &to, &operands, &d_out);
+            for j in 0..21 {
+                let k = got.both[at(&to.k.heads, 0, j, 0)];
+                let v = got.v[at(&to.v.heads, 0, j, 0)];
+                assert_eq!([k == 0.0, v == 0.0, got.bias[j] == 0.0], [masked(j); 3], "{isa:?} key {j}");
             }
         });
     }

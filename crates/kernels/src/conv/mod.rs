@@ -1,8 +1,11 @@
 //! Convolution, forward and backward, on `[N, H, W, C]` activations and PyTorch's `[C_out, C_in / groups, kh, kw]`
 //! weights. No patch matrix: tables of pointers lead the register tiles straight to the input.
 
+mod band;
 mod geometry;
-mod weight_grad;
+mod grouped;
+pub mod stem;
+pub(crate) mod weight_grad;
 pub mod winograd;
 
 use crate::bf16::Operands;
@@ -158,8 +161,15 @@ fn out_len(padded: usize, kernel: usize, stride: usize, dilation: usize) -> usiz
 
 /// Numbers that [`pack_weights`] writes.
 pub fn packed_len(shape: &ConvShape) -> usize {
+    packed_len_isa(isa(), shape)
+}
+
+pub(crate) fn packed_len_isa(isa: Isa, shape: &ConvShape) -> usize {
     shape.check();
-    shape.forward_layout(isa()).len()
+    if grouped::fits(shape) {
+        return grouped::Channels::forward(isa, shape).packed_len();
+    }
+    shape.forward_layout(isa).len()
 }
 
 /// Packs `[c_out, c_in / groups, kh, kw]` weights for [`forward`].
@@ -173,6 +183,9 @@ pub fn pack_weights(shape: &ConvShape, weights: &[f32], packed: &mut [f32]) {
 pub(crate) fn pack_weights_isa(isa: Isa, shape: &ConvShape, weights: &[f32], packed: &mut [f32]) {
     shape.check();
     assert!(weights.len() >= shape.weight_len(), "convolution: the weights are too short");
+    if grouped::fits(shape) {
+        return grouped::pack_weights(isa, shape, weights, packed);
+    }
     let taps = shape.taps();
     let strides = [shape.group_in() * taps, taps, 1];
     shape.forward_layout(isa).pack_as(shape.operands, weights, 0, strides, packed);
@@ -195,7 +208,7 @@ pub(crate) fn forward_isa(
     out: &mut [f32],
     epilogue: &Epilogue,
 ) {
-    shape.check();
+    let packed_len = packed_len_isa(isa, shape);
     let layout = shape.forward_layout(isa);
     let shape = &shape.input_elements();
     assert!(x.len() >= shape.input_len(), "convolution: the input is too short");
@@ -205,9 +218,12 @@ pub(crate) fn forward_isa(
         epilogue.residual.is_none_or(|r| r.len() >= shape.output_len()),
         "convolution: the residual is too short"
     );
-    assert!(packed.len() >= layout.len(), "convolution: the packed weights are too short");
+    assert!(packed.len() >= packed_len, "convolution: the packed weights are too short");
     if shape.output_len() == 0 {
         return;
+    }
+    if grouped::fits(shape) {
+        return grouped::forward(isa, shape, x, packed, SendPtr(out.as_mut_ptr()), epilogue);
     }
     let fuse = shape.fuse_rows();
     let product = Product {
@@ -341,8 +357,15 @@ fn copy_band(shape: &ConvShape, x: &[f32], image: usize, first: usize, lines: us
 
 /// Numbers that [`pack_weights_for_input_grad`] writes.
 pub fn input_grad_packed_len(shape: &ConvShape) -> usize {
+    input_grad_packed_len_isa(isa(), shape)
+}
+
+pub(crate) fn input_grad_packed_len_isa(isa: Isa, shape: &ConvShape) -> usize {
     shape.check();
-    shape.input_grad_layout(isa()).len()
+    if grouped::fits(shape) {
+        return grouped::Channels::input_grad(isa, shape).packed_len();
+    }
+    shape.input_grad_layout(isa).len()
 }
 
 /// Packs `[c_out, c_in / groups, kh, kw]` weights for [`input_grad`].
@@ -361,6 +384,9 @@ pub(crate) fn pack_weights_for_input_grad_isa(
 ) {
     shape.check();
     assert!(weights.len() >= shape.weight_len(), "convolution: the weights are too short");
+    if grouped::fits(shape) {
+        return grouped::pack_weights_for_input_grad(isa, shape, weights, packed);
+    }
     let taps = shape.taps();
     let row = shape.group_in() * taps;
     let group_stride = shape.group_out().saturating_sub(1) * row;
@@ -377,14 +403,17 @@ pub fn input_grad(shape: &ConvShape, dy: &[f32], packed: &[f32], dx: &mut [f32])
 }
 
 pub(crate) fn input_grad_isa(isa: Isa, shape: &ConvShape, dy: &[f32], packed: &[f32], dx: &mut [f32]) {
-    shape.check();
+    let packed_len = input_grad_packed_len_isa(isa, shape);
     let layout = shape.input_grad_layout(isa);
     let shape = &shape.output_elements();
     assert!(dy.len() >= shape.output_len(), "convolution: the output gradient is too short");
     assert!(dx.len() >= shape.input_len(), "convolution: the input gradient is too short");
-    assert!(packed.len() >= layout.len(), "convolution: the packed weights are too short");
+    assert!(packed.len() >= packed_len, "convolution: the packed weights are too short");
     if shape.input_len() == 0 {
         return;
+    }
+    if grouped::fits(shape) {
+        return grouped::input_grad(isa, shape, dy, packed, SendPtr(dx.as_mut_ptr()));
     }
     let product = Product {
         layout,

@@ -234,10 +234,16 @@ impl Program {
         // A value of one number per element is made in its output's place where it has one.
         let mut slot_of: Vec<Option<usize>> = vec![None; nodes.len()];
         let mut copies = Vec::new();
+        let mut sums = output_slots[written..].to_vec();
         for (output, &v) in stores.iter().enumerate() {
             let made_here = matches!(nodes[v], Node::Op(..)) && classes[v] == Class::Vector;
             if made_here && slot_of[v].is_none() {
                 slot_of[v] = Some(output_slots[output]);
+            } else if let (true, Some(slot)) = (output >= written, slot_of[v]) {
+                // Stored too, or summed twice: it stays where it is until the tile is done.
+                sums[output - written] = slot;
+            } else if let (0, true, Node::Input(i)) = (written, classes[v] == Class::Vector, nodes[v]) {
+                sums[output] = i;
             } else {
                 copies.push((output, v));
             }
@@ -350,7 +356,7 @@ impl Program {
             tile_steps,
             steps,
             outputs,
-            sums: output_slots[written..].to_vec(),
+            sums,
             sum_fold: if inner == 0 { 1 } else { SUM_WIDTH.div_ceil(inner) },
             home: layout.home,
             scratch: layout.size,
@@ -389,7 +395,10 @@ fn cost(op: Op) -> usize {
             | Unary::Sigmoid
             | Unary::Silu
             | Unary::Gelu
-            | Unary::GeluTanh,
+            | Unary::GeluTanh
+            | Unary::SiluSlope
+            | Unary::GeluSlope
+            | Unary::GeluTanhSlope,
         ) => 8,
         Op::Unary(Unary::Softplus) => 16,
         Op::Unary(Unary::Sqrt | Unary::Rsqrt | Unary::Recip) | Op::Binary(Binary::Div) => 3,

@@ -256,16 +256,9 @@ unsafe fn run_job(job: &Job<'_>, scratch: *mut f32) {
             for step in uniform.iter().chain(&plan.tile_steps) {
                 execute(step, &slots, SPLAT);
             }
-            let count = plan.steps.len();
+            let count = plan.steps.len() + plan.sums.len();
             for (at, step) in plan.steps.iter().enumerate() {
-                // A program leaves memory idle while it works on what it has read: each step asks for its share of the
-                // next tile, as asking for all at once would wait for it.
-                if count >= LONG {
-                    let (from, to) = (len * at / count, len * (at + 1) / count);
-                    for (i, _) in plan.inputs.iter().enumerate().filter(|(_, x)| x.access == Access::Dense) {
-                        prefetch(job.inputs[i].0.wrapping_add(offset + len + from), to - from);
-                    }
-                }
+                ask_ahead(job, offset, len, at, count);
                 execute(step, &slots, len);
             }
             for (o, output) in plan.outputs.iter().enumerate() {
@@ -274,9 +267,26 @@ unsafe fn run_job(job: &Job<'_>, scratch: *mut f32) {
                 }
             }
             for (s, &slot) in plan.sums.iter().enumerate() {
+                ask_ahead(job, offset, len, plan.steps.len() + s, count);
                 accumulate(job.sums.add(s * job.sum_width), job.sum_width, slots[slot], len, cols);
             }
         }
+    }
+}
+
+/// Asks for the share of operation `at` of `count` in the next tile. A program leaves memory idle while it works on what
+/// it has read; asking for all at once would wait for it.
+fn ask_ahead(job: &Job<'_>, offset: usize, len: usize, at: usize, count: usize) {
+    if count < LONG && job.plan.sums.is_empty() {
+        return;
+    }
+    let (from, to) = (offset + len + len * at / count, offset + len + len * (at + 1) / count);
+    for (i, _) in job.plan.inputs.iter().enumerate().filter(|(_, x)| x.access == Access::Dense) {
+        prefetch(job.inputs[i].0.wrapping_add(from), to - from);
+    }
+    // Before a line is written it is read, unless it is an operand's.
+    for target in job.outputs.iter().filter(|o| !job.inputs.iter().any(|i| i.0 == o.0)) {
+        prefetch(target.0.wrapping_add(from), to - from);
     }
 }
 
@@ -375,7 +385,7 @@ multiversion!(
 macro_rules! plain_unaries {
     ($each:ident) => {
         $each!(Neg Abs Sign Step Floor Exp Log Sqrt Rsqrt Recip Square Sin Cos Erf Tanh Sigmoid Softplus
-            Relu Relu6 Silu Gelu GeluTanh HardSigmoid HardSwish)
+            Relu Relu6 Silu Gelu GeluTanh HardSigmoid HardSwish SiluSlope GeluSlope GeluTanhSlope HardSwishSlope)
     };
 }
 

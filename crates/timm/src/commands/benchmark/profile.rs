@@ -13,7 +13,6 @@ struct Peak {
     bandwidth: f64,
 }
 
-
 /// What one or more steps take and do.
 #[derive(Clone, Copy, Default)]
 struct Cost {

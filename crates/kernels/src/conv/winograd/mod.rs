@@ -1,9 +1,13 @@
-//! 3×3 convolution with stride 1 by Winograd's minimal filtering, F(2×2, 3×3): 16 multiplications where the direct
-//! way takes 36 (Lavin & Gray, arXiv:1509.09308).
+//! 3×3 convolution with stride 1 by Winograd's minimal filtering (Lavin & Gray, arXiv:1509.09308): F(2×2, 3×3) takes 16
+//! multiplications where the direct way takes 36, F(4×4, 3×3) 36 where it takes 144.
 //!
-//! A block of 2×2 output tiles is a job: its 4×4 input tiles are transformed into 16 matrices `[tiles, c_in]`; for each
-//! panel of output channels 16 products give 16 matrices `[tiles, panel]`, which are transformed back while they are
-//! in the first caches. Rounding errors are no larger than those of the direct way: all factors are 1 or ½.
+//! A block of output tiles is a job: its input tiles are transformed into one matrix `[tiles, c_in]` for each point; for
+//! each panel of output channels as many products give matrices `[tiles, panel]`, which are transformed back while they
+//! are in the first caches.
+
+mod inputs;
+mod scheme;
+mod weight_grad;
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -23,12 +27,13 @@ use crate::simd::{Isa, isa};
 use crate::threads::{SendPtr, for_each};
 
 use super::ConvShape;
+use inputs::{Image, transform_f2, transform_f4};
+use scheme::{F2, F4, MOST, Scheme};
 
-/// Outputs of a tile along an axis, and inputs that they need.
-const OUT: usize = 2;
-const IN: usize = 4;
-/// Matrices of the transformed domain.
-const POINTS: usize = IN * IN;
+pub use weight_grad::{fits_weight_grad, weight_grad};
+
+/// Most points of a tile.
+const MOST_POINTS: usize = MOST * MOST;
 /// Numbers of transformed input that a job may hold: three quarters of a small second-level cache.
 const JOB_NUMBERS: usize = 192 << 10;
 /// Jobs that keep a large machine busy.
@@ -36,6 +41,52 @@ const ENOUGH_JOBS: usize = 16;
 
 /// Pixels from which on transforming weights anew for each run costs little of what is saved.
 const WORTH_TRANSFORMING: usize = 512;
+
+/// Tiles that F(4×4, 3×3) needs to be worth its transforms and its weights, four times the plain ones.
+const MANY_TILES: usize = 9;
+
+/// Which algorithm serves a shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    F2,
+    F4,
+}
+
+impl Kind {
+    /// None where neither gains on the direct way, which computes no outputs outside and leaves out taps that see only
+    /// padding.
+    fn of(shape: &ConvShape) -> Option<Kind> {
+        let outputs = shape.n * shape.out_h() * shape.out_w();
+        // Outputs that are computed, over those that are wanted.
+        let waste = |out: usize| {
+            let tiled = |len: usize| len.next_multiple_of(out);
+            (shape.n * tiled(shape.out_h()) * tiled(shape.out_w())) as f32 / outputs as f32
+        };
+        let tiles = shape.n * shape.out_h().div_ceil(F4::OUT) * shape.out_w().div_ceil(F4::OUT);
+        // With few tiles, reading the transformed weights costs more than is saved.
+        let small = shape.c_in * shape.c_out <= 1 << 16;
+        if tiles >= MANY_TILES && waste(F4::OUT) <= 4.0 / 3.0 {
+            Some(Kind::F4)
+        } else if (outputs >= 128 || small) && waste(F2::OUT) <= 1.2 {
+            Some(Kind::F2)
+        } else {
+            None
+        }
+    }
+
+    /// Outputs of a tile along an axis.
+    fn out(self) -> usize {
+        match self {
+            Kind::F2 => F2::OUT,
+            Kind::F4 => F4::OUT,
+        }
+    }
+
+    /// Matrices of the transformed domain.
+    fn points(self) -> usize {
+        (self.out() + 2).pow(2)
+    }
+}
 
 /// Whether this way is open, and worth it, for a convolution, whose weights may change with each run.
 pub fn fits(shape: &ConvShape, weights_change: bool) -> bool {
@@ -47,15 +98,13 @@ pub fn fits(shape: &ConvShape, weights_change: bool) -> bool {
         && shape.groups == 1
         && shape.c_in >= 32
         && shape.c_out >= 32
-        // Odd and small maps waste much of their last tiles, and the direct way leaves out taps that see only padding.
-        && 5 * tiled(shape.out_h()) * tiled(shape.out_w()) <= 6 * shape.out_h() * shape.out_w()
-        // The transformed weights are 16/9 of the plain ones: with few tiles, reading them costs more than is saved.
-        && (shape.n * shape.out_h() * shape.out_w() >= 128 || shape.c_in * shape.c_out <= 1 << 16)
+        && Kind::of(shape).is_some()
 }
 
-/// A length rounded up to whole tiles.
-fn tiled(len: usize) -> usize {
-    len.next_multiple_of(OUT)
+/// # Panics
+/// If the shape does not [`fits`].
+fn kind(shape: &ConvShape) -> Kind {
+    Kind::of(shape).expect("a convolution that fits")
 }
 
 fn layout(isa: Isa, shape: &ConvShape) -> Layout {
@@ -64,7 +113,7 @@ fn layout(isa: Isa, shape: &ConvShape) -> Layout {
 
 /// Numbers that [`pack_weights`] writes.
 pub fn packed_len(shape: &ConvShape) -> usize {
-    POINTS * layout(isa(), shape).len()
+    kind(shape).points() * layout(isa(), shape).len()
 }
 
 /// Transforms and packs `[c_out, c_in, 3, 3]` weights for [`forward`].
@@ -75,7 +124,7 @@ pub fn pack_weights(shape: &ConvShape, weights: &[f32], packed: &mut [f32]) {
     let layout = layout(isa(), shape);
     with_plain(Layout { taps: 9, ..layout }.len(), |plain| {
         super::pack_weights(shape, weights, plain);
-        transform_weights(&layout, plain, false, packed);
+        transform_weights(kind(shape), &layout, plain, false, packed);
     });
 }
 
@@ -108,10 +157,11 @@ pub fn input_grad_packed_len(shape: &ConvShape) -> usize {
 /// # Panics
 /// If a slice is too short.
 pub fn pack_weights_for_input_grad(shape: &ConvShape, weights: &[f32], packed: &mut [f32]) {
-    let layout = layout(isa(), &mirrored(shape));
+    let mirrored = mirrored(shape);
+    let layout = layout(isa(), &mirrored);
     with_plain(Layout { taps: 9, ..layout }.len(), |plain| {
         super::pack_weights_for_input_grad(shape, weights, plain);
-        transform_weights(&layout, plain, true, packed);
+        transform_weights(kind(&mirrored), &layout, plain, true, packed);
     });
 }
 
@@ -141,8 +191,8 @@ fn with_plain(len: usize, work: impl FnOnce(&mut [f32])) {
 const WEIGHT_JOB: usize = 64;
 
 /// From `[panel][tap][c_in][lane]` to `[point][panel][c_in][lane]`; `reversed` turns the kernels by half a turn.
-fn transform_weights(layout: &Layout, plain: &[f32], reversed: bool, packed: &mut [f32]) {
-    assert!(packed.len() >= POINTS * layout.len(), "convolution: the packed weights are too short");
+fn transform_weights(kind: Kind, layout: &Layout, plain: &[f32], reversed: bool, packed: &mut [f32]) {
+    assert!(packed.len() >= kind.points() * layout.len(), "convolution: the packed weights are too short");
     let parts = layout.inputs.div_ceil(WEIGHT_JOB);
     let target = SendPtr(packed.as_mut_ptr());
     for_each(layout.panels() * parts, |job| {
@@ -156,36 +206,51 @@ fn transform_weights(layout: &Layout, plain: &[f32], reversed: bool, packed: &mu
         });
         // SAFETY: each job has its own rows of each point; `count` is whole vectors of this instruction set or wider.
         unsafe {
-            let to: [*mut f32; POINTS] = std::array::from_fn(|point| {
-                target.slice(point * layout.len() + panel.offset + first * width, count).as_mut_ptr()
-            });
-            transform_kernels(&from, &to, count);
+            let mut to = [std::ptr::null_mut(); MOST_POINTS];
+            for (point, to) in to[..kind.points()].iter_mut().enumerate() {
+                *to = target.slice(point * layout.len() + panel.offset + first * width, count).as_mut_ptr();
+            }
+            match kind {
+                Kind::F2 => transform_kernels_f2(&from, &to, count),
+                Kind::F4 => transform_kernels_f4(&from, &to, count),
+            }
         }
     });
 }
 
-multiversion!(fn transform_kernels<S>(from: &[*const f32; 9], to: &[*mut f32; POINTS], count: usize) = transform_kernels_body);
+multiversion!(fn transform_kernels_f2<S>(from: &[*const f32; 9], to: &[*mut f32; MOST_POINTS], count: usize) = kernels_f2_body);
+multiversion!(fn transform_kernels_f4<S>(from: &[*const f32; 9], to: &[*mut f32; MOST_POINTS], count: usize) = kernels_f4_body);
 
 #[inline(always)]
-unsafe fn transform_kernels_body<S: Lanes>(from: &[*const f32; 9], to: &[*mut f32; POINTS], count: usize) {
+unsafe fn kernels_f2_body<S: Lanes>(from: &[*const f32; 9], to: &[*mut f32; MOST_POINTS], count: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { transform_kernels_body::<S, F2>(from, to, count) }
+}
+
+#[inline(always)]
+unsafe fn kernels_f4_body<S: Lanes>(from: &[*const f32; 9], to: &[*mut f32; MOST_POINTS], count: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { transform_kernels_body::<S, F4>(from, to, count) }
+}
+
+#[inline(always)]
+unsafe fn transform_kernels_body<S: Lanes, K: Scheme>(
+    from: &[*const f32; 9],
+    to: &[*mut f32; MOST_POINTS],
+    count: usize,
+) {
     // SAFETY: `count` numbers can be read from each tap and written to each point.
     unsafe {
-        let half = S::splat(0.5);
-        // (a, b, c) to a, (a + b + c) / 2, (a − b + c) / 2, c.
-        let spread = |[a, b, c]: [S::V; 3]| {
-            let (outer, inner) = (S::mul(S::add(a, c), half), S::mul(b, half));
-            [a, S::add(outer, inner), S::sub(outer, inner), c]
-        };
         let mut at = 0;
         while at < count {
             let n = S::LANES.min(count - at);
-            let columns: [[S::V; IN]; 3] = std::array::from_fn(|x| {
-                spread(std::array::from_fn(|y| S::load_first(from[3 * y + x].add(at), n)))
+            let columns: [[S::V; MOST]; 3] = std::array::from_fn(|x| {
+                K::taps::<S>(std::array::from_fn(|y| S::load_first(from[3 * y + x].add(at), n)))
             });
-            for y in 0..IN {
-                let row = spread(std::array::from_fn(|x| columns[x][y]));
-                for (x, value) in row.into_iter().enumerate() {
-                    S::store_first(to[y * IN + x].add(at), value, n);
+            for y in 0..K::IN {
+                let row = K::taps::<S>(std::array::from_fn(|x| columns[x][y]));
+                for (x, value) in row.into_iter().enumerate().take(K::IN) {
+                    S::store_first(to[y * K::IN + x].add(at), value, n);
                 }
             }
             at += S::LANES;
@@ -203,16 +268,22 @@ pub fn forward(shape: &ConvShape, x: &[f32], packed: &[f32], out: &mut [f32], ep
     let layout = layout(isa, shape);
     assert!(x.len() >= shape.input_len(), "convolution: the input is too short");
     assert!(out.len() >= shape.output_len(), "convolution: the output is too short");
-    assert!(packed.len() >= POINTS * layout.len(), "convolution: the packed weights are too short");
+    let kind = kind(shape);
+    assert!(packed.len() >= kind.points() * layout.len(), "convolution: the packed weights are too short");
     assert!(epilogue.bias.is_none_or(|b| b.len() >= shape.c_out), "convolution: the bias is too short");
     assert!(
         epilogue.residual.is_none_or(|r| r.len() >= shape.output_len()),
         "convolution: the residual is too short"
     );
-    let grid = Grid { rows: shape.out_h().div_ceil(OUT), columns: shape.out_w().div_ceil(OUT) };
+    let (out_len, points) = (kind.out(), kind.points());
+    let grid = Grid {
+        rows: shape.out_h().div_ceil(out_len),
+        columns: shape.out_w().div_ceil(out_len),
+        out: out_len,
+    };
     let tiles = shape.n * grid.rows * grid.columns;
     let tile_rows = best_rows(isa, layout.widest());
-    let most = (JOB_NUMBERS / (POINTS * shape.c_in)).clamp(4 * tile_rows, 16 * tile_rows);
+    let most = (JOB_NUMBERS / (points * shape.c_in)).clamp(4 * tile_rows, 16 * tile_rows);
     let blocks = tiles.div_ceil(most);
     let blocks = if blocks > 4 { blocks.next_multiple_of(4) } else { blocks };
     let per_block = tiles.div_ceil(blocks).next_multiple_of(tile_rows);
@@ -226,20 +297,36 @@ pub fn forward(shape: &ConvShape, x: &[f32], packed: &[f32], out: &mut [f32], ep
         let (part, block) = (index / blocks, index % blocks);
         let first = block * per_block;
         let count = (tiles - first).min(per_block);
-        let (sources, products) = (POINTS * count * shape.c_in, POINTS * count * 4 * lanes(isa));
+        let (sources, products) = (points * count * shape.c_in, points * count * 4 * lanes(isa));
         with_scratch(sources + products + shape.c_in, |scratch| {
             let (sources, rest) = scratch.split_at_mut(sources);
             let (products, zeros) = rest.split_at_mut(products);
             zeros.fill(0.0);
-            // SAFETY: tiles and their pixels lie inside the input; `sources` holds all points of `count` tiles.
-            unsafe { transform_inputs(shape, &grid, x, zeros, first..first + count, sources) };
+            let image = Image::input(shape, x);
+            let step = count * shape.c_in;
+            let (tiles, sources_at) = (first..first + count, sources.as_mut_ptr());
+            // SAFETY: `sources` holds all points of `count` tiles.
+            unsafe {
+                match kind {
+                    Kind::F2 => transform_f2(&image, &grid, zeros, tiles, sources_at, step),
+                    Kind::F4 => transform_f4(&image, &grid, zeros, tiles, sources_at, step),
+                }
+            }
             for panel in part * per_part..((part + 1) * per_part).min(panels) {
                 let panel = layout.panel(panel);
-                multiply(&layout, &panel, packed, sources, count, products);
+                multiply(&layout, &panel, points, packed, sources, count, products);
+                let tiles = first..first + count;
                 // SAFETY: jobs write disjoint tiles and channels of the output.
                 unsafe {
-                    transform_outputs(shape, &grid, &panel, products, first..first + count, target, epilogue)
-                };
+                    match kind {
+                        Kind::F2 => {
+                            transform_outputs_f2(shape, &grid, &panel, products, tiles, target, epilogue)
+                        }
+                        Kind::F4 => {
+                            transform_outputs_f4(shape, &grid, &panel, products, tiles, target, epilogue)
+                        }
+                    }
+                }
             }
         });
     });
@@ -247,23 +334,26 @@ pub fn forward(shape: &ConvShape, x: &[f32], packed: &[f32], out: &mut [f32], ep
 
 /// Tiles of an image.
 #[derive(Clone, Copy)]
-struct Grid {
+pub(crate) struct Grid {
     rows: usize,
     columns: usize,
+    /// Outputs of a tile along an axis.
+    out: usize,
 }
 
 impl Grid {
     /// Image, and row and column of the first output, of a tile.
-    fn at(&self, tile: usize) -> (usize, usize, usize) {
+    pub fn at(&self, tile: usize) -> (usize, usize, usize) {
         let (line, column) = (tile / self.columns, tile % self.columns);
-        (line / self.rows, line % self.rows * OUT, column * OUT)
+        (line / self.rows, line % self.rows * self.out, column * self.out)
     }
 }
 
-/// The 16 products of one panel: `products[point][tile][lane] = Σ sources[point][tile][c] · weights[point][c][lane]`.
+/// The products of one panel: `products[point][tile][lane] = Σ sources[point][tile][c] · weights[point][c][lane]`.
 fn multiply(
     layout: &Layout,
     panel: &Panel,
+    points: usize,
     packed: &[f32],
     sources: &[f32],
     count: usize,
@@ -273,7 +363,7 @@ fn multiply(
     let tile_rows = best_rows(isa, panel.vectors);
     let offsets: [usize; MAX_ROWS] = std::array::from_fn(|row| row * width);
     let mut table = [std::ptr::null(); MAX_ROWS];
-    for point in 0..POINTS {
+    for point in 0..points {
         for first in (0..count).step_by(tile_rows) {
             let rows = (count - first).min(tile_rows);
             let height = tile_height(rows, tile_rows);
@@ -306,87 +396,46 @@ fn multiply(
     }
 }
 
-multiversion!(fn transform_inputs<S>(
-    shape: &ConvShape, grid: &Grid, x: &[f32], zeros: &[f32], tiles: Range<usize>, sources: &mut [f32],
-) = transform_inputs_body);
-
-/// Writes the 16 points of each tile's input, `[point][tile][c]`; `zeros` stands for what lies outside.
-#[inline(always)]
-unsafe fn transform_inputs_body<S: Lanes>(
-    shape: &ConvShape,
-    grid: &Grid,
-    x: &[f32],
-    zeros: &[f32],
-    tiles: Range<usize>,
-    sources: &mut [f32],
-) {
-    let (channels, count) = (shape.c_in, tiles.len());
-    assert!(sources.len() >= POINTS * count * channels && zeros.len() >= channels);
-    for (index, tile) in tiles.enumerate() {
-        let (image, row, column) = grid.at(tile);
-        let pixels: [[*const f32; IN]; IN] = std::array::from_fn(|i| {
-            std::array::from_fn(|j| {
-                // Above and to the left of the image the difference wraps to something large.
-                let y = (row + i).wrapping_sub(shape.pad[0]);
-                let x_at = (column + j).wrapping_sub(shape.pad[2]);
-                if y < shape.h && x_at < shape.w {
-                    x[((image * shape.h + y) * shape.w + x_at) * channels..][..channels].as_ptr()
-                } else {
-                    zeros.as_ptr()
-                }
-            })
-        });
-        let target = sources[index * channels..].as_mut_ptr();
-        for channel in (0..channels).step_by(S::LANES) {
-            let left = channels - channel;
-            // SAFETY: every pixel has `channels` numbers, and so has every (point, tile) of the sources; the caller
-            // promises the instruction set.
-            unsafe {
-                let mut d = [[S::zero(); IN]; IN];
-                for (values, pixels) in d.iter_mut().zip(&pixels) {
-                    for (value, pixel) in values.iter_mut().zip(pixels) {
-                        let pixel = pixel.add(channel);
-                        *value = if left >= S::LANES { S::load(pixel) } else { S::load_first(pixel, left) };
-                    }
-                }
-                let mut columns = [[S::zero(); IN]; IN];
-                for j in 0..IN {
-                    let column = input_points::<S>([d[0][j], d[1][j], d[2][j], d[3][j]]);
-                    (0..IN).for_each(|i| columns[i][j] = column[i]);
-                }
-                for (i, row) in columns.into_iter().enumerate() {
-                    for (j, value) in input_points::<S>(row).into_iter().enumerate() {
-                        let to = target.add((i * IN + j) * count * channels + channel);
-                        if left >= S::LANES { S::store(to, value) } else { S::store_first(to, value, left) }
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// The transform of four inputs in a row.
-#[inline(always)]
-unsafe fn input_points<S: Lanes>([a, b, c, d]: [S::V; IN]) -> [S::V; IN] {
-    // SAFETY: the caller promises the instruction set.
-    unsafe { [S::sub(a, c), S::add(b, c), S::sub(c, b), S::sub(b, d)] }
-}
-
-/// The two outputs of four points in a row.
-#[inline(always)]
-unsafe fn outputs_of<S: Lanes>([a, b, c, d]: [S::V; IN]) -> [S::V; OUT] {
-    // SAFETY: the caller promises the instruction set.
-    unsafe { [S::add(a, S::add(b, c)), S::sub(S::sub(b, c), d)] }
-}
-
-multiversion!(fn transform_outputs<S>(
+multiversion!(fn transform_outputs_f2<S>(
     shape: &ConvShape, grid: &Grid, panel: &Panel, products: &[f32], tiles: Range<usize>, out: SendPtr<f32>,
     epilogue: &Epilogue,
-) = transform_outputs_body);
+) = outputs_f2_body);
+multiversion!(fn transform_outputs_f4<S>(
+    shape: &ConvShape, grid: &Grid, panel: &Panel, products: &[f32], tiles: Range<usize>, out: SendPtr<f32>,
+    epilogue: &Epilogue,
+) = outputs_f4_body);
+
+#[inline(always)]
+unsafe fn outputs_f2_body<S: Lanes>(
+    shape: &ConvShape,
+    grid: &Grid,
+    panel: &Panel,
+    products: &[f32],
+    tiles: Range<usize>,
+    out: SendPtr<f32>,
+    epilogue: &Epilogue,
+) {
+    // SAFETY: the caller's promise.
+    unsafe { transform_outputs_body::<S, F2>(shape, grid, panel, products, tiles, out, epilogue) }
+}
+
+#[inline(always)]
+unsafe fn outputs_f4_body<S: Lanes>(
+    shape: &ConvShape,
+    grid: &Grid,
+    panel: &Panel,
+    products: &[f32],
+    tiles: Range<usize>,
+    out: SendPtr<f32>,
+    epilogue: &Epilogue,
+) {
+    // SAFETY: the caller's promise.
+    unsafe { transform_outputs_body::<S, F4>(shape, grid, panel, products, tiles, out, epilogue) }
+}
 
 /// Transforms one panel's products `[point][tile][lane]` back, adds what follows and writes the output.
 #[inline(always)]
-unsafe fn transform_outputs_body<S: Lanes>(
+unsafe fn transform_outputs_body<S: Lanes, K: Scheme>(
     shape: &ConvShape,
     grid: &Grid,
     panel: &Panel,
@@ -396,10 +445,10 @@ unsafe fn transform_outputs_body<S: Lanes>(
     epilogue: &Epilogue,
 ) {
     let (out_h, out_w, count, width) = (shape.out_h(), shape.out_w(), tiles.len(), panel.vectors * S::LANES);
-    assert!(products.len() >= POINTS * count * width);
+    assert!(products.len() >= K::IN * K::IN * count * width);
     for (index, tile) in tiles.enumerate() {
         let (image, row, column) = grid.at(tile);
-        let (rows, columns) = ((out_h - row).min(OUT), (out_w - column).min(OUT));
+        let (rows, columns) = ((out_h - row).min(K::OUT), (out_w - column).min(K::OUT));
         let pixel = |i: usize, j: usize| {
             ((image * out_h + row + i) * out_w + column + j) * shape.c_out + panel.first_output
         };
@@ -411,18 +460,21 @@ unsafe fn transform_outputs_body<S: Lanes>(
             unsafe {
                 let load = |from: *const f32| if full { S::load(from) } else { S::load_first(from, left) };
                 let from = products.as_ptr().add(index * width + lane);
-                let mut half = [[S::zero(); IN]; OUT];
-                for j in 0..IN {
-                    let point = |i: usize| S::load(from.add((i * IN + j) * count * width));
-                    let column = outputs_of::<S>([point(0), point(1), point(2), point(3)]);
-                    (0..OUT).for_each(|i| half[i][j] = column[i]);
+                let mut half = [[S::zero(); MOST]; MOST];
+                for j in 0..K::IN {
+                    let mut column = [S::zero(); MOST];
+                    for (i, value) in column.iter_mut().enumerate().take(K::IN) {
+                        *value = S::load(from.add((i * K::IN + j) * count * width));
+                    }
+                    let column = K::outputs::<S>(column);
+                    (0..K::OUT).for_each(|i| half[i][j] = column[i]);
                 }
                 let bias = match epilogue.bias {
                     Some(bias) => load(bias.as_ptr().add(panel.first_output + lane)),
                     None => S::zero(),
                 };
                 for (i, half) in half.into_iter().enumerate().take(rows) {
-                    for (j, value) in outputs_of::<S>(half).into_iter().enumerate().take(columns) {
+                    for (j, value) in K::outputs::<S>(half).into_iter().enumerate().take(columns) {
                         let at = pixel(i, j) + lane;
                         let mut value = S::add(value, bias);
                         if let Some(residual) = epilogue.residual {

@@ -1,0 +1,100 @@
+//! The derivatives of an attention as one step.
+
+use timm_graph::{EngineError, NodeId};
+use timm_kernels::attention::{self, Attention, Backward, BackwardOperands, Heads, Target};
+
+use super::{Forward, Found, log_sums};
+use crate::layout::Layout;
+use crate::plan::{Kernel, Planner, Value};
+
+/// The derivatives of an attention in a graph.
+#[derive(Clone, Debug)]
+pub struct Derivatives {
+    /// The derivative by the result, `[…, N, e]`.
+    pub d_out: NodeId,
+    /// The derivative by the scores.
+    pub at: NodeId,
+    /// Between that and the products with queries and keys.
+    pub scale: f32,
+    pub ends: Vec<End>,
+    /// The sum of the derivative by the scores over what the bias is broadcast along.
+    pub bias: Option<NodeId>,
+}
+
+/// A node that gets one or more derivatives as parts of its row-major value.
+#[derive(Clone, Debug)]
+pub struct End {
+    pub last: NodeId,
+    /// Which one (0 by q, 1 by k, 2 by v), where its matrices stand, and what it is multiplied with on its way.
+    pub parts: Vec<(usize, Heads, f32)>,
+}
+
+impl Planner<'_> {
+    /// The derivatives of an attention as one step.
+    pub(super) fn lower_attention_grad(
+        &mut self,
+        found: &Found,
+        derivatives: &Derivatives,
+    ) -> Result<(), EngineError> {
+        let graph = self.graph;
+        let Forward { shape, reads, factors } = self.forward(found);
+        let d_out = self.side((derivatives.d_out, false));
+        let Attention { queries, keys, dim, width, .. } = shape;
+        let (count, biased) = (shape.q.offsets.len(), shape.bias.is_some());
+        let nowhere = Target { slice: 0, heads: Heads { offsets: Vec::new(), row: 0, col: 0 } };
+        let (mut targets, mut scales) = ([0; 3].map(|_| nowhere.clone()), [derivatives.scale; 3]);
+        let (mut writes, mut ends) = (Vec::new(), Vec::new());
+        for (slice, end) in derivatives.ends.iter().enumerate() {
+            for (which, heads, factor) in &end.parts {
+                targets[*which] = Target { slice, heads: heads.clone() };
+                scales[*which] *= factor;
+            }
+            let value = self.new_value(end.last, Layout::row_major(graph.shape(end.last)));
+            writes.push(value.span());
+            ends.push((end.last, value));
+        }
+        let [q, k, v] = targets;
+        let to = attention::Derivatives {
+            out: d_out.heads,
+            q,
+            k,
+            v,
+            // What is differentiated by is a product of a factor and what is read.
+            q_factor: scales[0] * factors[1],
+            k_factor: scales[1] * factors[0],
+            bias: derivatives.bias.is_some(),
+        };
+        let pass = Backward::new(shape, to);
+        let (slices, summed, work) = (writes.len(), derivatives.bias.is_some(), pass.partial_len());
+        if let Some(bias) = derivatives.bias {
+            let value = self.new_value(bias, Layout::row_major(graph.shape(bias)));
+            writes.push(value.span());
+            ends.push((bias, value));
+            if work > 0 {
+                writes.push(self.new_value(bias, Layout::row_major(&[work])).span());
+            }
+        }
+        let sums = self.derived[&log_sums(found)].span();
+        let mut reads: Vec<_> = reads.iter().map(Value::span).collect();
+        reads.splice(3..3, [sums, d_out.value.span()]);
+        let kernel: Kernel = Box::new(move |args| {
+            let operands = BackwardOperands {
+                q: args.read(0),
+                k: args.read(1),
+                v: args.read(2),
+                log_sums: args.read(3),
+                d_out: args.read(4),
+                bias: biased.then(|| args.read(5)),
+            };
+            let mut targets: Vec<&mut [f32]> = (0..slices).map(|i| args.write(i)).collect();
+            let partial = || if work > 0 { args.write(slices + 1) } else { &mut [] };
+            pass.run(&operands, &mut targets, summed.then(|| [args.write(slices), partial()]));
+        });
+        // The scores are computed a second time: not counted.
+        let flops = 4 * (count * queries * keys * (dim + width)) as u64;
+        let name = format!("attention grad {count}x {queries}x{keys}x{dim}");
+        self.push_counted(&name, derivatives.at, reads, writes, kernel, flops);
+        ends.into_iter().for_each(|(last, value)| self.set(last, value));
+        Ok(())
+    }
+}
