@@ -530,7 +530,7 @@ mod arm {
         unsafe fn prefetch(p: *const u8) {
             // SAFETY: a prefetch never faults and changes nothing that a program sees.
             unsafe {
-                std::arch::asm!("prfm pldl2keep, [{}]", in(reg) p, options(nomem, nostack, preserves_flags));
+                std::arch::asm!("prfm pldl2keep, [{}]", in(reg) p.addr(), options(nomem, nostack, preserves_flags));
             }
         }
     }

@@ -24,7 +24,7 @@ fn prefetch(p: *const f32, len: usize) {
         let p = p.wrapping_add(line);
         // SAFETY: a prefetch never faults and changes nothing that a program sees.
         unsafe {
-            std::arch::asm!("prfm pldl1keep, [{}]", in(reg) p, options(nomem, nostack, preserves_flags))
+            std::arch::asm!("prfm pldl1keep, [{}]", in(reg) p.addr(), options(nomem, nostack, preserves_flags))
         };
     }
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
