@@ -473,8 +473,9 @@ pub(super) fn heights(isa: Isa, vectors: usize, width: usize) -> impl Iterator<I
         _ => 6,
     };
     // One vector has registers for more pixels.
-    let taller =
-        [14, 12].into_iter().find(|height| vectors == 1 && most == MAX_PIXELS && width % height == 0);
+    let taller = [14, 12]
+        .into_iter()
+        .find(|height| vectors == 1 && most == MAX_PIXELS && width.is_multiple_of(*height));
     let most = taller.filter(|_| isa == Isa::Avx512).unwrap_or(most);
     let tiles = width.div_ceil(most);
     (0..tiles).map(move |index| {
