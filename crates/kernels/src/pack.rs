@@ -135,8 +135,12 @@ impl Layout {
     /// # Panics
     /// If `packed` is shorter than [`Layout::len`] or the strides lead out of `weights`.
     pub fn pack(&self, weights: &[f32], group_stride: usize, strides: [usize; 3], packed: &mut [f32]) {
-        let parallel = self.len() > 1 << 15;
-        self.pack_with(weights, group_stride, strides, packed, parallel);
+        self.pack_with(weights, group_stride, strides, packed, self.is_large());
+    }
+
+    /// Whether packing is worth all threads.
+    fn is_large(&self) -> bool {
+        self.len() > 1 << 15
     }
 
     /// As [`Layout::pack`], rounding to what the product multiplies. This is the layout in elements of `operands`: with
@@ -163,7 +167,13 @@ impl Layout {
         if unrounded.len() < whole.len() {
             unrounded.resize(whole.len(), 0.0);
         }
-        whole.pack(weights, group_stride, strides, &mut unrounded);
+        // The panels are those of the pairs: twice the inputs might be cut otherwise.
+        let panel = |index| {
+            let panel = self.panel(index);
+            let (first_input, inputs, offset) = (2 * panel.first_input, 2 * panel.inputs, 2 * panel.offset);
+            Panel { first_input, inputs, offset, ..panel }
+        };
+        whole.pack_panels(self.panels(), panel, weights, group_stride, strides, &mut unrounded, whole.is_large());
         let target = SendPtr(packed.as_mut_ptr());
         for_each(self.panels(), |index| {
             let panel = self.panel(index);
@@ -185,6 +195,20 @@ impl Layout {
         packed: &mut [f32],
         parallel: bool,
     ) {
+        let panel = |index| self.panel(index);
+        self.pack_panels(self.panels(), panel, weights, group_stride, strides, packed, parallel);
+    }
+
+    fn pack_panels(
+        &self,
+        panels: usize,
+        panel: impl Fn(usize) -> Panel + Sync,
+        weights: &[f32],
+        group_stride: usize,
+        strides: [usize; 3],
+        packed: &mut [f32],
+        parallel: bool,
+    ) {
         if self.len() == 0 {
             return;
         }
@@ -198,7 +222,7 @@ impl Layout {
         // Panels of merged groups have rows in common with no other: they stay whole.
         let parts = if self.merged() > 1 { 1 } else { self.inputs.div_ceil(self.inputs_per_job()) };
         let job = |index: usize| {
-            let panel = self.panel(index / parts);
+            let panel = panel(index / parts);
             let inputs = if parts == 1 {
                 0..self.inputs
             } else {
@@ -207,7 +231,7 @@ impl Layout {
             };
             self.pack_panel(&panel, inputs, weights, group_stride, strides, target);
         };
-        let jobs = self.panels() * parts;
+        let jobs = panels * parts;
         if parallel { for_each(jobs, job) } else { (0..jobs).for_each(job) }
     }
 
