@@ -19,6 +19,7 @@ mod layout;
 mod lower;
 mod lower_products;
 mod memory;
+mod mobile;
 mod plan;
 mod run;
 mod strided;

@@ -17,6 +17,7 @@ use crate::fuse::Groups;
 use crate::in_place;
 use crate::layout::Layout;
 use crate::memory::Lifetime;
+use crate::mobile::{self, Mobile};
 use crate::run::Inputs;
 
 /// Where numbers lie.
@@ -156,6 +157,7 @@ pub(crate) struct Planner<'g> {
     /// Convolutions and products with what follows them, by the last node of the chain.
     pub fused: HashMap<NodeId, Fused>,
     pub attentions: Attentions,
+    pub mobile: Mobile,
     /// Copies of values in other layouts, and packed weights, by a text that says which.
     pub derived: HashMap<(NodeId, String), Value>,
 }
@@ -199,10 +201,12 @@ impl<'g> Planner<'g> {
         let attentions = attention::find(graph, &uses);
         let mut fused = epilogue::find(graph, &uses);
         fused.retain(|last, _| !attentions.absorbed.contains(last));
+        let mobile = mobile::find(graph, &uses, &fused, precision);
         Planner {
             graph,
             fused,
             attentions,
+            mobile,
             precision,
             uses,
             values: vec![None; graph.nodes.len()],
@@ -220,6 +224,7 @@ impl<'g> Planner<'g> {
         let mut absorbed: HashSet<NodeId> =
             self.fused.values().flat_map(|f| f.absorbed.iter().copied()).collect();
         absorbed.extend(&self.attentions.absorbed);
+        absorbed.extend(&self.mobile.absorbed);
         for i in 0..self.graph.nodes.len() {
             let id = NodeId(i as u32);
             if !absorbed.contains(&id) {
@@ -232,6 +237,9 @@ impl<'g> Planner<'g> {
     fn visit(&mut self, id: NodeId) -> Result<(), EngineError> {
         let graph = self.graph;
         let node = graph.node(id);
+        if self.lower_expansion(id) {
+            return Ok(());
+        }
         if let Some(fused) = self.fused.get(&id).cloned() {
             return self.lower_fused(id, &fused);
         }

@@ -169,7 +169,11 @@ impl Shared {
                 }
                 continue;
             }
-            if self.state.compare_exchange_weak(state, state + 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
+            if self
+                .state
+                .compare_exchange_weak(state, state + 1, Ordering::Acquire, Ordering::Relaxed)
+                .is_err()
+            {
                 continue;
             }
             seen = state & !(CALL - 1);

@@ -1,0 +1,302 @@
+//! Depthwise convolution of any kernel, stride and dilation: forward and input gradient in one kernel.
+//!
+//! Along each axis a [`Run`] is a stretch of output positions that take the same kernel places from evenly spaced
+//! inputs: the inside of a row is one run, each border position another, and the input gradient of a strided
+//! convolution has one run per phase of the stride. A tile is 8 positions of a run times one vector of channels.
+
+use timm_graph::scalar::Unary;
+
+use super::{DepthwiseShape, packed_channels};
+use crate::elementwise::apply_unary_rows;
+use crate::lanes::Lanes;
+use crate::multiversion;
+use crate::threads::{self, SendPtr};
+
+/// y = activation(x ∗ weight + bias), where x has as many channels as y.
+pub(super) fn forward(
+    shape: &DepthwiseShape,
+    x: &[f32],
+    packed: &[f32],
+    bias: Option<&[f32]>,
+    activation: Option<Unary>,
+    y: &mut [f32],
+) {
+    let plan = Plan {
+        channels: shape.channels(),
+        images: shape.n,
+        input: [shape.h, shape.w],
+        output: [shape.out_h, shape.out_w],
+        kw: shape.kw,
+        rows: forward_taps(shape, 0),
+        runs: runs(&forward_taps(shape, 1), 1, shape.stride[1]),
+    };
+    plan.run(x, packed, bias, activation, y);
+}
+
+/// The gradient of x, which has as many channels as y.
+pub(super) fn input_grad(shape: &DepthwiseShape, dy: &[f32], packed: &[f32], dx: &mut [f32]) {
+    let plan = Plan {
+        channels: shape.channels(),
+        images: shape.n,
+        input: [shape.out_h, shape.out_w],
+        output: [shape.h, shape.w],
+        kw: shape.kw,
+        rows: backward_taps(shape, 0),
+        runs: runs(&backward_taps(shape, 1), shape.stride[1], 1),
+    };
+    plan.run(dy, packed, None, None, dx);
+}
+
+/// For each output position along an axis, the (input position, kernel place) pairs that reach it.
+fn forward_taps(shape: &DepthwiseShape, axis: usize) -> Vec<Vec<(usize, usize)>> {
+    let (k, size, out) =
+        if axis == 0 { (shape.kh, shape.h, shape.out_h) } else { (shape.kw, shape.w, shape.out_w) };
+    let input = |o: usize, tap: usize| {
+        let at = (o * shape.stride[axis] + tap * shape.dilation[axis]).checked_sub(shape.pad[axis])?;
+        (at < size).then_some((at, tap))
+    };
+    (0..out).map(|o| (0..k).filter_map(|tap| input(o, tap)).collect()).collect()
+}
+
+/// The same for the input gradient: for each input position, (output position, kernel place).
+fn backward_taps(shape: &DepthwiseShape, axis: usize) -> Vec<Vec<(usize, usize)>> {
+    let size = if axis == 0 { shape.h } else { shape.w };
+    let mut taps = vec![Vec::new(); size];
+    for (o, list) in forward_taps(shape, axis).into_iter().enumerate() {
+        for (at, tap) in list {
+            taps[at].push((o, tap));
+        }
+    }
+    taps
+}
+
+/// Output positions `first`, `first + step`, … that take the same kernel places, whose inputs move by
+/// `input_step` from one position to the next.
+struct Run {
+    first: usize,
+    step: usize,
+    count: usize,
+    input_step: usize,
+    /// (Input of the first position, kernel place).
+    taps: Vec<(usize, usize)>,
+}
+
+/// Groups positions into runs: neighbours `step` apart with the same kernel places.
+fn runs(taps: &[Vec<(usize, usize)>], step: usize, input_step: usize) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    for phase in 0..step.min(taps.len()) {
+        let mut open = false;
+        for o in (phase..taps.len()).step_by(step) {
+            let same = |run: &Run| {
+                let shift = run.count * input_step;
+                run.taps.len() == taps[o].len()
+                    && run.taps.iter().zip(&taps[o]).all(|(a, b)| a.0 + shift == b.0 && a.1 == b.1)
+            };
+            match runs.last_mut() {
+                Some(run) if open && same(run) => run.count += 1,
+                _ => runs.push(Run { first: o, step, count: 1, input_step, taps: taps[o].clone() }),
+            }
+            open = true;
+        }
+    }
+    runs
+}
+
+struct Plan {
+    channels: usize,
+    images: usize,
+    /// Height and width.
+    input: [usize; 2],
+    output: [usize; 2],
+    kw: usize,
+    /// For each output row, (input row, kernel row).
+    rows: Vec<Vec<(usize, usize)>>,
+    runs: Vec<Run>,
+}
+
+impl Plan {
+    fn run(&self, x: &[f32], packed: &[f32], bias: Option<&[f32]>, act: Option<Unary>, y: &mut [f32]) {
+        let c = self.channels;
+        let row = self.output[1] * c;
+        if y.is_empty() {
+            return;
+        }
+        let band = (32_768 / row).clamp(1, self.output[0]);
+        let bands = self.output[0].div_ceil(band);
+        let image = self.input[0] * self.input[1] * c;
+        let out = SendPtr(y.as_mut_ptr());
+        threads::for_each(self.images * bands, |job| {
+            let (n, first) = (job / bands, (job % bands) * band);
+            let x = &x[n * image..][..image];
+            let last = self.output[0].min(first + band);
+            // SAFETY: each band is written once; taps lie inside the image.
+            unsafe {
+                let to = out.slice((n * self.output[0] + first) * row, (last - first) * row);
+                for block in (first..last).step_by(BLOCK_ROWS) {
+                    let end = last.min(block + BLOCK_ROWS);
+                    let to = &mut to[(block - first) * row..(end - first) * row];
+                    plan_rows(&Block { plan: self, x, packed, bias, act, first: block, last: end }, to);
+                }
+            }
+        });
+    }
+}
+
+/// Output rows done for a few positions and one vector of channels before the next: their inputs overlap in the
+/// first-level cache, however wide the image.
+const BLOCK_ROWS: usize = 8;
+
+/// The output rows `first..last` of an image.
+struct Block<'a> {
+    plan: &'a Plan,
+    x: &'a [f32],
+    packed: &'a [f32],
+    bias: Option<&'a [f32]>,
+    act: Option<Unary>,
+    first: usize,
+    last: usize,
+}
+
+multiversion!(fn plan_rows<S>(block: &Block, y: &mut [f32]) = plan_rows_body);
+
+#[inline(always)]
+unsafe fn plan_rows_body<S: Lanes>(block: &Block, y: &mut [f32]) {
+    let y = y.as_mut_ptr();
+    // SAFETY: taps lie inside the image, channels inside a pixel.
+    unsafe {
+        for run in &block.plan.runs {
+            let count = run.count;
+            let mut p = 0;
+            while p + 8 <= count {
+                block.pixels::<S, 8>(run, p, y);
+                p += 8;
+            }
+            // What is left: the last tile may do some positions again.
+            let left = count - p;
+            if left > 4 && count >= 8 {
+                block.pixels::<S, 8>(run, count - 8, y);
+            } else if left > 0 && count >= 4 {
+                if left > 4 {
+                    block.pixels::<S, 4>(run, p, y);
+                }
+                block.pixels::<S, 4>(run, count - 4, y);
+            } else {
+                for p in p..count {
+                    block.pixels::<S, 1>(run, p, y);
+                }
+            }
+        }
+    }
+}
+
+impl Block<'_> {
+    /// Positions `p..p + P` of the run in every row of the block, for all channels.
+    #[inline(always)]
+    unsafe fn pixels<S: Lanes, const P: usize>(&self, run: &Run, p: usize, y: *mut f32) {
+        let (l, channels) = (S::LANES, self.plan.channels);
+        let mut c = 0;
+        // SAFETY: the caller's promise.
+        unsafe {
+            // Few positions leave room for more vectors of channels; with 32 registers so do many.
+            while P == 1 && c + 4 * l <= channels {
+                self.tile::<S, P, 4, true>(run, c, p, l, y);
+                c += 4 * l;
+            }
+            while l == 16 && c + 2 * l <= channels {
+                self.tile::<S, P, 2, true>(run, c, p, l, y);
+                c += 2 * l;
+            }
+            while c + l <= channels {
+                self.tile::<S, P, 1, true>(run, c, p, l, y);
+                c += l;
+            }
+            if c < channels {
+                self.tile::<S, P, 1, false>(run, c, p, channels - c, y);
+            }
+        }
+    }
+
+    /// Positions `p..p + P` of the run in every row of the block, `V` vectors of channels from `c` on; the last has
+    /// `n` of its lanes.
+    #[inline(always)]
+    unsafe fn tile<S: Lanes, const P: usize, const V: usize, const WHOLE: bool>(
+        &self,
+        run: &Run,
+        c: usize,
+        p: usize,
+        n: usize,
+        y: *mut f32,
+    ) {
+        let channels = self.plan.channels;
+        let row = self.plan.output[1] * channels;
+        let mut offsets = [0; 8 * BLOCK_ROWS];
+        let mut done = 0;
+        // SAFETY: the caller's promise.
+        unsafe {
+            for oy in self.first..self.last {
+                let sums = self.sums::<S, P, V, WHOLE>(run, oy, c, p, n);
+                for (q, sums) in sums.iter().enumerate() {
+                    let position = run.first + (p + q) * run.step;
+                    offsets[done] = (oy - self.first) * row + position * channels + c;
+                    let to = y.add(offsets[done]);
+                    done += 1;
+                    for (v, sum) in sums.iter().enumerate() {
+                        let to = to.add(v * S::LANES);
+                        if WHOLE { S::store(to, *sum) } else { S::store_first(to, *sum, n) }
+                    }
+                }
+            }
+            if let Some(act) = self.act {
+                apply_unary_rows(act, y, &offsets[..done], (V - 1) * S::LANES + n);
+            }
+        }
+    }
+
+    /// The sums of one row's part of a tile.
+    #[inline(always)]
+    unsafe fn sums<S: Lanes, const P: usize, const V: usize, const WHOLE: bool>(
+        &self,
+        run: &Run,
+        oy: usize,
+        c: usize,
+        p: usize,
+        n: usize,
+    ) -> [[S::V; V]; P] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let channels = self.plan.channels;
+            let mut sums = [[S::zero(); V]; P];
+            if let Some(bias) = self.bias {
+                for v in 0..V {
+                    let b = load::<S, WHOLE>(bias.as_ptr().add(c + v * S::LANES), n);
+                    for sum in &mut sums {
+                        sum[v] = b;
+                    }
+                }
+            }
+            let step = run.input_step * channels;
+            for &(iy, ky) in &self.plan.rows[oy] {
+                for &(ix, kx) in &run.taps {
+                    let ix = ix + p * run.input_step;
+                    let x = self.x.as_ptr().add((iy * self.plan.input[1] + ix) * channels + c);
+                    let w =
+                        self.packed.as_ptr().add((ky * self.plan.kw + kx) * packed_channels(channels) + c);
+                    for v in 0..V {
+                        let w = load::<S, WHOLE>(w.add(v * S::LANES), n);
+                        for q in 0..P {
+                            let x = load::<S, WHOLE>(x.add(q * step + v * S::LANES), n);
+                            sums[q][v] = S::fma(x, w, sums[q][v]);
+                        }
+                    }
+                }
+            }
+            sums
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn load<S: Lanes, const WHOLE: bool>(p: *const f32, n: usize) -> S::V {
+    // SAFETY: the caller's promise.
+    unsafe { if WHOLE { S::load(p) } else { S::load_first(p, n) } }
+}
