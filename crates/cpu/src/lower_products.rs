@@ -124,27 +124,16 @@ impl Planner<'_> {
         self.set(id, value);
     }
 
-    fn conv(&mut self, root: NodeId, conv: &Conv2d, mut extra: Vec<Span>, tail: Tail, id: NodeId) -> Value {
+    fn conv(&mut self, root: NodeId, conv: &Conv2d, extra: Vec<Span>, tail: Tail, id: NodeId) -> Value {
         let graph = self.graph;
         let (x, w) = (graph.node(root).inputs[0], graph.node(root).inputs[1]);
         let mut shape = conv_shape(conv, graph.shape(x), graph.shape(w));
-        let (x, gate) = self.gated(x);
         let mut input = self.channels_last(x);
         if as_depthwise(&shape).is_none() {
             shape.operands = self.operands(shape.c_in / shape.groups);
             input = self.as_operands(x, input, shape.operands);
         }
-        let (packed, kernel): (Value, Kernel) = if let Some(gate) = &gate {
-            let pack = move |w: &[f32], packed: &mut [f32]| conv::pack_weights(&shape, w, packed);
-            let packed = self.packed(w, &format!("conv {shape:?}"), conv::packed_len(&shape), pack);
-            let at = 2 + extra.len();
-            extra.push(gate.span());
-            let kernel = move |args: &Args| {
-                let (x, gates, tail) = (args.read(0), args.read(at), tail.bind(args));
-                conv::forward_gated(&shape, x, gates, args.read(1), args.write(0), &tail);
-            };
-            (packed, Box::new(kernel))
-        } else if let Some(shape) = as_depthwise(&shape) {
+        let (packed, kernel): (Value, Kernel) = if let Some(shape) = as_depthwise(&shape) {
             let kernel = move |args: &Args| {
                 let tail = tail.bind(args);
                 depthwise::depthwise(&shape, args.read(0), args.read(1), tail.bias, tail.act, args.write(0));
@@ -168,7 +157,7 @@ impl Planner<'_> {
         let out = self.new_value(id, Layout::channels_last(graph.shape(root)));
         let reads = [vec![input.span(), packed.span()], extra].concat();
         self.push_counted(
-            &conv_name(if gate.is_some() { "gated conv" } else { "conv" }, &shape),
+            &conv_name("conv", &shape),
             id,
             reads,
             vec![out.span()],

@@ -1,10 +1,8 @@
-//! Finds what the blocks of mobile networks do between their narrow images, and runs it without a pass of its own over
-//! a wide one: the expansion before a depthwise convolution, the mean over the image after it (what
-//! squeeze-and-excitation squeezes), and the gate on what a 1×1 convolution reads (what it excites).
+//! Finds the expansions of mobile networks' blocks and runs each as one step: the 1×1 convolution to many channels, the
+//! depthwise one after it, and the mean over the image that squeeze-and-excitation takes of the result.
 
 use std::collections::{HashMap, HashSet};
 
-use timm_graph::scalar::Binary;
 use timm_graph::{Graph, NodeId, Op, ReduceOp};
 use timm_kernels::bf16::Operands;
 use timm_kernels::conv;
@@ -13,7 +11,7 @@ use timm_kernels::depthwise::expanded::{ExpandedShape, Weights, expanded};
 use crate::epilogue::Fused;
 use crate::layout::Layout;
 use crate::lower_products::{as_depthwise, conv_flops, conv_name, conv_shape};
-use crate::plan::{Kernel, Planner, Value};
+use crate::plan::{Kernel, Planner};
 
 /// A 1×1 convolution and a depthwise one after it.
 #[derive(Clone, Debug)]
@@ -29,14 +27,12 @@ pub struct Expansion {
 pub struct Mobile {
     /// By the last node of the depthwise convolution's chain.
     pub expansions: HashMap<NodeId, Expansion>,
-    /// For a product `x · gate` that only a 1×1 convolution reads: x, and the gate `[n, c, 1, 1]`.
-    pub gated: HashMap<NodeId, (NodeId, NodeId)>,
     /// Nodes that get no step of their own.
     pub absorbed: HashSet<NodeId>,
 }
 
-/// All expansions whose wide image nobody else reads, and all gates on 1×1 convolutions.
-pub fn find(graph: &Graph, uses: &[u32], fused: &HashMap<NodeId, Fused>, precision: Operands) -> Mobile {
+/// All expansions whose wide image is large and nobody else reads.
+pub fn find(graph: &Graph, uses: &[u32], fused: &HashMap<NodeId, Fused>) -> Mobile {
     let kept: HashSet<NodeId> = graph.outputs.values().chain(graph.updates.values()).copied().collect();
     let alone = |id: NodeId| uses[id.index()] == 1 && !kept.contains(&id);
     let mut found = Mobile::default();
@@ -48,38 +44,22 @@ pub fn find(graph: &Graph, uses: &[u32], fused: &HashMap<NodeId, Fused>, precisi
         let Some((wide, _)) = convolution(graph, expand).filter(|(wide, _)| wide.is_pointwise()) else {
             continue;
         };
-        let fits = as_depthwise(&shape).is_some_and(|depthwise| shape_of(depthwise, wide.c_in).fits());
-        if fits && wide.groups == 1 {
+        let pays = as_depthwise(&shape).is_some_and(|depthwise| shape_of(depthwise, wide.c_in).pays());
+        if pays && wide.groups == 1 {
             let (expand, depthwise) = (expand.clone(), depthwise.clone());
             found.absorbed.insert(x);
             found.expansions.insert(last, Expansion { expand, depthwise, mean: None });
         }
     }
     for (i, node) in graph.nodes.iter().enumerate() {
-        let id = NodeId(i as u32);
-        match &node.op {
-            Op::Reduce { op: ReduceOp::Mean, axes } if *axes == [2, 3] && node.shape.len() == 4 => {
-                if let Some(expansion) = found.expansions.get_mut(&node.inputs[0])
-                    && expansion.mean.is_none()
-                {
-                    expansion.mean = Some(id);
-                    found.absorbed.insert(id);
-                }
-            }
-            Op::Conv2d(conv) => {
-                let product = node.inputs[0];
-                let shape = conv_shape(conv, graph.shape(product), graph.shape(node.inputs[1]));
-                if shape.is_pointwise()
-                    && shape.groups == 1
-                    && alone(product)
-                    && (precision == Operands::F32 || !precision.fit(shape.c_in))
-                    && let Some(gate) = gate(graph, product)
-                {
-                    found.gated.insert(product, gate);
-                    found.absorbed.insert(product);
-                }
-            }
-            _ => {}
+        if let Op::Reduce { op: ReduceOp::Mean, axes } = &node.op
+            && *axes == [2, 3]
+            && node.shape.len() == 4
+            && let Some(expansion) = found.expansions.get_mut(&node.inputs[0])
+            && expansion.mean.is_none()
+        {
+            expansion.mean = Some(NodeId(i as u32));
+            found.absorbed.insert(NodeId(i as u32));
         }
     }
     found
@@ -94,17 +74,6 @@ fn convolution(graph: &Graph, fused: &Fused) -> Option<(conv::ConvShape, NodeId)
 
 fn shape_of(depthwise: timm_kernels::depthwise::DepthwiseShape, inputs: usize) -> ExpandedShape {
     ExpandedShape { depthwise, inputs, operands: Operands::F32, act: None, depthwise_act: None }
-}
-
-/// The operands of a product of an image and one number for each of its channels.
-fn gate(graph: &Graph, product: NodeId) -> Option<(NodeId, NodeId)> {
-    let node = graph.node(product);
-    let (Op::Binary(Binary::Mul), &[a, b]) = (&node.op, node.inputs.as_slice()) else { return None };
-    let &[n, c, h, w] = node.shape.as_slice() else { return None };
-    let fits = |x: NodeId, gate: NodeId| {
-        h * w > 1 && *graph.shape(x) == [n, c, h, w] && *graph.shape(gate) == [n, c, 1, 1]
-    };
-    [(a, b), (b, a)].into_iter().find(|&(x, gate)| fits(x, gate))
 }
 
 impl Planner<'_> {
@@ -153,13 +122,5 @@ impl Planner<'_> {
         self.push_counted(&name, id, reads, writes, kernel, conv_flops(&wide) + conv_flops(&narrow));
         self.set(id, out);
         true
-    }
-
-    /// What a 1×1 convolution reads, and the gate on it if it may apply that itself.
-    pub fn gated(&mut self, x: NodeId) -> (NodeId, Option<Value>) {
-        match self.mobile.gated.get(&x).copied() {
-            Some((x, gate)) => (x, Some(self.channels_last(gate))),
-            None => (x, None),
-        }
     }
 }

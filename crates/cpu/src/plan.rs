@@ -201,7 +201,7 @@ impl<'g> Planner<'g> {
         let attentions = attention::find(graph, &uses);
         let mut fused = epilogue::find(graph, &uses);
         fused.retain(|last, _| !attentions.absorbed.contains(last));
-        let mobile = mobile::find(graph, &uses, &fused, precision);
+        let mobile = mobile::find(graph, &uses, &fused);
         Planner {
             graph,
             fused,

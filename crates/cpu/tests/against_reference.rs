@@ -335,6 +335,10 @@ fn blocks_of_mobile_networks() {
         (30, 23, 16, 64, 24, 3, 2, false, false),
         (7, 7, 24, 40, 24, 7, 1, true, false),
         (8, 8, 6, 24, 6, 3, 1, true, true),
+        // Large enough for one step.
+        (57, 55, 6, 40, 6, 3, 1, true, false),
+        (56, 49, 5, 40, 9, 5, 2, true, false),
+        (57, 55, 6, 40, 6, 3, 1, false, true),
     ] {
         let b = Builder::new(false);
         let x = b.input("x", &[2, narrow, h, w], DType::F32);

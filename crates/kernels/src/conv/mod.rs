@@ -187,51 +187,6 @@ pub fn forward(shape: &ConvShape, x: &[f32], packed: &[f32], out: &mut [f32], ep
     forward_isa(isa(), shape, x, packed, out, epilogue);
 }
 
-/// As [`forward`] for a pointwise convolution without groups, of x multiplied by `gates` `[n, c_in]`, one number for
-/// each channel of an image. Operands are `f32`.
-///
-/// # Panics
-/// If a slice is too short or the shape is another.
-pub fn forward_gated(
-    shape: &ConvShape,
-    x: &[f32],
-    gates: &[f32],
-    packed: &[f32],
-    out: &mut [f32],
-    epilogue: &Epilogue,
-) {
-    shape.check();
-    assert!(
-        shape.is_pointwise() && shape.groups == 1 && shape.operands == Operands::F32,
-        "no gate for {shape:?}"
-    );
-    let layout = shape.forward_layout(isa());
-    assert!(x.len() >= shape.input_len(), "convolution: the input is too short");
-    assert!(gates.len() >= shape.n * shape.c_in, "convolution: the gates are too short");
-    assert!(out.len() >= shape.output_len(), "convolution: the output is too short");
-    assert!(epilogue.bias.is_none_or(|b| b.len() >= shape.c_out), "convolution: the bias is too short");
-    assert!(
-        epilogue.residual.is_none_or(|r| r.len() >= shape.output_len()),
-        "convolution: the residual is too short"
-    );
-    assert!(packed.len() >= layout.len(), "convolution: the packed weights are too short");
-    if shape.output_len() == 0 {
-        return;
-    }
-    let mut product = Product {
-        layout,
-        operands: shape.operands,
-        packed,
-        fused_taps: 1,
-        source_stride: 1,
-        copies_rows: true,
-        out: SendPtr(out.as_mut_ptr()),
-        epilogue,
-    };
-    let pixels = shape.h * shape.w;
-    product.run_gated(shape.n * pixels, x, gates, pixels, shape.c_out);
-}
-
 pub(crate) fn forward_isa(
     isa: Isa,
     shape: &ConvShape,

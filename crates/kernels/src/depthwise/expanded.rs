@@ -35,11 +35,19 @@ pub struct ExpandedShape {
     pub depthwise_act: Option<Unary>,
 }
 
+/// Numbers of a wide image from which on it does not stay near between two steps of its own.
+const WIDE: usize = 3 << 16;
+
 impl ExpandedShape {
     /// Whether [`expanded`] can run the shape.
     pub fn fits(&self) -> bool {
+        tile::fits(&self.depthwise) && self.depthwise.multiplier == 1
+    }
+
+    /// Whether that is faster than one after the other.
+    pub fn pays(&self) -> bool {
         let s = &self.depthwise;
-        tile::fits(s) && s.multiplier == 1
+        self.fits() && s.n * s.h * s.w * s.c >= WIDE
     }
 }
 

@@ -1,4 +1,5 @@
-//! Depthwise convolution of any kernel, stride and dilation: forward and input gradient in one kernel.
+//! Depthwise convolution of any kernel, stride and dilation, from images as they lie: forward and input gradient in one
+//! kernel, and the gradient of the weights.
 //!
 //! Along each axis a [`Run`] is a stretch of output positions that take the same kernel places from evenly spaced
 //! inputs: the inside of a row is one run, each border position another, and the input gradient of a strided
@@ -299,4 +300,131 @@ impl Block<'_> {
 unsafe fn load<S: Lanes, const WHOLE: bool>(p: *const f32, n: usize) -> S::V {
     // SAFETY: the caller's promise.
     unsafe { if WHOLE { S::load(p) } else { S::load_first(p, n) } }
+}
+
+/// The gradient of the weights, in PyTorch's layout, of x with as many channels as y.
+pub(super) fn weight_grad(shape: &DepthwiseShape, x: &[f32], dy: &[f32], dw: &mut [f32]) {
+    let (channels, taps) = (shape.channels(), shape.kh * shape.kw);
+    let plan = Plan {
+        channels,
+        images: shape.n,
+        input: [shape.h, shape.w],
+        output: [shape.out_h, shape.out_w],
+        kw: shape.kw,
+        rows: forward_taps(shape, 0),
+        runs: runs(&forward_taps(shape, 1), 1, shape.stride[1]),
+    };
+    let row = shape.out_w * channels;
+    let band = (65_536 / row).clamp(1, shape.out_h);
+    let bands = shape.out_h.div_ceil(band);
+    let image = shape.h * shape.w * channels;
+    let size = taps * channels;
+    let mut partial = vec![0f32; shape.n * bands * size];
+    let parts = SendPtr(partial.as_mut_ptr());
+    threads::for_each(shape.n * bands, |job| {
+        let (n, first) = (job / bands, (job % bands) * band);
+        let x = &x[n * image..][..image];
+        for oy in first..shape.out_h.min(first + band) {
+            let dy = &dy[(n * shape.out_h + oy) * row..][..row];
+            // SAFETY: each job has its own part; taps lie inside the image.
+            unsafe { grad_row(&plan, x, dy, oy, parts.slice(job * size, size)) };
+        }
+    });
+    for c in 0..channels {
+        for tap in 0..taps {
+            let at = tap * channels + c;
+            dw[c * taps + tap] = partial.iter().skip(at).step_by(size).map(|&p| p as f64).sum::<f64>() as f32;
+        }
+    }
+}
+
+multiversion!(fn grad_row<S>(plan: &Plan, x: &[f32], dy: &[f32], oy: usize, dw: &mut [f32]) = grad_row_body);
+
+#[inline(always)]
+unsafe fn grad_row_body<S: Lanes>(plan: &Plan, x: &[f32], dy: &[f32], oy: usize, dw: &mut [f32]) {
+    let channels = plan.channels;
+    // SAFETY: taps lie inside the image, channels inside a pixel.
+    unsafe {
+        let mut taps: Vec<(usize, usize)> = Vec::new();
+        for run in &plan.runs {
+            // (Offset of the first position's input, offset of the weight) of every kernel place.
+            taps.clear();
+            for &(iy, ky) in &plan.rows[oy] {
+                for &(ix, kx) in &run.taps {
+                    let weight = (ky * plan.kw + kx) * channels;
+                    taps.push(((iy * plan.input[1] + ix) * channels, weight));
+                }
+            }
+            let dy = dy.as_ptr().add(run.first * channels);
+            let step = run.input_step * channels;
+            let mut c = 0;
+            while c + S::LANES <= channels {
+                let (x, dw) = (x.as_ptr().add(c), dw.as_mut_ptr().add(c));
+                grad_column::<S, true>(&taps, x, dy.add(c), dw, run.count, step, channels, S::LANES);
+                c += S::LANES;
+            }
+            if c < channels {
+                let (x, dw) = (x.as_ptr().add(c), dw.as_mut_ptr().add(c));
+                grad_column::<S, false>(&taps, x, dy.add(c), dw, run.count, step, channels, channels - c);
+            }
+        }
+    }
+}
+
+/// All kernel places for one vector of channels, as many at once as registers allow.
+#[inline(always)]
+unsafe fn grad_column<S: Lanes, const WHOLE: bool>(
+    taps: &[(usize, usize)],
+    x: *const f32,
+    dy: *const f32,
+    dw: *mut f32,
+    count: usize,
+    step: usize,
+    channels: usize,
+    n: usize,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut rest = taps;
+        while rest.len() >= 9 {
+            grad_taps::<S, 9, WHOLE>(&rest[..9], x, dy, dw, count, step, channels, n);
+            rest = &rest[9..];
+        }
+        if rest.len() >= 5 {
+            grad_taps::<S, 5, WHOLE>(&rest[..5], x, dy, dw, count, step, channels, n);
+            rest = &rest[5..];
+        }
+        for tap in rest.chunks(1) {
+            grad_taps::<S, 1, WHOLE>(tap, x, dy, dw, count, step, channels, n);
+        }
+    }
+}
+
+/// dw += Σ dy · x over the positions of a run, for `T` kernel places and one vector of channels.
+#[inline(always)]
+unsafe fn grad_taps<S: Lanes, const T: usize, const WHOLE: bool>(
+    taps: &[(usize, usize)],
+    x: *const f32,
+    dy: *const f32,
+    dw: *mut f32,
+    count: usize,
+    step: usize,
+    channels: usize,
+    n: usize,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let from: [*const f32; T] = std::array::from_fn(|t| x.add(taps[t].0));
+        let mut sums = [S::zero(); T];
+        for p in 0..count {
+            let d = load::<S, WHOLE>(dy.add(p * channels), n);
+            for t in 0..T {
+                sums[t] = S::fma(d, load::<S, WHOLE>(from[t].add(p * step), n), sums[t]);
+            }
+        }
+        for t in 0..T {
+            let to = dw.add(taps[t].1);
+            S::store_first(to, S::add(S::load_first(to, n), sums[t]), n);
+        }
+    }
 }

@@ -1,8 +1,8 @@
 //! Depthwise convolution of NHWC images: forward, input gradient, weight gradient.
 //!
-//! Square kernels of 3, 5 and 7 columns with a stride of 1 or 2 run from padded copies of a few rows ([`banded`]) in
-//! register tiles ([`tile`]), or straight from a 1×1 convolution that writes such rows ([`expanded`]); any other shape
-//! takes the [`general`] way.
+//! Kernels of 3, 5 and 7 columns with a stride of 1 or 2 have register tiles ([`tile`]) that read padded rows: written by
+//! a 1×1 convolution before them ([`expanded`]), or copied where that pays ([`banded`]). Any other shape, and those with
+//! too few products for a copy, take the [`general`] way.
 
 #[macro_use]
 mod unroll;
@@ -13,8 +13,6 @@ mod tile;
 mod weight_grad;
 
 use timm_graph::scalar::Unary;
-
-pub use weight_grad::depthwise_weight_grad;
 
 /// A depthwise convolution of [n, h, w, c] to [n, out_h, out_w, c · multiplier]; output channel
 /// `c · multiplier + j` reads input channel c.
@@ -122,7 +120,7 @@ pub fn depthwise(
         &repeated
     };
     let shape = shape.repeated();
-    if tile::fits(&shape) {
+    if worth_copying(&shape) {
         banded::run(&shape, x, packed, false, bias, activation, y);
     } else {
         general::forward(&shape, x, packed, bias, activation, y);
@@ -142,7 +140,7 @@ pub fn depthwise_input_grad(shape: &DepthwiseShape, dy: &[f32], packed: &[f32], 
     }
     let one = |dx: &mut [f32]| match shape.repeated().transposed() {
         // With no stride it is a convolution with the kernel turned round.
-        Some(turned) if tile::fits(&turned) => banded::run(&turned, dy, packed, true, None, None, dx),
+        Some(turned) if worth_copying(&turned) => banded::run(&turned, dy, packed, true, None, None, dx),
         _ => general::input_grad(&shape.repeated(), dy, packed, dx),
     };
     if shape.multiplier == 1 {
@@ -153,6 +151,41 @@ pub fn depthwise_input_grad(shape: &DepthwiseShape, dy: &[f32], packed: &[f32], 
     for (to, from) in dx.iter_mut().zip(repeated.chunks(shape.multiplier)) {
         *to = from.iter().sum();
     }
+}
+
+/// The gradient of the weights, in PyTorch's layout [channels, 1, kh, kw].
+///
+/// # Panics
+/// If the lengths do not fit.
+pub fn depthwise_weight_grad(shape: &DepthwiseShape, x: &[f32], dy: &[f32], dw: &mut [f32]) {
+    shape.check(x.len(), dy.len());
+    assert_eq!(dw.len(), shape.kh * shape.kw * shape.channels(), "weights of {shape:?}");
+    dw.fill(0.0);
+    if dy.is_empty() || dw.is_empty() {
+        return;
+    }
+    let repeated;
+    let x = if shape.multiplier == 1 {
+        x
+    } else {
+        repeated = repeat_channels(x, shape.multiplier);
+        &repeated
+    };
+    let shape = shape.repeated();
+    if worth_copying(&shape) {
+        weight_grad::weight_grad(&shape, x, dy, dw);
+    } else {
+        general::weight_grad(&shape, x, dy, dw);
+    }
+}
+
+/// Numbers of an image up to which it stays in the second-level cache.
+const SMALL_IMAGE: usize = 1 << 18;
+
+/// Whether a convolution is faster from a padded copy of its input: where each number is used often, or is near.
+fn worth_copying(shape: &DepthwiseShape) -> bool {
+    let small = shape.h * shape.w * shape.c <= SMALL_IMAGE;
+    tile::fits(shape) && shape.kw >= 5 && (shape.stride == [1, 1] || small)
 }
 
 /// Each number `times` times in a row.

@@ -130,8 +130,9 @@ impl Band<'_> {
                 for p in (0..out_w).step_by(P) {
                     let count = P.min(out_w - p);
                     let mut c = 0;
-                    // With sixteen lanes there are registers for two vectors.
-                    while S::LANES == 16 && c + S::LANES < self.channels {
+                    // Seven columns have registers for the sums of two vectors, but not for what the compiler loads
+                    // ahead.
+                    while S::LANES == 16 && K < 7 && c + S::LANES < self.channels {
                         self.tiles::<S, K, STRIDE, P, 2>(&rows, p, count, c);
                         c += 2 * S::LANES;
                     }
@@ -171,6 +172,7 @@ impl Band<'_> {
                 match self.act {
                     Some(Unary::Relu) => each(&mut sums, |x| math::unary::<S>(Unary::Relu, x)),
                     Some(Unary::HardSwish) => each(&mut sums, |x| math::unary::<S>(Unary::HardSwish, x)),
+                    Some(Unary::Silu) => each(&mut sums, |x| math::unary::<S>(Unary::Silu, x)),
                     _ => {}
                 }
                 let line = ((oy - self.rows.start) * self.shape.out_w + p) * self.y_pixel + c;
@@ -190,7 +192,8 @@ impl Band<'_> {
                 }
             }
             let offsets = &offsets[..done];
-            if let Some(act) = self.act.filter(|act| !matches!(act, Unary::Relu | Unary::HardSwish)) {
+            let in_registers = |act: &Unary| matches!(act, Unary::Relu | Unary::HardSwish | Unary::Silu);
+            if let Some(act) = self.act.filter(|act| !in_registers(act)) {
                 apply_unary_rows(act, self.y, offsets, width);
             }
             if !self.sums.is_null() {
@@ -224,18 +227,17 @@ impl Band<'_> {
             let step = self.shape.dilation[0] * self.x_row;
             let top = top.wrapping_sub(self.first_row).wrapping_mul(self.x_row);
             let mut row = self.x.wrapping_add(top).wrapping_add(p * STRIDE * self.x_pixel + c);
-            let mut weights =
-                self.weights.wrapping_offset((kernel_rows.start * K) as isize * self.tap).wrapping_add(c);
+            let first_tap = (kernel_rows.start * K) as isize * self.tap;
+            let mut weights = self.weights.wrapping_offset(first_tap).wrapping_add(c);
             for _ in kernel_rows {
                 unroll_vectors!(N < V, {
                     let mut w = [S::zero(); K];
                     unroll_taps!(T < K, {
                         w[T] = S::load(weights.offset(T as isize * self.tap).add(N * S::LANES));
                     });
-                    let mut x = row.add(N * S::LANES);
+                    let x = row.add(N * S::LANES);
                     unroll!(J < (P - 1) * STRIDE + K, {
-                        let input = S::load(x);
-                        x = x.wrapping_add(self.x_pixel);
+                        let input = S::load(x.add(J * self.x_pixel));
                         unroll_taps!(T < K, {
                             if J >= T && (J - T) % STRIDE == 0 && (J - T) / STRIDE < P {
                                 let sum = &mut sums[(J - T) / STRIDE][N];
@@ -254,9 +256,7 @@ impl Band<'_> {
 
 #[inline(always)]
 fn each<V: Copy, const P: usize, const N: usize>(sums: &mut [[V; N]; P], f: impl Fn(V) -> V) {
-    for q in 0..P {
-        for v in 0..N {
-            sums[q][v] = f(sums[q][v]);
-        }
+    for sum in sums.as_flattened_mut() {
+        *sum = f(*sum);
     }
 }

@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use super::banded::{self, pad_row, pixel_stride};
-use super::{DepthwiseShape, packed_channels, repeat_channels, tile};
+use super::{DepthwiseShape, packed_channels};
 use crate::lanes::Lanes;
 use crate::multiversion;
 use crate::scratch::with_scratch;
@@ -17,27 +17,10 @@ const BLOCK: usize = 6144;
 /// Channels whose sums one job brings together.
 const TOTAL_CHANNELS: usize = 64;
 
-/// The gradient of the weights, in PyTorch's layout [channels, 1, kh, kw].
-///
-/// # Panics
-/// If the lengths do not fit.
-pub fn depthwise_weight_grad(shape: &DepthwiseShape, x: &[f32], dy: &[f32], dw: &mut [f32]) {
-    shape.check(x.len(), dy.len());
-    let channels = shape.channels();
-    let taps = shape.kh * shape.kw;
-    assert_eq!(dw.len(), taps * channels, "weights of {shape:?}");
-    dw.fill(0.0);
-    if dy.is_empty() || dw.is_empty() {
-        return;
-    }
-    let repeated;
-    let x = if shape.multiplier == 1 {
-        x
-    } else {
-        repeated = repeat_channels(x, shape.multiplier);
-        &repeated
-    };
-    let shape = &shape.repeated();
+/// The gradient of the weights, in PyTorch's layout, of x with as many channels as dy; for shapes that
+/// [`tile::fits`].
+pub(super) fn weight_grad(shape: &DepthwiseShape, x: &[f32], dy: &[f32], dw: &mut [f32]) {
+    let (channels, taps) = (shape.c, shape.kh * shape.kw);
     let cut = banded::cut(shape);
     let size = taps * packed_channels(channels);
     let mut partial = vec![0f32; shape.n * cut.bands * size];
@@ -81,8 +64,6 @@ struct Rows<'a> {
     pixel: usize,
     /// Output rows.
     count: usize,
-    /// Columns of `dy`, of which every tile has whole ones.
-    columns: usize,
     channels: usize,
     /// `[kh · kw][packed channels]`, to which the gradient is added.
     sums: *mut f32,
@@ -100,8 +81,7 @@ fn band(
     let channels = shape.c;
     let pixel = pixel_stride(part.len());
     let columns = shape.out_w.next_multiple_of(8);
-    let width = ((columns - 1) * shape.stride[1] + (shape.kw - 1) * shape.dilation[1] + 1)
-        .max(shape.w + shape.pad[1]);
+    let width = ((columns - 1) * shape.stride[1] + shape.kw).max(shape.w + shape.pad[1]);
     let (x_row, dy_row) = (width * pixel, columns * pixel);
     // In rows of the padded image.
     let top = rows.start * shape.stride[0];
@@ -122,7 +102,7 @@ fn band(
             pad_row(from, channels, part, 0, pixel, line);
         }
         let (x, dy, count, channels) = (x_copy.as_ptr(), dy_copy.as_ptr(), rows.len(), part.len());
-        let rows = Rows { shape, x, x_row, dy, dy_row, pixel, count, columns, channels, sums };
+        let rows = Rows { shape, x, x_row, dy, dy_row, pixel, count, channels, sums };
         // SAFETY: the copies are as large as the fields say; the caller owns these channels of the sums.
         unsafe { add_rows(&rows) };
     });
@@ -133,17 +113,16 @@ multiversion!(fn add_rows<S>(rows: &Rows) = add_rows_body);
 #[inline(always)]
 unsafe fn add_rows_body<S: Lanes>(rows: &Rows) {
     let s = rows.shape;
-    let tile_fits = tile::fits(s);
     // SAFETY: the caller's promise.
     unsafe {
         match (s.kw, s.stride[1]) {
-            (3, 1) if tile_fits => rows.add::<S, 3, 1>(),
-            (3, 2) if tile_fits => rows.add::<S, 3, 2>(),
-            (5, 1) if tile_fits => rows.add::<S, 5, 1>(),
-            (5, 2) if tile_fits => rows.add::<S, 5, 2>(),
-            (7, 1) if tile_fits => rows.add::<S, 7, 1>(),
-            (7, 2) if tile_fits => rows.add::<S, 7, 2>(),
-            _ => rows.add_any::<S>(),
+            (3, 1) => rows.add::<S, 3, 1>(),
+            (3, 2) => rows.add::<S, 3, 2>(),
+            (5, 1) => rows.add::<S, 5, 1>(),
+            (5, 2) => rows.add::<S, 5, 2>(),
+            (7, 1) => rows.add::<S, 7, 1>(),
+            (7, 2) => rows.add::<S, 7, 2>(),
+            _ => unreachable!("no tile for {s:?}"),
         }
     }
 }
@@ -204,10 +183,9 @@ impl Rows<'_> {
                         d[q] = S::load(dy.add((p + q) * self.pixel));
                     }
                     for r in 0..R {
-                        let mut x = lines[r].add(p * STRIDE * self.pixel);
+                        let x = lines[r].add(p * STRIDE * self.pixel);
                         unroll!(J < (P - 1) * STRIDE + K, {
-                            let input = S::load(x);
-                            x = x.wrapping_add(self.pixel);
+                            let input = S::load(x.add(J * self.pixel));
                             unroll_taps!(T < K, {
                                 if J >= T && (J - T) % STRIDE == 0 && (J - T) / STRIDE < P {
                                     sums[r][T] = S::fma(input, d[(J - T) / STRIDE], sums[r][T]);
@@ -222,35 +200,6 @@ impl Rows<'_> {
                 for k in 0..K {
                     let to = self.sums.add(((ky + r) * K + k) * packed + c);
                     S::store(to, S::add(S::load(to), sums[r][k]));
-                }
-            }
-        }
-    }
-
-    /// Any kernel, stride and dilation, tap by tap.
-    #[inline(always)]
-    unsafe fn add_any<S: Lanes>(&self) {
-        let s = self.shape;
-        let packed = packed_channels(s.c);
-        // SAFETY: the caller's promise.
-        unsafe {
-            for c in (0..self.channels).step_by(S::LANES) {
-                for (ky, kx) in (0..s.kh).flat_map(|ky| (0..s.kw).map(move |kx| (ky, kx))) {
-                    let mut sums = [S::zero(); 4];
-                    for row in 0..self.count {
-                        let line = (row * s.stride[0] + ky * s.dilation[0]) * self.x_row + c;
-                        let x = self.x.add(line + kx * s.dilation[1] * self.pixel);
-                        let dy = self.dy.add(row * self.dy_row + c);
-                        for p in (0..self.columns).step_by(4) {
-                            for q in 0..4 {
-                                let input = S::load(x.add((p + q) * s.stride[1] * self.pixel));
-                                sums[q] = S::fma(input, S::load(dy.add((p + q) * self.pixel)), sums[q]);
-                            }
-                        }
-                    }
-                    let sum = S::add(S::add(sums[0], sums[1]), S::add(sums[2], sums[3]));
-                    let to = self.sums.add((ky * s.kw + kx) * packed + c);
-                    S::store(to, S::add(S::load(to), sum));
                 }
             }
         }

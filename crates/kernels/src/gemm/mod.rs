@@ -1,6 +1,5 @@
 //! Matrix products with packed weights, and what may follow them in the same pass.
 
-mod gated;
 pub(crate) mod product;
 pub(crate) mod tile;
 
