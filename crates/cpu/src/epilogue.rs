@@ -22,38 +22,75 @@ pub struct Fused {
 /// Claims all chains `conv | matmul → + bias → + residual → activation` with single readers. Roots without any of these
 /// stay alone.
 pub fn find(graph: &Graph, uses: &[u32], claims: &mut Claims) {
-    let mut reader: HashMap<NodeId, NodeId> = HashMap::new();
-    for (i, node) in graph.nodes.iter().enumerate() {
-        node.inputs.iter().filter(|x| uses[x.index()] == 1).for_each(|&x| {
-            reader.insert(x, NodeId(i as u32));
-        });
-    }
-    let kept: HashSet<NodeId> = graph.outputs.values().chain(graph.updates.values()).copied().collect();
+    let chains = Chains::new(graph, uses);
     for i in 0..graph.nodes.len() {
         let root = NodeId(i as u32);
-        let plain_weight = match &graph.node(root).op {
+        if uses[i] > 0
+            && let Some(Chain { fused, inside, last }) = chains.of(root, claims)
+            && last != root
+        {
+            claims.add(last, &inside, move |planner| planner.lower_fused(last, &fused));
+        }
+    }
+}
+
+/// Who reads what, to follow chains.
+pub struct Chains<'g> {
+    graph: &'g Graph,
+    /// Of nodes with one reader.
+    reader: HashMap<NodeId, NodeId>,
+    /// Nodes that somebody outside sees.
+    kept: HashSet<NodeId>,
+}
+
+/// A convolution or product and the nodes after it that ride on it.
+#[derive(Clone)]
+pub struct Chain {
+    pub fused: Fused,
+    /// All nodes but the last.
+    pub inside: Vec<NodeId>,
+    pub last: NodeId,
+}
+
+impl<'g> Chains<'g> {
+    pub fn new(graph: &'g Graph, uses: &[u32]) -> Self {
+        let mut reader: HashMap<NodeId, NodeId> = HashMap::new();
+        for (i, node) in graph.nodes.iter().enumerate() {
+            node.inputs.iter().filter(|x| uses[x.index()] == 1).for_each(|&x| {
+                reader.insert(x, NodeId(i as u32));
+            });
+        }
+        let kept = graph.outputs.values().chain(graph.updates.values()).copied().collect();
+        Chains { graph, reader, kept }
+    }
+
+    /// The one reader of a node that nobody else sees.
+    pub fn only_reader(&self, id: NodeId) -> Option<NodeId> {
+        self.reader.get(&id).copied().filter(|_| !self.kept.contains(&id))
+    }
+
+    /// The longest chain from a root that nobody has claimed.
+    pub fn of(&self, root: NodeId, claims: &Claims) -> Option<Chain> {
+        let node = self.graph.node(root);
+        let plain_weight = match node.op {
             Op::Conv2d(_) => true,
             // Transposed left sides are gradients of weights, whose kernel takes no epilogue.
-            Op::MatMul { trans_a: false, .. } => graph.shape(graph.node(root).inputs[1]).len() == 2,
+            Op::MatMul { trans_a: false, .. } => self.graph.shape(node.inputs[1]).len() == 2,
             _ => false,
         };
-        if !plain_weight || uses[i] == 0 || claims.taken(root) {
-            continue;
+        if !plain_weight || claims.taken(root) {
+            return None;
         }
         let mut fused = Fused { root, bias: None, residual: None, activation: None };
-        let mut inside = Vec::new();
-        let mut last = root;
-        while let Some(&next) = reader.get(&last)
-            && !kept.contains(&last)
+        let (mut inside, mut last) = (Vec::new(), root);
+        while let Some(next) = self.only_reader(last)
             && !claims.taken(next)
-            && extend(graph, &mut fused, last, next)
+            && extend(self.graph, &mut fused, last, next)
         {
             inside.push(last);
             last = next;
         }
-        if last != root {
-            claims.add(last, &inside, move |planner| planner.lower_fused(last, &fused));
-        }
+        Some(Chain { fused, inside, last })
     }
 }
 

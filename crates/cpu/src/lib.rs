@@ -26,6 +26,7 @@ mod listing;
 mod lower;
 mod lower_products;
 mod memory;
+mod mobile;
 mod passes;
 mod plan;
 mod run;

@@ -3,7 +3,6 @@
 use timm_graph::{Conv2d, EngineError, NodeId, Op};
 use timm_kernels::bf16::{self, Operands};
 use timm_kernels::conv::{self, ConvShape, stem, winograd};
-use timm_kernels::copy;
 use timm_kernels::depthwise::{self, DepthwiseShape};
 use timm_kernels::gemm::{self, Epilogue};
 
@@ -32,7 +31,7 @@ impl Tail {
     }
 }
 
-fn conv_shape(conv: &Conv2d, x: &[usize], w: &[usize]) -> ConvShape {
+pub(crate) fn conv_shape(conv: &Conv2d, x: &[usize], w: &[usize]) -> ConvShape {
     ConvShape {
         n: x[0],
         h: x[2],
@@ -50,7 +49,7 @@ fn conv_shape(conv: &Conv2d, x: &[usize], w: &[usize]) -> ConvShape {
 }
 
 /// The shape for the depthwise kernels, where every group has one input channel.
-fn as_depthwise(s: &ConvShape) -> Option<DepthwiseShape> {
+pub(crate) fn as_depthwise(s: &ConvShape) -> Option<DepthwiseShape> {
     (s.groups == s.c_in && s.groups > 1).then(|| DepthwiseShape {
         n: s.n,
         h: s.h,
@@ -67,12 +66,12 @@ fn as_depthwise(s: &ConvShape) -> Option<DepthwiseShape> {
     })
 }
 
-fn conv_flops(shape: &ConvShape) -> u64 {
+pub(crate) fn conv_flops(shape: &ConvShape) -> u64 {
     let outputs = shape.n * shape.out_h() * shape.out_w() * shape.c_out;
     2 * (outputs * shape.kh * shape.kw * shape.c_in / shape.groups) as u64
 }
 
-fn conv_name(kind: &str, s: &ConvShape) -> String {
+pub(crate) fn conv_name(kind: &str, s: &ConvShape) -> String {
     let groups = match s.groups {
         1 => String::new(),
         g if g == s.c_in => " depthwise".into(),
@@ -321,12 +320,12 @@ impl Planner<'_> {
     }
 
     /// What a product over `count` neighbouring numbers multiplies.
-    fn operands(&self, count: usize) -> Operands {
+    pub fn operands(&self, count: usize) -> Operands {
         if self.precision.fit(count) { self.precision } else { Operands::F32 }
     }
 
     /// A value whose innermost numbers are multiplied, as a product reads it: rounded once for all that do.
-    fn as_operands(&mut self, id: NodeId, value: Value, operands: Operands) -> Value {
+    pub fn as_operands(&mut self, id: NodeId, value: Value, operands: Operands) -> Value {
         if operands == Operands::F32 {
             return value;
         }
@@ -366,15 +365,15 @@ impl Planner<'_> {
         out
     }
 
-    /// `[C, 1, KH, KW]` as `[KH · KW, C]`.
-    fn packed_depthwise(&mut self, weight: NodeId) -> Value {
+    /// `[C, 1, KH, KW]` as `[KH · KW, C]`, the channels filled up.
+    pub fn packed_depthwise(&mut self, weight: NodeId) -> Value {
         let shape = self.graph.shape(weight);
-        let dims = [shape[0], shape[2] * shape[3]];
-        let pack = move |w: &[f32], packed: &mut [f32]| copy::permute(w, &dims, &[1, 0], packed);
-        self.packed(weight, "depthwise", dims[0] * dims[1], pack)
+        let (channels, taps) = (shape[0], shape[2] * shape[3]);
+        let pack = move |w: &[f32], packed: &mut [f32]| depthwise::pack_depthwise(w, channels, packed);
+        self.packed(weight, "depthwise", depthwise::packed_len(channels, taps), pack)
     }
 
-    fn packed(
+    pub fn packed(
         &mut self,
         weight: NodeId,
         key: &str,

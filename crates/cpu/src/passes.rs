@@ -8,7 +8,7 @@ use timm_graph::{EngineError, Graph};
 use crate::claims::Claims;
 use crate::listing::{self, Size};
 use crate::plan::{self, Plan};
-use crate::{attention, concat, epilogue, in_place, layer_norm, memory, softmax_grad};
+use crate::{attention, concat, epilogue, in_place, layer_norm, memory, mobile, softmax_grad};
 
 /// A pass of the planner.
 #[derive(Clone, Copy)]
@@ -42,6 +42,11 @@ pub fn passes() -> impl Iterator<Item = Pass> {
             Job::Find(attention::find),
         ),
         pass("softmax-grad", "the derivative of a softmax is one step", Job::Find(softmax_grad::find)),
+        pass(
+            "expansions",
+            "a wide 1x1 convolution, the depthwise one after it and its mean are one step",
+            Job::Find(mobile::find),
+        ),
         pass(
             "epilogues",
             "bias, residual and activation ride on the convolution or product before them",

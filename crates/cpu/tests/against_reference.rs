@@ -477,6 +477,54 @@ fn a_residual_block_with_folded_norms() {
 }
 
 #[test]
+fn blocks_of_mobile_networks() {
+    // (Image, inputs, wide, outputs, kernel, stride, squeeze-and-excitation, the wide image is read elsewhere too).
+    for (h, w, narrow, wide, out, kernel, stride, excite, twice) in [
+        (9, 8, 6, 20, 6, 3, 1, true, false),
+        (14, 14, 10, 50, 10, 5, 1, true, false),
+        (12, 17, 7, 24, 9, 5, 2, true, false),
+        (31, 30, 8, 70, 8, 3, 1, false, false),
+        (30, 23, 16, 64, 24, 3, 2, false, false),
+        (7, 7, 24, 40, 24, 7, 1, true, false),
+        (8, 8, 6, 24, 6, 3, 1, true, true),
+        // Large enough for one step.
+        (57, 55, 6, 40, 6, 3, 1, true, false),
+        (56, 49, 5, 40, 9, 5, 2, true, false),
+        (57, 55, 6, 40, 6, 3, 1, false, true),
+    ] {
+        let b = Builder::new(false);
+        let x = b.input("x", &[2, narrow, h, w], DType::F32);
+        let conv = |name: &str, x, shape: &[usize], conv| {
+            let b = b.at(name);
+            let y = b.conv2d(x, b.param("weight", shape, Init::Fill(0.0)), conv);
+            b.add(y, b.per_channel(b.param("bias", &[shape[0]], Init::Fill(0.0)), 4))
+        };
+        let point = Conv2d::default();
+        let expanded = b.unary(Unary::Silu, conv("expand", x, &[wide, narrow, 1, 1], point));
+        let pad = [kernel / 2; 4];
+        let deep = Conv2d { groups: wide, stride: [stride; 2], pad, ..point };
+        let mut y = b.unary(Unary::HardSwish, conv("deep", expanded, &[wide, 1, kernel, kernel], deep));
+        if excite {
+            let s = b.mean(y, &[2, 3]);
+            let s = b.relu(conv("reduce", s, &[5, wide, 1, 1], point));
+            let gate = b.unary(Unary::Sigmoid, conv("excite", s, &[wide, 5, 1, 1], point));
+            y = b.mul(y, gate);
+        }
+        let mut y = conv("project", y, &[out, wide, 1, 1], point);
+        if stride == 1 && out == narrow {
+            y = b.add(y, x);
+        }
+        b.output("y", y);
+        if twice {
+            b.output("wide", expanded);
+        }
+        let data = noise(9, 2 * narrow * h * w);
+        let what = format!("block of {wide} {kernel}x{kernel} stride {stride} @{h}x{w}");
+        compare(&what, b.finish().unwrap(), &[("x", InputData::F32(&data))]);
+    }
+}
+
+#[test]
 fn bytes_become_normalised_images() {
     let b = Builder::new(false);
     let x = b.input("images", &[2, 4, 5, 3], DType::U8);

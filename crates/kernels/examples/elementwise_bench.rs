@@ -217,8 +217,8 @@ fn main() {
                 out_w: size,
             };
             let len = n * size * size * c;
-            let mut weight = zeros(c * k * k);
-            weight.copy_from_slice(&depthwise::pack_depthwise(&numbers(7, c * k * k), c));
+            let mut weight = zeros(depthwise::packed_len(c, k * k));
+            depthwise::pack_depthwise(&numbers(7, c * k * k), c, &mut weight);
             let bias = numbers(8, c);
             let flops = 2.0 * (len * k * k) as f64;
             let name = format!("depthwise {k}x{k} {c}@{size} b{n}");

@@ -126,7 +126,7 @@ impl ConvShape {
     }
 
     /// Whether each output pixel reads the input pixel of the same place and nothing else.
-    fn is_pointwise(&self) -> bool {
+    pub fn is_pointwise(&self) -> bool {
         self.taps() == 1 && self.stride == [1, 1] && self.pad == [0; 4]
     }
 

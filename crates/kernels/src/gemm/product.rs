@@ -156,7 +156,7 @@ impl Product<'_> {
     }
 
     /// Runs all rows of a job through a range of panels.
-    fn run_panels(&self, rows: &Rows, panels: Range<usize>) {
+    pub fn run_panels(&self, rows: &Rows, panels: Range<usize>) {
         let isa = self.layout.isa;
         let (taps, tile_rows) = (self.taps(), self.tile_rows());
         let tiles = rows.count.div_ceil(tile_rows);
@@ -180,8 +180,8 @@ impl Product<'_> {
                 stride: self.source_stride,
                 source_offset: panel.first_input * self.source_stride,
                 weights,
-                // SAFETY: its first output channel lies inside a row of the output.
-                out: unsafe { self.out.add(panel.first_output) },
+                // Its first output channel lies inside a row of the output.
+                out: self.out.0.wrapping_add(panel.first_output),
                 offsets: std::ptr::null(),
                 rows: 0,
                 width: panel.outputs,

@@ -1,80 +1,74 @@
-//! Depthwise convolution of NHWC images: forward, input gradient, weight gradient.
+//! Depthwise convolution of any kernel, stride and dilation, from images as they lie: forward and input gradient in one
+//! kernel, and the gradient of the weights.
 //!
-//! Forward and input gradient are one kernel. Along each axis a [`Run`] is a stretch of output positions that
-//! take the same kernel places from evenly spaced inputs: the inside of a row is one run, each border position
-//! another, and the input gradient of a strided convolution has one run per phase of the stride. A tile is 8
-//! positions of a run times one vector of channels, all in registers.
+//! Along each axis a [`Run`] is a stretch of output positions that take the same kernel places from evenly spaced
+//! inputs: the inside of a row is one run, each border position another, and the input gradient of a strided
+//! convolution has one run per phase of the stride. A tile is 8 positions of a run times one vector of channels.
 
+use timm_graph::scalar::Unary;
+
+use super::{DepthwiseShape, packed_channels};
 use crate::elementwise::apply_unary_rows;
 use crate::lanes::Lanes;
 use crate::multiversion;
 use crate::threads::{self, SendPtr};
-use timm_graph::scalar::Unary;
 
-/// A depthwise convolution of [n, h, w, c] to [n, out_h, out_w, c · multiplier]; output channel
-/// `c · multiplier + j` reads input channel c.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DepthwiseShape {
-    pub n: usize,
-    pub h: usize,
-    pub w: usize,
-    /// Input channels.
-    pub c: usize,
-    /// Output channels for each input channel. Above 1 the input is first repeated in memory.
-    pub multiplier: usize,
-    pub kh: usize,
-    pub kw: usize,
-    /// Down, right.
-    pub stride: [usize; 2],
-    /// Top, left; what lies below and to the right follows from the output size.
-    pub pad: [usize; 2],
-    /// Down, right.
-    pub dilation: [usize; 2],
-    pub out_h: usize,
-    pub out_w: usize,
+/// y = activation(x ∗ weight + bias), where x has as many channels as y.
+pub(super) fn forward(
+    shape: &DepthwiseShape,
+    x: &[f32],
+    packed: &[f32],
+    bias: Option<&[f32]>,
+    activation: Option<Unary>,
+    y: &mut [f32],
+) {
+    let plan = Plan {
+        channels: shape.channels(),
+        images: shape.n,
+        input: [shape.h, shape.w],
+        output: [shape.out_h, shape.out_w],
+        kw: shape.kw,
+        rows: forward_taps(shape, 0),
+        runs: runs(&forward_taps(shape, 1), 1, shape.stride[1]),
+    };
+    plan.run(x, packed, bias, activation, y);
 }
 
-impl DepthwiseShape {
-    /// Output channels.
-    pub fn channels(&self) -> usize {
-        self.c * self.multiplier
-    }
+/// The gradient of x, which has as many channels as y.
+pub(super) fn input_grad(shape: &DepthwiseShape, dy: &[f32], packed: &[f32], dx: &mut [f32]) {
+    let plan = Plan {
+        channels: shape.channels(),
+        images: shape.n,
+        input: [shape.out_h, shape.out_w],
+        output: [shape.h, shape.w],
+        kw: shape.kw,
+        rows: backward_taps(shape, 0),
+        runs: runs(&backward_taps(shape, 1), shape.stride[1], 1),
+    };
+    plan.run(dy, packed, None, None, dx);
+}
 
-    fn check(&self, x: usize, y: usize) {
-        assert_eq!(x, self.n * self.h * self.w * self.c, "input length of {self:?}");
-        assert_eq!(y, self.n * self.out_h * self.out_w * self.channels(), "output length of {self:?}");
-        assert!(self.stride[0] > 0 && self.stride[1] > 0, "stride of {self:?}");
-        assert!(self.dilation[0] > 0 && self.dilation[1] > 0, "dilation of {self:?}");
-    }
+/// For each output position along an axis, the (input position, kernel place) pairs that reach it.
+fn forward_taps(shape: &DepthwiseShape, axis: usize) -> Vec<Vec<(usize, usize)>> {
+    let (k, size, out) =
+        if axis == 0 { (shape.kh, shape.h, shape.out_h) } else { (shape.kw, shape.w, shape.out_w) };
+    let input = |o: usize, tap: usize| {
+        let at = (o * shape.stride[axis] + tap * shape.dilation[axis]).checked_sub(shape.pad[axis])?;
+        (at < size).then_some((at, tap))
+    };
+    (0..out).map(|o| (0..k).filter_map(|tap| input(o, tap)).collect()).collect()
+}
 
-    /// For each output position along an axis, the (input position, kernel place) pairs that reach it.
-    fn forward_taps(&self, axis: usize) -> Vec<Vec<(usize, usize)>> {
-        let (k, size, out) =
-            if axis == 0 { (self.kh, self.h, self.out_h) } else { (self.kw, self.w, self.out_w) };
-        (0..out)
-            .map(|o| {
-                (0..k)
-                    .filter_map(|tap| {
-                        let at = (o * self.stride[axis] + tap * self.dilation[axis])
-                            .checked_sub(self.pad[axis])?;
-                        (at < size).then_some((at, tap))
-                    })
-                    .collect()
-            })
-            .collect()
-    }
-
-    /// The same for the input gradient: for each input position, (output position, kernel place).
-    fn backward_taps(&self, axis: usize) -> Vec<Vec<(usize, usize)>> {
-        let size = if axis == 0 { self.h } else { self.w };
-        let mut taps = vec![Vec::new(); size];
-        for (o, list) in self.forward_taps(axis).into_iter().enumerate() {
-            for (at, tap) in list {
-                taps[at].push((o, tap));
-            }
+/// The same for the input gradient: for each input position, (output position, kernel place).
+fn backward_taps(shape: &DepthwiseShape, axis: usize) -> Vec<Vec<(usize, usize)>> {
+    let size = if axis == 0 { shape.h } else { shape.w };
+    let mut taps = vec![Vec::new(); size];
+    for (o, list) in forward_taps(shape, axis).into_iter().enumerate() {
+        for (at, tap) in list {
+            taps[at].push((o, tap));
         }
-        taps
     }
+    taps
 }
 
 /// Output positions `first`, `first + step`, … that take the same kernel places, whose inputs move by
@@ -107,82 +101,6 @@ fn runs(taps: &[Vec<(usize, usize)>], step: usize, input_step: usize) -> Vec<Run
         }
     }
     runs
-}
-
-/// Packs weights from PyTorch's [channels, 1, kh, kw] to [kh · kw, channels].
-pub fn pack_depthwise(weight: &[f32], channels: usize) -> Vec<f32> {
-    let taps = weight.len() / channels.max(1);
-    let mut packed = vec![0f32; weight.len()];
-    for c in 0..channels {
-        for tap in 0..taps {
-            packed[tap * channels + c] = weight[c * taps + tap];
-        }
-    }
-    packed
-}
-
-/// y = activation(x ∗ weight + bias), with weights from [`pack_depthwise`].
-///
-/// # Panics
-/// If the lengths do not fit.
-pub fn depthwise(
-    shape: &DepthwiseShape,
-    x: &[f32],
-    packed: &[f32],
-    bias: Option<&[f32]>,
-    activation: Option<Unary>,
-    y: &mut [f32],
-) {
-    shape.check(x.len(), y.len());
-    let channels = shape.channels();
-    assert!(bias.is_none_or(|b| b.len() == channels), "one bias per channel");
-    let repeated;
-    let x = if shape.multiplier == 1 {
-        x
-    } else {
-        repeated = repeat_channels(x, shape.multiplier);
-        &repeated
-    };
-    let plan = Plan {
-        channels,
-        images: shape.n,
-        input: [shape.h, shape.w],
-        output: [shape.out_h, shape.out_w],
-        kw: shape.kw,
-        rows: shape.forward_taps(0),
-        runs: runs(&shape.forward_taps(1), 1, shape.stride[1]),
-    };
-    plan.run(x, packed, bias, activation, y);
-}
-
-/// The gradient of x, with weights from [`pack_depthwise`].
-///
-/// # Panics
-/// If the lengths do not fit.
-pub fn depthwise_input_grad(shape: &DepthwiseShape, dy: &[f32], packed: &[f32], dx: &mut [f32]) {
-    shape.check(dx.len(), dy.len());
-    let plan = Plan {
-        channels: shape.channels(),
-        images: shape.n,
-        input: [shape.out_h, shape.out_w],
-        output: [shape.h, shape.w],
-        kw: shape.kw,
-        rows: shape.backward_taps(0),
-        runs: runs(&shape.backward_taps(1), shape.stride[1], 1),
-    };
-    if shape.multiplier == 1 {
-        return plan.run(dy, packed, None, None, dx);
-    }
-    let mut repeated = vec![0f32; dx.len() * shape.multiplier];
-    plan.run(dy, packed, None, None, &mut repeated);
-    for (to, from) in dx.iter_mut().zip(repeated.chunks(shape.multiplier)) {
-        *to = from.iter().sum();
-    }
-}
-
-/// Each number `times` times in a row.
-fn repeat_channels(x: &[f32], times: usize) -> Vec<f32> {
-    x.iter().flat_map(|&x| std::iter::repeat_n(x, times)).collect()
 }
 
 struct Plan {
@@ -362,7 +280,8 @@ impl Block<'_> {
                 for &(ix, kx) in &run.taps {
                     let ix = ix + p * run.input_step;
                     let x = self.x.as_ptr().add((iy * self.plan.input[1] + ix) * channels + c);
-                    let w = self.packed.as_ptr().add((ky * self.plan.kw + kx) * channels + c);
+                    let w =
+                        self.packed.as_ptr().add((ky * self.plan.kw + kx) * packed_channels(channels) + c);
                     for v in 0..V {
                         let w = load::<S, WHOLE>(w.add(v * S::LANES), n);
                         for q in 0..P {
@@ -383,34 +302,17 @@ unsafe fn load<S: Lanes, const WHOLE: bool>(p: *const f32, n: usize) -> S::V {
     unsafe { if WHOLE { S::load(p) } else { S::load_first(p, n) } }
 }
 
-/// The gradient of the weights, in PyTorch's layout [channels, 1, kh, kw].
-///
-/// # Panics
-/// If the lengths do not fit.
-pub fn depthwise_weight_grad(shape: &DepthwiseShape, x: &[f32], dy: &[f32], dw: &mut [f32]) {
-    shape.check(x.len(), dy.len());
-    let channels = shape.channels();
-    let taps = shape.kh * shape.kw;
-    assert_eq!(dw.len(), taps * channels, "weights of {shape:?}");
-    dw.fill(0.0);
-    if dy.is_empty() || dw.is_empty() {
-        return;
-    }
-    let repeated;
-    let x = if shape.multiplier == 1 {
-        x
-    } else {
-        repeated = repeat_channels(x, shape.multiplier);
-        &repeated
-    };
+/// The gradient of the weights, in PyTorch's layout, of x with as many channels as y.
+pub(super) fn weight_grad(shape: &DepthwiseShape, x: &[f32], dy: &[f32], dw: &mut [f32]) {
+    let (channels, taps) = (shape.channels(), shape.kh * shape.kw);
     let plan = Plan {
         channels,
         images: shape.n,
         input: [shape.h, shape.w],
         output: [shape.out_h, shape.out_w],
         kw: shape.kw,
-        rows: shape.forward_taps(0),
-        runs: runs(&shape.forward_taps(1), 1, shape.stride[1]),
+        rows: forward_taps(shape, 0),
+        runs: runs(&forward_taps(shape, 1), 1, shape.stride[1]),
     };
     let row = shape.out_w * channels;
     let band = (65_536 / row).clamp(1, shape.out_h);
@@ -523,126 +425,6 @@ unsafe fn grad_taps<S: Lanes, const T: usize, const WHOLE: bool>(
         for t in 0..T {
             let to = dw.add(taps[t].1);
             S::store_first(to, S::add(S::load_first(to, n), sums[t]), n);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::simd::{available, with_isa};
-    use crate::twin::{assert_close, random};
-
-    fn shapes() -> Vec<DepthwiseShape> {
-        let mut shapes = Vec::new();
-        for (i, &(h, w, c)) in
-            [(1, 1, 1), (7, 9, 3), (14, 14, 40), (12, 21, 64), (9, 33, 17)].iter().enumerate()
-        {
-            for (k, stride, pad, dilation, multiplier) in [
-                (3, 1, 1, 1, 1),
-                (3, 2, 1, 1, 1),
-                (5, 1, 2, 1, 1),
-                (5, 2, 2, 1, 1),
-                (7, 1, 3, 1, 1),
-                (3, 1, 2, 2, 1),
-                (3, 3, 0, 1, 1),
-                (3, 2, 1, 1, 2),
-                (2, 2, 0, 1, 1),
-                (1, 1, 0, 1, 3),
-            ] {
-                let reach = (k - 1) * dilation + 1;
-                if h + 2 * pad < reach || w + 2 * pad < reach {
-                    continue;
-                }
-                let out = |size: usize| (size + 2 * pad - reach) / stride + 1;
-                shapes.push(DepthwiseShape {
-                    n: 1 + i % 2,
-                    h,
-                    w,
-                    c,
-                    multiplier,
-                    kh: k,
-                    kw: k,
-                    stride: [stride; 2],
-                    pad: [pad; 2],
-                    dilation: [dilation; 2],
-                    out_h: out(h),
-                    out_w: out(w),
-                });
-            }
-        }
-        // Not square in anything, and padding on one side only ("same" padding).
-        shapes.push(DepthwiseShape {
-            n: 2,
-            h: 10,
-            w: 23,
-            c: 21,
-            multiplier: 1,
-            kh: 3,
-            kw: 5,
-            stride: [2, 1],
-            pad: [0, 1],
-            dilation: [1, 2],
-            out_h: 5,
-            out_w: 18,
-        });
-        shapes
-    }
-
-    #[test]
-    fn forward_and_gradients_equal_nested_loops() {
-        for &isa in available() {
-            with_isa(isa, || {
-                for s in shapes() {
-                    let what = format!("{isa:?} {s:?}");
-                    let channels = s.channels();
-                    let x = random(1, s.n * s.h * s.w * s.c);
-                    let dy = random(2, s.n * s.out_h * s.out_w * channels);
-                    let weight = random(3, channels * s.kh * s.kw);
-                    let bias = random(4, channels);
-                    let packed = pack_depthwise(&weight, channels);
-                    let mut plain = vec![0f64; dy.len()];
-                    let (mut want_dx, mut want_dw) = (vec![0f64; x.len()], vec![0f64; weight.len()]);
-                    for n in 0..s.n {
-                        for (oy, ox) in (0..s.out_h).flat_map(|y| (0..s.out_w).map(move |x| (y, x))) {
-                            for c in 0..channels {
-                                let o = ((n * s.out_h + oy) * s.out_w + ox) * channels + c;
-                                for (ky, kx) in (0..s.kh).flat_map(|y| (0..s.kw).map(move |x| (y, x))) {
-                                    let iy =
-                                        (oy * s.stride[0] + ky * s.dilation[0]) as isize - s.pad[0] as isize;
-                                    let ix =
-                                        (ox * s.stride[1] + kx * s.dilation[1]) as isize - s.pad[1] as isize;
-                                    if iy < 0 || ix < 0 || iy >= s.h as isize || ix >= s.w as isize {
-                                        continue;
-                                    }
-                                    let i = ((n * s.h + iy as usize) * s.w + ix as usize) * s.c
-                                        + c / s.multiplier;
-                                    let k = (c * s.kh + ky) * s.kw + kx;
-                                    plain[o] += x[i] as f64 * weight[k] as f64;
-                                    want_dx[i] += dy[o] as f64 * weight[k] as f64;
-                                    want_dw[k] += dy[o] as f64 * x[i] as f64;
-                                }
-                            }
-                        }
-                    }
-                    let mut y = vec![9f32; dy.len()];
-                    depthwise(&s, &x, &packed, None, None, &mut y);
-                    assert_close(&y, &plain, 2e-6, &what);
-                    depthwise(&s, &x, &packed, Some(&bias), Some(Unary::Silu), &mut y);
-                    let act: Vec<f64> = plain
-                        .iter()
-                        .enumerate()
-                        .map(|(i, v)| Unary::Silu.eval(v + bias[i % channels] as f64))
-                        .collect();
-                    assert_close(&y, &act, 2e-6, &what);
-                    let mut dx = vec![9f32; x.len()];
-                    depthwise_input_grad(&s, &dy, &packed, &mut dx);
-                    assert_close(&dx, &want_dx, 2e-6, &what);
-                    let mut dw = vec![9f32; weight.len()];
-                    depthwise_weight_grad(&s, &x, &dy, &mut dw);
-                    assert_close(&dw, &want_dw, 4e-6, &what);
-                }
-            });
         }
     }
 }

@@ -1,0 +1,183 @@
+//! A 1×1 convolution and the depthwise convolution after it, by bands: the wide image between them, the widest of a
+//! mobile network's block, is never written to memory. Each job widens a few rows of some channels into padded rows in
+//! the second-level cache, where the depthwise tiles find them.
+
+use timm_graph::scalar::Unary;
+
+use super::banded::{Cut, pixel_stride};
+use super::tile::{self, Band};
+use super::{DepthwiseShape, packed_channels, packed_len};
+use crate::bf16::Operands;
+use crate::gemm::Epilogue;
+use crate::gemm::product::{Product, with_rows};
+use crate::pack::{Layout, lanes};
+use crate::scratch::with_scratch;
+use crate::simd::isa;
+use crate::threads::{self, SendPtr};
+
+/// Numbers of widened rows that stay in the second-level cache.
+const BAND: usize = 1 << 18;
+/// Channels that are widened together.
+const GROUP_CHANNELS: usize = 64;
+
+/// A 1×1 convolution of [n, h, w, inputs] to [n, h, w, c], then a depthwise one.
+#[derive(Clone, Copy, Debug)]
+pub struct ExpandedShape {
+    /// The depthwise convolution, whose multiplier is 1.
+    pub depthwise: DepthwiseShape,
+    /// Channels of the input.
+    pub inputs: usize,
+    /// What the 1×1 convolution multiplies; with bf16 the input is pairs of channels.
+    pub operands: Operands,
+    /// What follows the 1×1 convolution.
+    pub act: Option<Unary>,
+    /// What follows the depthwise one.
+    pub depthwise_act: Option<Unary>,
+}
+
+/// Numbers of a wide image from which on it does not stay near between two steps of its own.
+const WIDE: usize = 3 << 16;
+
+impl ExpandedShape {
+    /// Whether [`expanded`] can run the shape.
+    pub fn fits(&self) -> bool {
+        tile::fits(&self.depthwise) && self.depthwise.multiplier == 1
+    }
+
+    /// Whether that is faster than one after the other.
+    pub fn pays(&self) -> bool {
+        let s = &self.depthwise;
+        self.fits() && s.n * s.h * s.w * s.c >= WIDE
+    }
+}
+
+/// Weights of both convolutions.
+#[derive(Clone, Copy)]
+pub struct Weights<'a> {
+    /// From [`conv::pack_weights`](crate::conv::pack_weights).
+    pub packed: &'a [f32],
+    pub bias: Option<&'a [f32]>,
+    /// From [`pack_depthwise`](super::pack_depthwise).
+    pub depthwise: &'a [f32],
+    pub depthwise_bias: Option<&'a [f32]>,
+}
+
+/// y = depthwise_act(act(x · W + bias) ∗ depthwise + depthwise_bias), and the mean of y over each image's pixels, `[n, c]`,
+/// where `means` is given.
+///
+/// # Panics
+/// If the lengths do not fit, or the shape does not ([`ExpandedShape::fits`]).
+pub fn expanded(
+    shape: &ExpandedShape,
+    x: &[f32],
+    weights: &Weights,
+    y: &mut [f32],
+    mut means: Option<&mut [f32]>,
+) {
+    let s = &shape.depthwise;
+    assert!(shape.fits(), "no kernel for {shape:?}");
+    let inputs = shape.operands.elements(shape.inputs);
+    let isa = isa();
+    let layout = Layout { isa, groups: 1, inputs, outputs: s.c, taps: 1 };
+    s.check(s.n * s.h * s.w * s.c, y.len());
+    assert_eq!(x.len(), s.n * s.h * s.w * inputs, "input of {shape:?}");
+    assert!(weights.packed.len() >= layout.len(), "weights of {shape:?}");
+    assert_eq!(weights.depthwise.len(), packed_len(s.c, s.kh * s.kw), "depthwise weights of {shape:?}");
+    assert!(
+        [weights.bias, weights.depthwise_bias].iter().flatten().all(|b| b.len() == s.c),
+        "one bias per channel"
+    );
+    assert!(means.as_ref().is_none_or(|means| means.len() == s.n * s.c), "one mean per channel");
+    if y.is_empty() {
+        return;
+    }
+    let panel_channels = layout.widest() * lanes(isa);
+    let group = (GROUP_CHANNELS / panel_channels).max(1);
+    let x_pixel = pixel_stride(group * panel_channels);
+    let width = tile::padded_width(s);
+    let x_row = width * x_pixel;
+    let work = s.n * s.c * (s.h * s.w * inputs + s.out_h * s.out_w * s.kh * s.kw);
+    let cut = Cut::new(s, work, layout.panels().div_ceil(group), x_row, BAND);
+    // The sums of each band of each image.
+    let mut partial = Vec::new();
+    let sums = means.as_mut().map(|means| {
+        if cut.bands > 1 {
+            partial.resize(s.n * cut.bands * s.c, 0.0);
+            return SendPtr(partial.as_mut_ptr());
+        }
+        means.fill(0.0);
+        SendPtr(means.as_mut_ptr())
+    });
+    let out = SendPtr(y.as_mut_ptr());
+    let epilogue = Epilogue { bias: weights.bias, residual: None, act: shape.act };
+    threads::for_each(cut.jobs(s.n), |job| {
+        let (image, rows, groups) = cut.job(job);
+        let input = tile::input_rows(s, &rows);
+        with_scratch(input.len() * x_row, |band| {
+            for line in band.chunks_exact_mut(x_row) {
+                line[..s.pad[1] * x_pixel].fill(0.0);
+                line[(s.pad[1] + s.w) * x_pixel..].fill(0.0);
+            }
+            let mut product = Product {
+                layout,
+                operands: shape.operands,
+                packed: weights.packed,
+                fused_taps: 1,
+                source_stride: 1,
+                copies_rows: false,
+                out: SendPtr(band.as_mut_ptr()),
+                epilogue: &epilogue,
+            };
+            let x = &x[(image * s.h + input.start) * s.w * inputs..][..input.len() * s.w * inputs];
+            with_rows(|pixels| {
+                pixels.fill(input.len() * s.w, product.tile_rows(), 1, 0, false, |pixel, table, _| {
+                    table[0] = x[pixel * inputs..].as_ptr();
+                    (pixel / s.w * width + s.pad[1] + pixel % s.w) * x_pixel
+                });
+                for group in groups.map(|index| index * group..layout.panels().min((index + 1) * group)) {
+                    let first = layout.panel(group.start).first_output;
+                    let last = layout.panel(group.end - 1);
+                    // Panels write at the place of their channels in a pixel.
+                    product.out = SendPtr(band.as_mut_ptr().wrapping_sub(first));
+                    product.run_panels(pixels, group);
+                    let tap = packed_channels(s.c);
+                    // SAFETY: jobs have rows or channels of their own; the band has the rows that they read, whole;
+                    // packed weights have whole vectors.
+                    unsafe {
+                        tile::run(&Band {
+                            shape: s,
+                            x: band.as_ptr(),
+                            first_row: input.start,
+                            x_pixel,
+                            x_row,
+                            weights: weights.depthwise[first..].as_ptr(),
+                            tap: tap as isize,
+                            bias: weights
+                                .depthwise_bias
+                                .map_or(std::ptr::null(), |bias| bias[first..].as_ptr()),
+                            y: out.add((image * s.out_h + rows.start) * s.out_w * s.c + first),
+                            y_pixel: s.c,
+                            rows: rows.clone(),
+                            channels: last.first_output + last.outputs - first,
+                            act: shape.depthwise_act,
+                            sums: sums.map_or(std::ptr::null_mut(), |sums| {
+                                let band = image * cut.bands + rows.start / cut.rows;
+                                sums.add(band * s.c + first)
+                            }),
+                        });
+                    }
+                }
+            });
+        });
+    });
+    let Some(means) = means else { return };
+    let scale = 1.0 / (s.out_h * s.out_w) as f32;
+    if cut.bands == 1 {
+        return means.iter_mut().for_each(|mean| *mean *= scale);
+    }
+    for (means, sums) in means.chunks_exact_mut(s.c).zip(partial.chunks_exact(cut.bands * s.c)) {
+        for (c, mean) in means.iter_mut().enumerate() {
+            *mean = sums[c..].iter().step_by(s.c).sum::<f32>() * scale;
+        }
+    }
+}

@@ -1,0 +1,193 @@
+use super::*;
+use crate::simd::{available, with_isa};
+use crate::twin::{assert_close, random};
+
+fn shapes() -> Vec<DepthwiseShape> {
+    let mut shapes = Vec::new();
+    for (i, &(h, w, c)) in
+        [(1, 1, 1), (7, 9, 3), (14, 14, 40), (12, 21, 64), (9, 33, 17), (37, 61, 72), (8, 8, 150)]
+            .iter()
+            .enumerate()
+    {
+        for (k, stride, pad, dilation, multiplier) in [
+            (3, 1, 1, 1, 1),
+            (3, 2, 1, 1, 1),
+            (5, 1, 2, 1, 1),
+            (5, 2, 2, 1, 1),
+            (7, 1, 3, 1, 1),
+            (3, 1, 2, 2, 1),
+            (3, 3, 0, 1, 1),
+            (3, 2, 1, 1, 2),
+            (2, 2, 0, 1, 1),
+            (1, 1, 0, 1, 3),
+        ] {
+            let reach = (k - 1) * dilation + 1;
+            if h + 2 * pad < reach || w + 2 * pad < reach {
+                continue;
+            }
+            let out = |size: usize| (size + 2 * pad - reach) / stride + 1;
+            shapes.push(DepthwiseShape {
+                n: 1 + i % 2,
+                h,
+                w,
+                c,
+                multiplier,
+                kh: k,
+                kw: k,
+                stride: [stride; 2],
+                pad: [pad; 2],
+                dilation: [dilation; 2],
+                out_h: out(h),
+                out_w: out(w),
+            });
+        }
+    }
+    // Not square in anything, and padding on one side only ("same" padding).
+    shapes.push(DepthwiseShape {
+        n: 2,
+        h: 10,
+        w: 23,
+        c: 21,
+        multiplier: 1,
+        kh: 3,
+        kw: 5,
+        stride: [2, 1],
+        pad: [0, 1],
+        dilation: [1, 2],
+        out_h: 5,
+        out_w: 18,
+    });
+    shapes
+}
+
+#[test]
+fn forward_and_gradients_equal_nested_loops() {
+    for &isa in available() {
+        with_isa(isa, || {
+            for s in shapes() {
+                let what = format!("{isa:?} {s:?}");
+                let channels = s.channels();
+                let x = random(1, s.n * s.h * s.w * s.c);
+                let dy = random(2, s.n * s.out_h * s.out_w * channels);
+                let weight = random(3, channels * s.kh * s.kw);
+                let bias = random(4, channels);
+                let mut packed = vec![9f32; packed_len(channels, s.kh * s.kw)];
+                pack_depthwise(&weight, channels, &mut packed);
+                let mut plain = vec![0f64; dy.len()];
+                let (mut want_dx, mut want_dw) = (vec![0f64; x.len()], vec![0f64; weight.len()]);
+                for n in 0..s.n {
+                    for (oy, ox) in (0..s.out_h).flat_map(|y| (0..s.out_w).map(move |x| (y, x))) {
+                        for c in 0..channels {
+                            let o = ((n * s.out_h + oy) * s.out_w + ox) * channels + c;
+                            for (ky, kx) in (0..s.kh).flat_map(|y| (0..s.kw).map(move |x| (y, x))) {
+                                let iy = (oy * s.stride[0] + ky * s.dilation[0]) as isize - s.pad[0] as isize;
+                                let ix = (ox * s.stride[1] + kx * s.dilation[1]) as isize - s.pad[1] as isize;
+                                if iy < 0 || ix < 0 || iy >= s.h as isize || ix >= s.w as isize {
+                                    continue;
+                                }
+                                let i =
+                                    ((n * s.h + iy as usize) * s.w + ix as usize) * s.c + c / s.multiplier;
+                                let k = (c * s.kh + ky) * s.kw + kx;
+                                plain[o] += x[i] as f64 * weight[k] as f64;
+                                want_dx[i] += dy[o] as f64 * weight[k] as f64;
+                                want_dw[k] += dy[o] as f64 * x[i] as f64;
+                            }
+                        }
+                    }
+                }
+                let mut y = vec![9f32; dy.len()];
+                depthwise(&s, &x, &packed, None, None, &mut y);
+                assert_close(&y, &plain, 2e-6, &what);
+                depthwise(&s, &x, &packed, Some(&bias), Some(Unary::Silu), &mut y);
+                let act: Vec<f64> = plain
+                    .iter()
+                    .enumerate()
+                    .map(|(i, v)| Unary::Silu.eval(v + bias[i % channels] as f64))
+                    .collect();
+                assert_close(&y, &act, 2e-6, &what);
+                let mut dx = vec![9f32; x.len()];
+                depthwise_input_grad(&s, &dy, &packed, &mut dx);
+                assert_close(&dx, &want_dx, 2e-6, &what);
+                let mut dw = vec![9f32; weight.len()];
+                depthwise_weight_grad(&s, &x, &dy, &mut dw);
+                assert_close(&dw, &want_dw, 4e-6, &what);
+            }
+        });
+    }
+}
+
+#[test]
+fn expansion_and_depthwise_equal_one_after_the_other() {
+    use super::expanded::{ExpandedShape, Weights, expanded};
+    use crate::bf16::Operands;
+    use crate::conv::{self, ConvShape};
+
+    for &isa in available() {
+        with_isa(isa, || {
+            for depthwise in shapes() {
+                let s = DepthwiseShape { multiplier: 1, ..depthwise };
+                let inputs = 1 + s.c / 3;
+                let (act, depthwise_act) = (Some(Unary::Silu), Some(Unary::HardSwish));
+                let shape =
+                    ExpandedShape { depthwise: s, inputs, operands: Operands::F32, act, depthwise_act };
+                if !shape.fits() {
+                    continue;
+                }
+                let what = format!("{isa:?} {shape:?}");
+                let pixels = s.n * s.h * s.w;
+                let x = random(1, pixels * inputs);
+                let (wide, bias) = (random(2, s.c * inputs), random(3, s.c));
+                let (weight, depthwise_bias) = (random(4, s.c * s.kh * s.kw), random(5, s.c));
+                let conv = ConvShape {
+                    n: s.n,
+                    h: s.h,
+                    w: s.w,
+                    c_in: inputs,
+                    c_out: s.c,
+                    kh: 1,
+                    kw: 1,
+                    stride: [1; 2],
+                    pad: [0; 4],
+                    dilation: [1; 2],
+                    groups: 1,
+                    operands: Operands::F32,
+                };
+                let mut packed = vec![0f32; conv::packed_len(&conv)];
+                conv::pack_weights(&conv, &wide, &mut packed);
+                let mut depthwise = vec![0f32; packed_len(s.c, s.kh * s.kw)];
+                pack_depthwise(&weight, s.c, &mut depthwise);
+                // The wide image, in f64, rounded once.
+                let mut middle = vec![0f32; pixels * s.c];
+                for (pixel, x) in x.chunks_exact(inputs).enumerate() {
+                    for c in 0..s.c {
+                        let products = x.iter().zip(&wide[c * inputs..]).map(|(&x, &w)| x as f64 * w as f64);
+                        middle[pixel * s.c + c] =
+                            Unary::Silu.eval(products.sum::<f64>() + bias[c] as f64) as f32;
+                    }
+                }
+                let len = s.n * s.out_h * s.out_w * s.c;
+                let mut want = vec![0f32; len];
+                super::depthwise(&s, &middle, &depthwise, Some(&depthwise_bias), depthwise_act, &mut want);
+                let area = s.out_h * s.out_w;
+                let mean = |image: &[f32], c: usize| {
+                    image.iter().skip(c).step_by(s.c).map(|&y| y as f64).sum::<f64>() / area as f64
+                };
+                let want_means: Vec<f64> = want
+                    .chunks_exact(area * s.c)
+                    .flat_map(|image| (0..s.c).map(move |c| mean(image, c)))
+                    .collect();
+                let want: Vec<f64> = want.iter().map(|&y| y as f64).collect();
+                let weights = Weights {
+                    packed: &packed,
+                    bias: Some(&bias),
+                    depthwise: &depthwise,
+                    depthwise_bias: Some(&depthwise_bias),
+                };
+                let (mut y, mut means) = (vec![9f32; len], vec![9f32; s.n * s.c]);
+                expanded(&shape, &x, &weights, &mut y, Some(&mut means));
+                assert_close(&y, &want, 4e-6, &what);
+                assert_close(&means, &want_means, 4e-6, &what);
+            }
+        });
+    }
+}
