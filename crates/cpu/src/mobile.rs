@@ -47,8 +47,7 @@ pub fn find(graph: &Graph, uses: &[u32], claims: &mut Claims) {
     let means: HashMap<NodeId, NodeId> = (0..graph.nodes.len())
         .filter(|&i| {
             let node = &graph.nodes[i];
-            let over_pixels =
-                matches!(&node.op, Op::Reduce { op: ReduceOp::Mean, axes } if *axes == [2, 3]);
+            let over_pixels = matches!(&node.op, Op::Reduce { op: ReduceOp::Mean, axes } if *axes == [2, 3]);
             over_pixels && node.shape.len() == 4
         })
         .map(|i| (graph.nodes[i].inputs[0], NodeId(i as u32)))

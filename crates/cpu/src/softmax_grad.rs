@@ -19,7 +19,7 @@ pub struct Parts {
 
 /// The derivative of a softmax that `at` is the last node of.
 pub fn parts(graph: &Graph, at: NodeId) -> Option<Parts> {
-    let inputs = |id: NodeId, op: Op| match (&graph.node(id).op == &op, &graph.node(id).inputs[..]) {
+    let inputs = |id: NodeId, op: Op| match (graph.node(id).op == op, &graph.node(id).inputs[..]) {
         (true, &[a, b]) => Some((a, b)),
         _ => None,
     };

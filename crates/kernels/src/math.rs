@@ -237,7 +237,7 @@ pub unsafe fn gelu_tanh_slope<S: Lanes>(x: S::V) -> S::V {
         let square = S::mul(a, a);
         let cubic = S::fma(square, S::splat(-2.302_208_2 * 0.044_715), S::splat(-2.302_208_2));
         // 2 √(2/π) (1 + 3 · 0.044715 x²).
-        let slope = S::fma(square, S::splat(1.595_769_1 * 3.0 * 0.044_715), S::splat(1.595_769_1));
+        let slope = S::fma(square, S::splat(1.595_769 * 3.0 * 0.044_715), S::splat(1.595_769));
         logistic_slope::<S>(x, a, S::mul(a, cubic), slope)
     }
 }

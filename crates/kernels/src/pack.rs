@@ -173,7 +173,15 @@ impl Layout {
             let (first_input, inputs, offset) = (2 * panel.first_input, 2 * panel.inputs, 2 * panel.offset);
             Panel { first_input, inputs, offset, ..panel }
         };
-        whole.pack_panels(self.panels(), panel, weights, group_stride, strides, &mut unrounded, whole.is_large());
+        whole.pack_panels(
+            self.panels(),
+            panel,
+            weights,
+            group_stride,
+            strides,
+            &mut unrounded,
+            whole.is_large(),
+        );
         let target = SendPtr(packed.as_mut_ptr());
         for_each(self.panels(), |index| {
             let panel = self.panel(index);

@@ -9,6 +9,7 @@ use std::ops::Range;
 use timm_graph::scalar::Unary;
 
 use super::DepthwiseShape;
+use super::unroll::reached;
 use crate::elementwise::apply_unary_rows;
 use crate::lanes::Lanes;
 use crate::math;
@@ -239,8 +240,8 @@ impl Band<'_> {
                     unroll!(J < (P - 1) * STRIDE + K, {
                         let input = S::load(x.add(J * self.x_pixel));
                         unroll_taps!(T < K, {
-                            if J >= T && (J - T) % STRIDE == 0 && (J - T) / STRIDE < P {
-                                let sum = &mut sums[(J - T) / STRIDE][N];
+                            if let Some(output) = const { reached(J, T, STRIDE, P) } {
+                                let sum = &mut sums[output][N];
                                 *sum = S::fma(input, w[T], *sum);
                             }
                         });

@@ -26,3 +26,12 @@ macro_rules! unroll_vectors {
         unroll!(@ $index, $end, $body, 0 1)
     };
 }
+
+/// The output of a tile of `outputs` that an input reaches through a tap, counted from the tile's first of each.
+#[inline(always)]
+pub(super) const fn reached(input: usize, tap: usize, stride: usize, outputs: usize) -> Option<usize> {
+    match input.checked_sub(tap) {
+        Some(at) if at.is_multiple_of(stride) && at / stride < outputs => Some(at / stride),
+        _ => None,
+    }
+}

@@ -6,6 +6,7 @@
 use std::ops::Range;
 
 use super::banded::{self, pad_row, pixel_stride};
+use super::unroll::reached;
 use super::{DepthwiseShape, packed_channels};
 use crate::lanes::Lanes;
 use crate::multiversion;
@@ -187,8 +188,8 @@ impl Rows<'_> {
                         unroll!(J < (P - 1) * STRIDE + K, {
                             let input = S::load(x.add(J * self.pixel));
                             unroll_taps!(T < K, {
-                                if J >= T && (J - T) % STRIDE == 0 && (J - T) / STRIDE < P {
-                                    sums[r][T] = S::fma(input, d[(J - T) / STRIDE], sums[r][T]);
+                                if let Some(output) = const { reached(J, T, STRIDE, P) } {
+                                    sums[r][T] = S::fma(input, d[output], sums[r][T]);
                                 }
                             });
                         });
