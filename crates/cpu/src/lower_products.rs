@@ -2,7 +2,8 @@
 
 use timm_graph::{Conv2d, EngineError, NodeId, Op};
 use timm_kernels::bf16::{self, Operands};
-use timm_kernels::conv::{self, ConvShape, stem, winograd};
+use timm_kernels::conv::winograd::{self, Pass, Winograd};
+use timm_kernels::conv::{self, ConvShape, stem};
 use timm_kernels::depthwise::{self, DepthwiseShape};
 use timm_kernels::gemm::{self, Epilogue};
 
@@ -131,6 +132,7 @@ impl Planner<'_> {
         if as_depthwise(&shape).is_none() {
             shape.operands = self.operands(shape.c_in / shape.groups);
         }
+        let pass = if self.fixed[w.index()] { Pass::Inference } else { Pass::Training };
         let plain = self.value(x);
         let as_it_comes = stem::fits(&shape) && plain.layout.same_memory(&Layout::row_major(graph.shape(x)));
         let input = if as_it_comes {
@@ -152,11 +154,11 @@ impl Planner<'_> {
                 depthwise::depthwise(&shape, args.read(0), args.read(1), tail.bias, tail.act, args.write(0));
             };
             (self.packed_depthwise(w), Box::new(kernel))
-        } else if shape.operands == Operands::F32 && winograd::fits(&shape, !self.fixed[w.index()]) {
-            let pack = move |w: &[f32], packed: &mut [f32]| winograd::pack_weights(&shape, w, packed);
-            let packed = self.packed(w, "winograd", winograd::packed_len(&shape), pack);
+        } else if let Some(way) = Winograd::new(&shape, pass) {
+            let pack = move |w: &[f32], packed: &mut [f32]| way.pack_weights(w, packed);
+            let packed = self.packed(w, &format!("{way:?}"), way.packed_len(), pack);
             let kernel = move |args: &Args| {
-                winograd::forward(&shape, args.read(0), args.read(1), args.write(0), &tail.bind(args));
+                way.run(args.read(0), args.read(1), args.write(0), &tail.bind(args));
             };
             (packed, Box::new(kernel))
         } else {
@@ -194,14 +196,12 @@ impl Planner<'_> {
                 depthwise::depthwise_input_grad(&shape, args.read(0), args.read(1), args.write(0));
             };
             (self.packed_depthwise(w), Box::new(kernel))
-        } else if shape.operands == Operands::F32 && winograd::fits_input_grad(&shape, !self.fixed[w.index()])
-        {
-            let pack =
-                move |w: &[f32], packed: &mut [f32]| winograd::pack_weights_for_input_grad(&shape, w, packed);
-            let len = winograd::input_grad_packed_len(&shape);
-            let packed = self.packed(w, &format!("winograd input grad {shape:?}"), len, pack);
-            let kernel =
-                move |args: &Args| winograd::input_grad(&shape, args.read(0), args.read(1), args.write(0));
+        } else if let Some(way) = Winograd::new(&shape, Pass::InputGrad) {
+            let pack = move |w: &[f32], packed: &mut [f32]| way.pack_weights(w, packed);
+            let packed = self.packed(w, &format!("{way:?}"), way.packed_len(), pack);
+            let kernel = move |args: &Args| {
+                way.run(args.read(0), args.read(1), args.write(0), &Epilogue::default());
+            };
             (packed, Box::new(kernel))
         } else {
             let pack =

@@ -17,10 +17,9 @@ pub struct Tensor {
 
 impl Tensor {
     /// How far a float32 result may be, relative to the tensor's largest magnitude: 20 times PyTorch's own deviation,
-    /// as several steps of training amplify rounding; at least 2e-4, as Winograd's F(4x4, 3x3) rounds some ten times as
-    /// much as the plain sums of PyTorch, and AdamW brings entries with hardly a gradient up to the size of others.
+    /// as several steps of training amplify rounding; at least 1e-4.
     pub fn tolerance(&self) -> f64 {
-        (20.0 * self.f32).max(2e-4)
+        (20.0 * self.f32).max(1e-4)
     }
 }
 

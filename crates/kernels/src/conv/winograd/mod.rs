@@ -55,7 +55,7 @@ enum Kind {
 impl Kind {
     /// None where neither gains on the direct way, which computes no outputs outside and leaves out taps that see only
     /// padding.
-    fn of(shape: &ConvShape) -> Option<Kind> {
+    fn of(shape: &ConvShape, pass: Pass) -> Option<Kind> {
         let outputs = shape.n * shape.out_h() * shape.out_w();
         // Outputs that are computed, over those that are wanted.
         let waste = |out: usize| {
@@ -65,7 +65,7 @@ impl Kind {
         let tiles = shape.n * shape.out_h().div_ceil(F4::OUT) * shape.out_w().div_ceil(F4::OUT);
         // With few tiles, reading the transformed weights costs more than is saved.
         let small = shape.c_in * shape.c_out <= 1 << 16;
-        if tiles >= MANY_TILES && waste(F4::OUT) <= 4.0 / 3.0 {
+        if pass != Pass::Training && tiles >= MANY_TILES && waste(F4::OUT) <= 4.0 / 3.0 {
             Some(Kind::F4)
         } else if (outputs >= 128 || small) && waste(F2::OUT) <= 1.2 {
             Some(Kind::F2)
@@ -88,44 +88,92 @@ impl Kind {
     }
 }
 
-/// Whether this way is open, and worth it, for a convolution, whose weights may change with each run.
-pub fn fits(shape: &ConvShape, weights_change: bool) -> bool {
-    (!weights_change || shape.n * shape.out_h() * shape.out_w() >= WORTH_TRANSFORMING)
-        && shape.kh == 3
-        && shape.kw == 3
-        && shape.stride == [1, 1]
-        && shape.dilation == [1, 1]
-        && shape.groups == 1
-        && shape.c_in >= 32
-        && shape.c_out >= 32
-        && Kind::of(shape).is_some()
+/// What a convolution is computed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pass {
+    /// The forward pass, with weights that stay as they are.
+    Inference,
+    /// The forward pass with weights that change from run to run. Its rounding is amplified by what follows, by batch norms
+    /// over few pixels most, so it takes F(2×2, 3×3).
+    Training,
+    /// The input gradient, with weights that change from run to run.
+    InputGrad,
 }
 
-/// # Panics
-/// If the shape does not [`fits`].
-fn kind(shape: &ConvShape) -> Kind {
-    Kind::of(shape).expect("a convolution that fits")
+/// A convolution, or the input gradient of one, that is worth being computed this way.
+#[derive(Clone, Copy, Debug)]
+pub struct Winograd {
+    /// What is computed: for an input gradient the convolution of the output gradient that gives it.
+    shape: ConvShape,
+    /// Of the weights: the forward convolution.
+    weights: ConvShape,
+    pass: Pass,
+    kind: Kind,
+}
+
+impl Winograd {
+    /// This way for one pass of a convolution; none where it is closed, or not worth it.
+    pub fn new(forward: &ConvShape, pass: Pass) -> Option<Winograd> {
+        let kernel_fits = forward.kh == 3
+            && forward.kw == 3
+            && forward.stride == [1, 1]
+            && forward.dilation == [1, 1]
+            && forward.groups == 1
+            && forward.operands == Operands::F32
+            && forward.c_in >= 32
+            && forward.c_out >= 32;
+        let shape = match pass {
+            _ if !kernel_fits => return None,
+            Pass::InputGrad if forward.pad.iter().any(|pad| *pad > 2) => return None,
+            Pass::InputGrad => mirrored(forward),
+            _ => *forward,
+        };
+        let pixels = shape.n * shape.out_h() * shape.out_w();
+        if pass != Pass::Inference && pixels < WORTH_TRANSFORMING {
+            return None;
+        }
+        Some(Winograd { shape, weights: *forward, pass, kind: Kind::of(&shape, pass)? })
+    }
+
+    /// What it is computed for.
+    pub fn pass(&self) -> Pass {
+        self.pass
+    }
+
+    /// Numbers that [`Winograd::pack_weights`] writes.
+    pub fn packed_len(&self) -> usize {
+        self.kind.points() * layout(isa(), &self.shape).len()
+    }
+
+    /// Transforms and packs `[c_out, c_in, 3, 3]` weights for [`Winograd::run`].
+    ///
+    /// # Panics
+    /// If a slice is too short.
+    pub fn pack_weights(&self, weights: &[f32], packed: &mut [f32]) {
+        let layout = layout(isa(), &self.shape);
+        let backward = self.pass == Pass::InputGrad;
+        with_plain(Layout { taps: 9, ..layout }.len(), |plain| {
+            if backward {
+                super::pack_weights_for_input_grad(&self.weights, weights, plain);
+            } else {
+                super::pack_weights(&self.weights, weights, plain);
+            }
+            transform_weights(self.kind, &layout, plain, backward, packed);
+        });
+    }
+
+    /// As [`super::forward`], or for an input gradient [`super::input_grad`], where x is the output gradient; with
+    /// weights from [`Winograd::pack_weights`].
+    ///
+    /// # Panics
+    /// If a slice is too short.
+    pub fn run(&self, x: &[f32], packed: &[f32], out: &mut [f32], epilogue: &Epilogue) {
+        run(self.kind, &self.shape, x, packed, out, epilogue);
+    }
 }
 
 fn layout(isa: Isa, shape: &ConvShape) -> Layout {
     Layout { isa, groups: 1, inputs: shape.c_in, outputs: shape.c_out, taps: 1 }
-}
-
-/// Numbers that [`pack_weights`] writes.
-pub fn packed_len(shape: &ConvShape) -> usize {
-    kind(shape).points() * layout(isa(), shape).len()
-}
-
-/// Transforms and packs `[c_out, c_in, 3, 3]` weights for [`forward`].
-///
-/// # Panics
-/// If a slice is too short.
-pub fn pack_weights(shape: &ConvShape, weights: &[f32], packed: &mut [f32]) {
-    let layout = layout(isa(), shape);
-    with_plain(Layout { taps: 9, ..layout }.len(), |plain| {
-        super::pack_weights(shape, weights, plain);
-        transform_weights(kind(shape), &layout, plain, false, packed);
-    });
 }
 
 /// The convolution of the output gradient that gives the input gradient.
@@ -138,39 +186,6 @@ fn mirrored(shape: &ConvShape) -> ConvShape {
         pad: shape.pad.map(|pad| 2 - pad),
         ..*shape
     }
-}
-
-/// Whether the input gradient can be had this way.
-pub fn fits_input_grad(shape: &ConvShape, weights_change: bool) -> bool {
-    shape.kh == 3 && shape.kw == 3 && shape.pad.iter().all(|pad| *pad <= 2) && {
-        fits(&mirrored(shape), weights_change)
-    }
-}
-
-/// Numbers that [`pack_weights_for_input_grad`] writes.
-pub fn input_grad_packed_len(shape: &ConvShape) -> usize {
-    packed_len(&mirrored(shape))
-}
-
-/// Transforms and packs `[c_out, c_in, 3, 3]` weights for [`input_grad`].
-///
-/// # Panics
-/// If a slice is too short.
-pub fn pack_weights_for_input_grad(shape: &ConvShape, weights: &[f32], packed: &mut [f32]) {
-    let mirrored = mirrored(shape);
-    let layout = layout(isa(), &mirrored);
-    with_plain(Layout { taps: 9, ..layout }.len(), |plain| {
-        super::pack_weights_for_input_grad(shape, weights, plain);
-        transform_weights(kind(&mirrored), &layout, plain, true, packed);
-    });
-}
-
-/// As [`super::input_grad`], with weights from [`pack_weights_for_input_grad`].
-///
-/// # Panics
-/// If a slice is too short, or the shape does not fit ([`fits_input_grad`]).
-pub fn input_grad(shape: &ConvShape, dy: &[f32], packed: &[f32], dx: &mut [f32]) {
-    forward(&mirrored(shape), dy, packed, dx, &Epilogue::default());
 }
 
 thread_local! {
@@ -258,17 +273,11 @@ unsafe fn transform_kernels_body<S: Lanes, K: Scheme>(
     }
 }
 
-/// As [`super::forward`], with weights from [`pack_weights`].
-///
-/// # Panics
-/// If a slice is too short, or the shape does not [`fits`].
-pub fn forward(shape: &ConvShape, x: &[f32], packed: &[f32], out: &mut [f32], epilogue: &Epilogue) {
-    assert!(fits(shape, false), "convolution: no 3x3 with stride 1");
+fn run(kind: Kind, shape: &ConvShape, x: &[f32], packed: &[f32], out: &mut [f32], epilogue: &Epilogue) {
     let isa = isa();
     let layout = layout(isa, shape);
     assert!(x.len() >= shape.input_len(), "convolution: the input is too short");
     assert!(out.len() >= shape.output_len(), "convolution: the output is too short");
-    let kind = kind(shape);
     assert!(packed.len() >= kind.points() * layout.len(), "convolution: the packed weights are too short");
     assert!(epilogue.bias.is_none_or(|b| b.len() >= shape.c_out), "convolution: the bias is too short");
     assert!(

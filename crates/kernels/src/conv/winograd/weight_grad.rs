@@ -8,7 +8,7 @@ use std::cell::Cell;
 
 use super::inputs::{Image, transform_f4, transform_gradients_f4};
 use super::scheme::{F4, MOST, Scheme, Transposed};
-use super::{ConvShape, Grid, MOST_POINTS};
+use super::{ConvShape, Grid, MOST_POINTS, Pass, Winograd};
 use crate::bf16::Operands;
 use crate::conv::weight_grad::weight_grad as direct;
 use crate::lanes::Lanes;
@@ -36,7 +36,7 @@ fn grid(shape: &ConvShape) -> Grid {
 pub fn fits_weight_grad(shape: &ConvShape) -> bool {
     let grid = grid(shape);
     let tiles = shape.n * grid.rows * grid.columns;
-    super::fits(shape, true)
+    Winograd::new(&ConvShape { operands: Operands::F32, ..*shape }, Pass::Training).is_some()
         && tiles >= MANY_TILES
         // Outputs that are computed, over those that are wanted.
         && 3 * tiles * F4::OUT * F4::OUT <= 4 * shape.n * shape.out_h() * shape.out_w()
