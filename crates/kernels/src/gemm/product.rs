@@ -64,6 +64,8 @@ pub(crate) const COPIED_PANELS: usize = 4;
 const ENOUGH_JOBS: usize = 64;
 /// Tiles of a job, when there are plenty.
 const JOB_TILES: usize = 32;
+/// Numbers of a panel's weights that stay in the second-level cache beside the rows that they meet.
+const NEAR_WEIGHTS: usize = 64 << 10;
 /// Bytes of input that a job should keep in the second-level cache.
 const JOB_SOURCE_BYTES: usize = 1 << 20;
 
@@ -162,53 +164,79 @@ impl Product<'_> {
         let tiles = rows.count.div_ceil(tile_rows);
         for index in panels {
             let panel = self.layout.panel(index);
-            // SAFETY: a panel lies inside the packed weights, whose length the entry points check.
-            let weights = unsafe { self.packed.as_ptr().add(panel.offset) };
-            // The next panel's weights come from far, and the processor does not see them coming.
-            let (ahead, ahead_step) = if index + 1 < self.layout.panels() {
-                let next = self.layout.panel(index + 1);
-                let bytes = 4 * self.layout.taps * next.inputs * next.vectors * lanes(isa);
-                let products = tiles * self.layout.taps * panel.inputs;
-                (self.packed[next.offset..].as_ptr().cast(), bytes.div_ceil(products.max(1)))
-            } else {
-                (weights.cast::<u8>(), 0)
-            };
+            let bias = self.epilogue.bias.map_or(std::ptr::null(), |b| b[panel.first_output..].as_ptr());
+            let residual =
+                self.epilogue.residual.map_or(std::ptr::null(), |r| r[panel.first_output..].as_ptr());
+            let run = panel.inputs * self.fused_taps;
+            let width = panel.vectors * lanes(isa);
+            let tap_len = run * width;
             let mut tile = Tile {
                 table: std::ptr::null(),
                 taps,
-                run: panel.inputs * self.fused_taps,
+                run,
                 stride: self.source_stride,
-                source_offset: panel.first_input * self.source_stride,
-                weights,
+                source_offset: 0,
+                weights: std::ptr::null(),
                 // Its first output channel lies inside a row of the output.
                 out: self.out.0.wrapping_add(panel.first_output),
                 offsets: std::ptr::null(),
                 rows: 0,
                 width: panel.outputs,
-                bias: self.epilogue.bias.map_or(std::ptr::null(), |b| b[panel.first_output..].as_ptr()),
-                residual: self
-                    .epilogue
-                    .residual
-                    .map_or(std::ptr::null(), |r| r[panel.first_output..].as_ptr()),
-                relu: self.epilogue.act == Some(Unary::Relu),
-                ahead,
-                ahead_step,
+                bias: std::ptr::null(),
+                residual,
+                relu: false,
+                ahead: std::ptr::null(),
+                ahead_step: 0,
             };
             debug_assert!(panel.outputs > (panel.vectors - 1) * lanes(isa));
-            for index in 0..tiles {
-                let first = index * tile_rows;
-                tile.rows = (rows.count - first).min(tile_rows);
-                tile.table = rows.pointers[first * taps..].as_ptr();
-                tile.offsets = rows.offsets[first..].as_ptr();
-                let kernel = tile_fn(isa, self.operands, tile_height(tile.rows, tile_rows), panel.vectors);
-                // SAFETY: `fill` made a table for this many rows and taps; the kernel fits this machine, as isa
-                // is what was detected; jobs write disjoint rows and channels.
-                unsafe { kernel(&tile) };
-                tile.ahead = tile.ahead.wrapping_add(ahead_step * taps * tile.run);
-                if let Some(act) = self.epilogue.act.filter(|act| *act != Unary::Relu) {
-                    let offsets = &rows.offsets[first..first + tile.rows];
-                    // SAFETY: these numbers were just written by this job.
-                    unsafe { apply_unary_rows(act, tile.out, offsets, panel.outputs) };
+            // Weights that would not stay near from one tile to the next are taken in pieces: some taps, or a part of one.
+            let (together, part) = if tiles > 1 {
+                (
+                    (NEAR_WEIGHTS / tap_len.max(1)).clamp(1, taps.max(1)),
+                    run.div_ceil(tap_len / (2 * NEAR_WEIGHTS) + 1),
+                )
+            } else {
+                (taps.max(1), run)
+            };
+            let part = part.max(1);
+            let pieces = (0..taps)
+                .step_by(together)
+                .flat_map(|tap| (0..run.max(1)).step_by(part).map(move |at| (tap, at)));
+            for (tap, at) in pieces {
+                (tile.taps, tile.run) = (together.min(taps - tap), part.min(run - at));
+                let begin = panel.offset + tap * tap_len + at * width;
+                let end = begin + tile.taps * tile.run * width;
+                tile.weights = self.packed[begin..end].as_ptr();
+                tile.source_offset = (panel.first_input + at) * self.source_stride;
+                // What comes next stands right behind, but far away, and the processor does not see it coming.
+                if end < self.packed.len() {
+                    tile.ahead = self.packed[end..].as_ptr().cast();
+                    tile.ahead_step = (4 * width).div_ceil(tiles);
+                } else {
+                    (tile.ahead, tile.ahead_step) = (tile.weights.cast(), 0);
+                }
+                if tap + at > 0 {
+                    tile.residual = tile.out;
+                }
+                let last = tap + tile.taps == taps && at + tile.run == run;
+                if last {
+                    (tile.bias, tile.relu) = (bias, self.epilogue.act == Some(Unary::Relu));
+                }
+                for index in 0..tiles {
+                    let first = index * tile_rows;
+                    tile.rows = (rows.count - first).min(tile_rows);
+                    let height = tile_height(tile.rows, tile_rows);
+                    tile.table = rows.pointers[first * taps + tap * height..].as_ptr();
+                    tile.offsets = rows.offsets[first..].as_ptr();
+                    // SAFETY: `fill` made a table for this many rows and taps; the kernel fits this machine, as isa
+                    // is what was detected; jobs write disjoint rows and channels.
+                    unsafe { tile_fn(isa, self.operands, height, panel.vectors)(&tile) };
+                    tile.ahead = tile.ahead.wrapping_add(tile.ahead_step * tile.taps * tile.run);
+                    if let Some(act) = self.epilogue.act.filter(|act| last && *act != Unary::Relu) {
+                        let offsets = &rows.offsets[first..first + tile.rows];
+                        // SAFETY: these numbers were just written by this job.
+                        unsafe { apply_unary_rows(act, tile.out, offsets, panel.outputs) };
+                    }
                 }
             }
         }
