@@ -46,7 +46,7 @@ pub unsafe fn exp<S: Lanes>(x: S::V) -> S::V {
 
 /// 2ᵗ, as exact as t is: for exponentials whose argument is a product, the error grows with it.
 #[inline(always)]
-unsafe fn exp2<S: Lanes>(t: S::V) -> S::V {
+pub unsafe fn exp2<S: Lanes>(t: S::V) -> S::V {
     // SAFETY: the caller's promise.
     unsafe {
         let (r, n) = S::split_floor(t);

@@ -140,6 +140,23 @@ pub unsafe trait Simd: Copy {
     unsafe fn prefetch(_p: *const u8) {}
 }
 
+/// Asks for the cache line of `p`, any address, in the second-level cache.
+#[inline(always)]
+pub fn prefetch(p: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch never faults and changes nothing that a program sees, and every such machine has it.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(p.cast());
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: as above.
+    unsafe {
+        std::arch::asm!("prfm pldl2keep, [{}]", in(reg) p.addr(), options(nomem, nostack, preserves_flags));
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let _ = p;
+}
+
 /// `S` on lanes that hold pairs of bf16 numbers: what a kernel multiplies are pairs, what it sums is `f32`.
 #[derive(Clone, Copy)]
 pub struct Pairs<S>(PhantomData<S>);
@@ -319,7 +336,7 @@ mod x86 {
                 }
                 #[inline(always)]
                 unsafe fn prefetch(p: *const u8) {
-                    unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+                    super::prefetch(p);
                 }
             }
         };
@@ -528,10 +545,7 @@ mod arm {
         }
         #[inline(always)]
         unsafe fn prefetch(p: *const u8) {
-            // SAFETY: a prefetch never faults and changes nothing that a program sees.
-            unsafe {
-                std::arch::asm!("prfm pldl2keep, [{}]", in(reg) p.addr(), options(nomem, nostack, preserves_flags));
-            }
+            super::prefetch(p);
         }
     }
 }

@@ -15,8 +15,9 @@ use crate::gemm::product::tile_height;
 use crate::gemm::tile::{MAX_ROWS, Tile, best_rows, tile_fn};
 use crate::pack::Layout;
 use crate::scratch::with_scratch;
-use crate::simd::isa;
+use crate::simd::{isa, prefetch};
 use crate::threads::{SendPtr, for_each};
+use softmax::Scores;
 
 pub use backward::{Backward, Derivatives, Operands as BackwardOperands, Target};
 
@@ -34,6 +35,17 @@ impl Heads {
         let reach = (rows - 1) * self.row + (cols - 1) * self.col;
         let end = self.offsets.iter().max().map_or(0, |o| o + reach + 1);
         assert!(end <= len, "attention: {what} reach to {end} of {len}");
+    }
+
+    /// Asks for a head's rows: they stand apart, so the processor would not see them coming.
+    fn prefetch(&self, head: usize, rows: usize, cols: usize, matrix: &[f32]) {
+        let Some(&offset) = self.offsets.get(head).filter(|_| self.col == 1) else { return };
+        for row in 0..rows {
+            let line = matrix[offset + row * self.row..].as_ptr();
+            for at in (0..cols).step_by(LINE) {
+                prefetch(line.wrapping_add(at).cast());
+            }
+        }
     }
 }
 
@@ -57,6 +69,12 @@ pub struct Attention {
 
 /// Queries whose scores are computed at a time: whole tiles of every height.
 const BLOCK: usize = 24;
+/// Numbers of a cache line.
+const LINE: usize = 16;
+/// Most queries whose scores are computed at a time.
+const MOST_ROWS: usize = 64;
+/// Scores that stay in the first-level cache: windows of so few queries are computed as a whole.
+const NEAR_SCORES: usize = 4096;
 /// Heads and blocks of queries are cut into at least this many jobs where there is enough to do.
 const ENOUGH_JOBS: usize = 32;
 /// Multiply-adds that a job should have at least.
@@ -134,18 +152,24 @@ pub fn forward(
     let (together, parts) = a.cut();
     let per_part = a.queries.div_ceil(parts).next_multiple_of(BLOCK);
     let row = a.keys.next_multiple_of(16);
-    let lengths = [keys.len(), values.len(), BLOCK * row];
+    let block = if a.queries <= MOST_ROWS && a.queries * row <= NEAR_SCORES { a.queries } else { BLOCK };
+    let lengths = [keys.len(), values.len(), block * row];
     for_each(heads.div_ceil(together) * parts, |job| {
         let (group, part) = (job / parts, job % parts);
         with_scratch(lengths.iter().sum(), |scratch| {
             let (packed_keys, rest) = scratch.split_at_mut(lengths[0]);
             let (packed_values, scores) = rest.split_at_mut(lengths[1]);
             for head in group * together..heads.min((group + 1) * together) {
+                if parts == 1 {
+                    a.q.prefetch(head + 1, a.queries, a.dim, q);
+                    a.k.prefetch(head + 1, a.keys, a.dim, k);
+                    a.v.prefetch(head + 1, a.keys, a.width, v);
+                }
                 keys.pack_with(&k[a.k.offsets[head]..], 0, [a.k.row, a.k.col, 0], packed_keys, false);
                 values.pack_with(&v[a.v.offsets[head]..], 0, [a.v.col, a.v.row, 0], packed_values, false);
                 let end = a.queries.min((part + 1) * per_part);
-                for first in (part * per_part..end).step_by(BLOCK) {
-                    let count = BLOCK.min(end - first);
+                for first in (part * per_part..end).step_by(block) {
+                    let count = block.min(end - first);
                     let from = q[a.q.offsets[head] + first * a.q.row..].as_ptr();
                     // SAFETY: `check` made sure that every row of every matrix lies inside its slice; jobs write
                     // disjoint rows; the scratch has room for a block of scores.
@@ -160,16 +184,23 @@ pub fn forward(
                             row,
                             false,
                         );
-                        for i in 0..count {
-                            let bias = a.bias.as_ref().zip(bias).map_or(std::ptr::null(), |(at, bias)| {
-                                bias[at.offsets[head] + (first + i) * at.row..].as_ptr()
-                            });
-                            let log_sum =
-                                softmax::scaled(scores.as_mut_ptr().add(i * row), a.keys, a.scale, bias);
-                            if let Some(log_sums) = log_sums {
-                                *log_sums.add(head * a.queries + first + i) = log_sum;
-                            }
-                        }
+                        let (bias, bias_row) = match a.bias.as_ref().zip(bias) {
+                            Some((at, bias)) => (bias[at.offsets[head] + first * at.row..].as_ptr(), at.row),
+                            None => (std::ptr::null(), 0),
+                        };
+                        let mut shares = [0.0; MOST_ROWS];
+                        softmax::weigh(&Scores {
+                            x: scores.as_mut_ptr(),
+                            row,
+                            queries: count,
+                            keys: a.keys,
+                            scale: a.scale,
+                            bias,
+                            bias_row,
+                            shares: shares.as_mut_ptr(),
+                            log_sums: log_sums
+                                .map_or(std::ptr::null_mut(), |l| l.add(head * a.queries + first)),
+                        });
                         let to = target.add(a.out.offsets[head] + first * a.out.row);
                         product(
                             &values,
@@ -181,6 +212,7 @@ pub fn forward(
                             a.out.row,
                             false,
                         );
+                        softmax::multiply_rows(to, a.out.row, count, a.width, shares.as_ptr());
                     }
                 }
             }

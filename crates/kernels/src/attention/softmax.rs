@@ -1,16 +1,43 @@
-//! The softmax of one row of scores, in place, and its derivative.
+//! The softmax of scores, in place, and its derivative.
+
+use std::f32::consts::LOG2_E;
 
 use crate::lanes::Lanes;
 use crate::math;
 use crate::multiversion;
 
+/// Rows of scores, one for each query, and where what is found about them goes.
+pub(super) struct Scores {
+    /// Queries of keys, rows `row` apart: in place of products q · k come the weights before they are divided by their sum.
+    pub x: *mut f32,
+    pub row: usize,
+    pub queries: usize,
+    pub keys: usize,
+    pub scale: f32,
+    /// Added to the scaled products, rows `bias_row` apart; or null.
+    pub bias: *const f32,
+    pub bias_row: usize,
+    /// Gets one over each row's sum.
+    pub shares: *mut f32,
+    /// Gets the logarithm of each row's sum of exp(score); or null.
+    pub log_sums: *mut f32,
+}
+
 multiversion!(
-    /// softmax(scale · x + bias) of `len` numbers, in place; returns the logarithm of the sum of exponentials. `bias`
-    /// may be null.
+    /// Turns products into weights: exp(score − the row's largest).
     ///
     /// # Safety
-    /// `len` numbers at `x` are writable, and at `bias` readable.
-    pub(super) fn scaled<S>(x: *mut f32, len: usize, scale: f32, bias: *const f32) -> f32 = scaled_body
+    /// All rows and what is not null are readable and writable.
+    pub(super) fn weigh<S>(scores: &Scores) = weigh_body
+);
+
+multiversion!(
+    /// Multiplies rows of `width` numbers, `row` apart, by one factor each.
+    ///
+    /// # Safety
+    /// `count` rows are writable, and as many factors readable.
+    pub(super) fn multiply_rows<S>(x: *mut f32, row: usize, count: usize, width: usize, factors: *const f32) =
+        multiply_rows_body
 );
 
 multiversion!(
@@ -44,12 +71,16 @@ unsafe fn backward_body<S: Lanes>(
     // SAFETY: the caller's promise; no access passes `len`.
     unsafe {
         let l = S::LANES;
-        let (factor, centre) = (S::splat(scale), S::splat(-log_sum));
+        let (factor, centre) = (S::splat(scale * LOG2_E), S::splat(-log_sum * LOG2_E));
         let mut sums = S::zero();
         for i in (0..len).step_by(l) {
             let n = l.min(len - i);
-            let shift = if bias.is_null() { centre } else { S::add(load::<S>(bias.add(i), n), centre) };
-            let mut p = power::<S>(S::fma(load::<S>(x.add(i), n), factor, shift));
+            let shift = if bias.is_null() {
+                centre
+            } else {
+                S::fma(load::<S>(bias.add(i), n), S::splat(LOG2_E), centre)
+            };
+            let mut p = power_of_two::<S>(S::fma(load::<S>(x.add(i), n), factor, shift));
             store::<S>(x.add(i), p, n);
             if n < l {
                 // Lanes past the end had no score.
@@ -65,18 +96,6 @@ unsafe fn backward_body<S: Lanes>(
             if !d_bias.is_null() {
                 store::<S>(d_bias.add(i), S::add(load::<S>(d_bias.add(i), n), slope), n);
             }
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn scaled_body<S: Lanes>(x: *mut f32, len: usize, scale: f32, bias: *const f32) -> f32 {
-    // SAFETY: the caller's promise.
-    unsafe {
-        if bias.is_null() {
-            row::<S, false>(x, len, scale, bias)
-        } else {
-            row::<S, true>(x, len, scale, bias)
         }
     }
 }
@@ -97,87 +116,98 @@ unsafe fn store<S: Lanes>(p: *mut f32, v: S::V, count: usize) {
 /// A key whose score is so far below the largest gets no weight: nothing that f32 could show beside that one's.
 const LEAST_EXPONENT: f32 = -75.0;
 
-/// The exponentials of scores less the largest; with a bias, `x` has the scores, else what they are scaled from.
+/// 2 to the power of a number that is not above 0 by much.
 #[inline(always)]
-unsafe fn powers<S: Lanes, const BIAS: bool>(x: *const f32, n: usize, factor: S::V, centre: S::V) -> S::V {
+unsafe fn power_of_two<S: Lanes>(exponent: S::V) -> S::V {
     // SAFETY: the caller's promise.
     unsafe {
-        let v = load::<S>(x, n);
-        power::<S>(if BIAS { S::sub(v, centre) } else { S::sub(S::mul(v, factor), centre) })
+        let bound = S::splat(LEAST_EXPONENT * LOG2_E);
+        S::select(S::gt(bound, exponent), S::zero(), math::exp2::<S>(S::max(bound, exponent)))
     }
 }
 
 #[inline(always)]
-unsafe fn power<S: Lanes>(exponent: S::V) -> S::V {
+unsafe fn weigh_body<S: Lanes>(scores: &Scores) {
     // SAFETY: the caller's promise.
     unsafe {
-        // A mask of -100 would give subnormal weights, which the processor multiplies a hundred times slower.
-        let bound = S::splat(LEAST_EXPONENT);
-        S::select(S::gt(bound, exponent), S::zero(), math::exp::<S>(S::max(bound, exponent)))
-    }
-}
-
-/// scale · x + bias; stored if there is a bias.
-#[inline(always)]
-unsafe fn scores<S: Lanes, const BIAS: bool>(x: *mut f32, n: usize, factor: S::V, bias: *const f32) -> S::V {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let v = load::<S>(x, n);
-        if !BIAS {
-            return S::mul(v, factor);
-        }
-        let v = S::fma(v, factor, load::<S>(bias, n));
-        store::<S>(x, v, n);
-        v
-    }
-}
-
-#[inline(always)]
-unsafe fn row<S: Lanes, const BIAS: bool>(x: *mut f32, len: usize, scale: f32, bias: *const f32) -> f32 {
-    // SAFETY: the caller's promise; no access passes `len`.
-    unsafe {
-        let l = S::LANES;
-        let factor = S::splat(scale);
-        let (whole, rest) = (len / l * l, len % l);
-        // The second operand of max wins over a NaN, so one is passed over here; the exponentials bring it back.
-        let mut largest = S::splat(f32::NEG_INFINITY);
-        let mut i = 0;
-        while i < whole {
-            largest = S::max(scores::<S, BIAS>(x.add(i), l, factor, bias.wrapping_add(i)), largest);
-            i += l;
-        }
-        let mut top = S::largest(largest);
-        let mut lanes = [0f32; 16];
-        if rest > 0 {
-            let v = scores::<S, BIAS>(x.add(whole), rest, factor, bias.wrapping_add(whole));
-            S::store(lanes.as_mut_ptr(), v);
-            for &v in &lanes[..rest] {
-                top = if v > top { v } else { top };
+        // Lanes past the end of a row are no keys.
+        let mut past = [0.0; 16];
+        let rest = scores.keys % S::LANES;
+        past[rest..].fill(f32::NEG_INFINITY);
+        let past = S::load(past.as_ptr());
+        for query in 0..scores.queries {
+            if scores.bias.is_null() {
+                weigh_row::<S, false>(scores, query, past);
+            } else {
+                weigh_row::<S, true>(scores, query, past);
             }
         }
-        let centre = S::splat(top);
-        let mut sums = S::zero();
-        let mut i = 0;
-        while i < whole {
-            let e = powers::<S, BIAS>(x.add(i), l, factor, centre);
-            sums = S::add(sums, e);
-            S::store(x.add(i), e);
-            i += l;
+    }
+}
+
+#[inline(always)]
+unsafe fn weigh_row<S: Lanes, const BIAS: bool>(scores: &Scores, query: usize, past: S::V) {
+    // SAFETY: the caller's promise; no access passes the row's end.
+    unsafe {
+        let (l, factor) = (S::LANES, S::splat(scores.scale));
+        let (x, bias) = (scores.x.add(query * scores.row), scores.bias.wrapping_add(query * scores.bias_row));
+        let (whole, rest) = (scores.keys / l * l, scores.keys % l);
+        let score = |i: usize, n: usize| {
+            let v = load::<S>(x.add(i), n);
+            if !BIAS {
+                return S::mul(v, factor);
+            }
+            let v = S::fma(v, factor, load::<S>(bias.add(i), n));
+            store::<S>(x.add(i), v, n);
+            v
+        };
+        // The second operand of max wins over a NaN, so one is passed over here; the exponentials bring it back.
+        let mut largest = S::splat(f32::NEG_INFINITY);
+        for i in (0..whole).step_by(l) {
+            largest = S::max(score(i, l), largest);
         }
-        let mut sum = S::sum(sums);
         if rest > 0 {
-            let e = powers::<S, BIAS>(x.add(whole), rest, factor, centre);
-            S::store(lanes.as_mut_ptr(), e);
-            sum += lanes[..rest].iter().sum::<f32>();
-            S::store_first(x.add(whole), e, rest);
+            largest = S::max(S::add(score(whole, rest), past), largest);
         }
-        let share = S::splat(1.0 / sum);
-        let mut i = 0;
-        while i < len {
-            let n = l.min(len - i);
-            store::<S>(x.add(i), S::mul(load::<S>(x.add(i), n), share), n);
-            i += n;
+        let top = S::largest(largest);
+        let centre = S::splat(-top * LOG2_E);
+        let factor = S::splat(if BIAS { LOG2_E } else { scores.scale * LOG2_E });
+        let weight = |i: usize, n: usize| S::fma(load::<S>(x.add(i), n), factor, centre);
+        let mut sums = S::zero();
+        for i in (0..whole).step_by(l) {
+            let weights = power_of_two::<S>(weight(i, l));
+            sums = S::add(sums, weights);
+            S::store(x.add(i), weights);
         }
-        top + sum.ln()
+        if rest > 0 {
+            let weights = power_of_two::<S>(S::add(weight(whole, rest), past));
+            sums = S::add(sums, weights);
+            S::store_first(x.add(whole), weights, rest);
+        }
+        let sum = S::sum(sums);
+        *scores.shares.add(query) = 1.0 / sum;
+        if !scores.log_sums.is_null() {
+            *scores.log_sums.add(query) = top + sum.ln();
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn multiply_rows_body<S: Lanes>(
+    x: *mut f32,
+    row: usize,
+    count: usize,
+    width: usize,
+    factors: *const f32,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        for query in 0..count {
+            let (x, factor) = (x.add(query * row), S::splat(*factors.add(query)));
+            for i in (0..width).step_by(S::LANES) {
+                let n = S::LANES.min(width - i);
+                store::<S>(x.add(i), S::mul(load::<S>(x.add(i), n), factor), n);
+            }
+        }
     }
 }
