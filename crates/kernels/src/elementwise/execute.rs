@@ -240,6 +240,10 @@ unsafe fn run_job(job: &Job<'_>, scratch: *mut f32) {
                     _ => {
                         for r in 0..rows {
                             let (from, to) = (source.add(r * input.middle), slots[i].add(r * cols));
+                            if input.inner == 1 {
+                                std::ptr::copy_nonoverlapping(from, to, cols);
+                                continue;
+                            }
                             for c in 0..cols {
                                 *to.add(c) = *from.add(c * input.inner);
                             }
