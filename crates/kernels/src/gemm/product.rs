@@ -58,6 +58,8 @@ pub(crate) fn with_rows<R>(use_rows: impl FnOnce(&mut Rows) -> R) -> R {
 
 /// Multiply-adds below which a job is not worth handing to another thread.
 const SMALLEST_JOB: usize = 1 << 20;
+/// Multiply-adds that could be done while a weight comes from memory.
+const FETCH: usize = 16;
 /// Panels that a job should run its rows through if it copies them first.
 pub(crate) const COPIED_PANELS: usize = 4;
 /// Jobs that keep a large machine busy.
@@ -95,6 +97,8 @@ impl Product<'_> {
         if panels == 0 || blocks == 0 {
             return;
         }
+        // With few rows the time goes into bringing the weights.
+        let work_per_block = work_per_block.max(FETCH * self.layout.len() / blocks);
         // Jobs that copy their rows must make something of it.
         let fewest = if self.copies_rows { COPIED_PANELS } else { 1 };
         let most = panels.div_ceil(fewest).min((work_per_block / SMALLEST_JOB).max(1));
