@@ -281,6 +281,11 @@ impl Planner<'_> {
         needs.into_iter().all(|x| wanted.contains(x)).then_some((g, stored))
     }
 
+    /// A reader computes for itself what a node of an open group would be.
+    pub fn count_peek(&mut self, id: NodeId) {
+        self.groups.peeked[id.index()] += 1;
+    }
+
     /// The operand of a square that is not computed yet, for a reader that squares it itself; none where that would
     /// have to be stored for this reader alone.
     pub fn squared(&mut self, id: NodeId) -> Option<Value> {

@@ -30,6 +30,7 @@ mod mobile;
 mod passes;
 mod plan;
 mod run;
+mod scaled;
 mod softmax_grad;
 mod strided;
 

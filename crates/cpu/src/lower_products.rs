@@ -10,6 +10,7 @@ use timm_kernels::gemm::{self, Epilogue};
 use crate::epilogue::Fused;
 use crate::layout::Layout;
 use crate::plan::{Args, Kernel, Planner, Span, Value};
+use crate::scaled::Scaled;
 
 /// Rows from which on the product of two tall matrices is summed block by block.
 const MANY_ROWS: usize = 64;
@@ -133,6 +134,13 @@ impl Planner<'_> {
             shape.operands = self.operands(shape.c_in / shape.groups);
         }
         let pass = if self.fixed[w.index()] { Pass::Inference } else { Pass::Training };
+        if shape.is_pointwise()
+            && shape.groups == 1
+            && shape.operands == Operands::F32
+            && let Some(scaled) = self.take_scaled(x)
+        {
+            return self.conv_of_scaled(root, &shape, scaled, extra, tail, id);
+        }
         let plain = self.value(x);
         let as_it_comes = stem::fits(&shape) && plain.layout.same_memory(&Layout::row_major(graph.shape(x)));
         let input = if as_it_comes {
@@ -179,6 +187,34 @@ impl Planner<'_> {
             kernel,
             conv_flops(&shape),
         );
+        out
+    }
+
+    /// A pointwise convolution that scales its input as it reads it.
+    fn conv_of_scaled(
+        &mut self,
+        root: NodeId,
+        shape: &ConvShape,
+        scaled: Scaled,
+        extra: Vec<Span>,
+        tail: Tail,
+        id: NodeId,
+    ) -> Value {
+        let shape = *shape;
+        let pack = move |w: &[f32], packed: &mut [f32]| conv::pack_weights(&shape, w, packed);
+        let w = self.graph.node(root).inputs[1];
+        let packed = self.packed(w, &format!("conv {shape:?}"), conv::packed_len(&shape), pack);
+        let out = self.new_value(id, Layout::channels_last(self.graph.shape(root)));
+        let at = 2 + extra.len();
+        let reads = [vec![scaled.x.span(), packed.span()], extra, vec![scaled.scale, scaled.shift]].concat();
+        let (m, row) = (shape.n * shape.h * shape.w, scaled.x.layout.shape[1]);
+        let kernel: Kernel = Box::new(move |args| {
+            let (x, packed, scaling) = (args.read(0), args.read(1), scaled.bind(at, args));
+            let (k, n) = (shape.c_in, shape.c_out);
+            gemm::gemm_scaled(m, n, k, x, row, &scaling, packed, args.write(0), &tail.bind(args));
+        });
+        let name = format!("{} scaled", conv_name("conv", &shape));
+        self.push_counted(&name, id, reads, vec![out.span()], kernel, conv_flops(&shape));
         out
     }
 

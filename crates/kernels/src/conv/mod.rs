@@ -232,7 +232,7 @@ pub(crate) fn forward_isa(
         packed,
         fused_taps: if fuse == Fuse::No { 1 } else { shape.kw },
         source_stride: 1,
-        copies_rows: false,
+        fewest_panels: 1,
         out: SendPtr(out.as_mut_ptr()),
         epilogue,
     };
@@ -421,7 +421,7 @@ pub(crate) fn input_grad_isa(isa: Isa, shape: &ConvShape, dy: &[f32], packed: &[
         packed,
         fused_taps: 1,
         source_stride: 1,
-        copies_rows: false,
+        fewest_panels: 1,
         out: SendPtr(dx.as_mut_ptr()),
         epilogue: &Epilogue::default(),
     };

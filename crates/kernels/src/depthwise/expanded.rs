@@ -124,7 +124,7 @@ pub fn expanded(
                 packed: weights.packed,
                 fused_taps: 1,
                 source_stride: 1,
-                copies_rows: false,
+                fewest_panels: 1,
                 out: SendPtr(band.as_mut_ptr()),
                 epilogue: &epilogue,
             };

@@ -1,6 +1,7 @@
 //! Matrix products with packed weights, and what may follow them in the same pass.
 
 pub(crate) mod product;
+mod scaled;
 pub(crate) mod tile;
 
 use std::cell::Cell;
@@ -12,6 +13,7 @@ use crate::pack::Layout;
 use crate::simd::{Isa, isa};
 use crate::threads::{SendPtr, for_each};
 use product::Product;
+pub use scaled::{Scaling, gemm_scaled};
 
 /// What follows a product or convolution before it is stored: `act(product + bias + residual)`.
 #[derive(Clone, Copy, Debug, Default)]
@@ -111,14 +113,14 @@ pub(crate) fn gemm_isa(
         packed: packed_b,
         fused_taps: 1,
         source_stride: a_col_stride,
-        copies_rows: false,
+        fewest_panels: 1,
         out: SendPtr(c.as_mut_ptr()),
         epilogue,
     };
     let transposed = a_row_stride == 1 && a_col_stride >= m.max(MANY_COLUMNS);
     if transposed && k >= MANY_COLUMNS && layout.panels() >= product::COPIED_PANELS {
         product.source_stride = product.tile_rows();
-        product.copies_rows = true;
+        product.fewest_panels = product::COPIED_PANELS;
         product.run_columns(m, a, a_col_stride, c_row_stride);
     } else {
         product.run_rows(m, a, a_row_stride, c_row_stride);

@@ -10,7 +10,7 @@ use super::tile::{Tile, best_rows, fitting_rows, tile_fn};
 use crate::bf16::Operands;
 use crate::elementwise::apply_unary_rows;
 use crate::pack::{Layout, lanes};
-use crate::threads::{SendPtr, for_each};
+use crate::threads::{self, SendPtr, for_each};
 
 /// A product of gathered rows with packed weights.
 pub(crate) struct Product<'a> {
@@ -22,8 +22,8 @@ pub(crate) struct Product<'a> {
     pub fused_taps: usize,
     /// Numbers between consecutive input channels in the source.
     pub source_stride: usize,
-    /// Each job copies the rows that it reads.
-    pub copies_rows: bool,
+    /// Panels that a job should run its rows through, more than one if it prepares them first.
+    pub fewest_panels: usize,
     pub out: SendPtr<f32>,
     pub epilogue: &'a Epilogue<'a>,
 }
@@ -56,11 +56,36 @@ pub(crate) fn with_rows<R>(use_rows: impl FnOnce(&mut Rows) -> R) -> R {
     result
 }
 
+/// In which order the jobs of (row block, part of the panels) are dealt out to the threads, the first half of two. What
+/// another core wrote comes slowly: where rows are many, each thread gets rows of its own, the same share of them in
+/// every step of a model, and all weights; else it gets weights of its own and all rows.
+pub(crate) struct Order {
+    blocks: usize,
+    parts: usize,
+    /// Row blocks of a thread.
+    stretch: usize,
+}
+
+impl Order {
+    /// For `rows` rows, each as long as a column of the weights, of which there are `columns`.
+    pub fn new(blocks: usize, parts: usize, rows: usize, columns: usize) -> Order {
+        let many = 2 * rows >= columns;
+        Order { blocks, parts, stretch: if many { blocks.div_ceil(threads::count()) } else { blocks } }
+    }
+
+    /// Row block and part of a job. A thread runs its row blocks through one part after the other.
+    pub fn at(&self, index: usize) -> (usize, usize) {
+        let first = index / (self.stretch * self.parts) * self.stretch;
+        let (blocks, index) = (self.stretch.min(self.blocks - first), index - first * self.parts);
+        (first + index % blocks, index / blocks)
+    }
+}
+
 /// Multiply-adds below which a job is not worth handing to another thread.
 const SMALLEST_JOB: usize = 1 << 20;
 /// Multiply-adds that could be done while a weight comes from memory.
 const FETCH: usize = 16;
-/// Panels that a job should run its rows through if it copies them first.
+/// [`Product::fewest_panels`] where jobs copy their rows.
 pub(crate) const COPIED_PANELS: usize = 4;
 /// Jobs that keep a large machine busy.
 const ENOUGH_JOBS: usize = 64;
@@ -99,14 +124,15 @@ impl Product<'_> {
         }
         // With few rows the time goes into bringing the weights.
         let work_per_block = work_per_block.max(FETCH * self.layout.len() / blocks);
-        // Jobs that copy their rows must make something of it.
-        let fewest = if self.copies_rows { COPIED_PANELS } else { 1 };
-        let most = panels.div_ceil(fewest).min((work_per_block / SMALLEST_JOB).max(1));
+        let most = panels.div_ceil(self.fewest_panels).min((work_per_block / SMALLEST_JOB).max(1));
         let parts = ENOUGH_JOBS.div_ceil(blocks).min(most);
         let per_part = panels.div_ceil(parts);
         let parts = panels.div_ceil(per_part);
+        let weights = self.layout.len();
+        let rows = blocks * work_per_block / weights.max(1);
+        let order = Order::new(blocks, parts, rows, weights / self.layout.inputs.max(1));
         let job = |index: usize| {
-            let (part, block) = (index / blocks, index % blocks);
+            let (block, part) = order.at(index);
             with_rows(|rows| {
                 fill(block, rows);
                 self.run_panels(rows, part * per_part..((part + 1) * per_part).min(panels));

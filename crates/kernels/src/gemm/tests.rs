@@ -96,6 +96,36 @@ fn transposed_left_matrices_match_the_naive_product() {
 }
 
 #[test]
+fn scaled_rows_match_the_naive_product() {
+    let mut random = Random::new(11);
+    for case in 0..60 {
+        let m = [1, 7, 49, 200, 1700][case % 5];
+        let (n, k) = (random.range(1, 90), random.range(1, 70));
+        let row = k + random.range(0, 20);
+        let a = random.numbers((m - 1) * row + k);
+        let (scale, shift) = (random.numbers(k), random.numbers(k));
+        let (b, residual) = (random.numbers(k * n), random.numbers(m * n));
+        let relu = case % 2 == 0;
+        let scaled = |i: usize, l: usize| {
+            let y = a[i * row + l] * scale[l] + shift[l];
+            if relu { y.max(0.0) } else { y }
+        };
+        let mut want = naive(m, n, k, scaled, |l, j| b[l * n + j]);
+        want.iter_mut().zip(&residual).for_each(|(w, r)| *w += *r as f64);
+        let scaling = Scaling { scale: &scale, shift: &shift, relu };
+        let epilogue = Epilogue { residual: Some(&residual), ..Epilogue::default() };
+        for isa in isas() {
+            let layout = layout(isa, Operands::F32, k, n);
+            let mut packed = vec![0.0; layout.len()];
+            layout.pack(&b, 0, [1, n, 0], &mut packed);
+            let mut c = vec![0f32; m * n];
+            scaled::gemm_scaled_isa(isa, m, n, k, &a, row, &scaling, &packed, &mut c, &epilogue);
+            assert_close(&c, &want, &format!("{isa:?} {m} {n} {k}"));
+        }
+    }
+}
+
+#[test]
 fn relu_keeps_nan() {
     for isa in isas() {
         let layout = layout(isa, Operands::F32, 1, 3);

@@ -17,7 +17,7 @@ use timm_graph::scalar::Unary;
 use crate::bf16::Operands;
 use crate::elementwise::apply_unary;
 use crate::gemm::Epilogue;
-use crate::gemm::product::tile_height;
+use crate::gemm::product::{Order, tile_height};
 use crate::gemm::tile::{MAX_ROWS, Tile, best_rows, tile_fn};
 use crate::lanes::Lanes;
 use crate::multiversion;
@@ -302,8 +302,9 @@ fn run(kind: Kind, shape: &ConvShape, x: &[f32], packed: &[f32], out: &mut [f32]
     let per_part = panels.div_ceil(parts);
     let parts = panels.div_ceil(per_part);
     let target = SendPtr(out.as_mut_ptr());
+    let order = Order::new(blocks, parts, tiles * out_len * out_len, points * shape.c_out);
     for_each(blocks * parts, |index| {
-        let (part, block) = (index / blocks, index % blocks);
+        let (block, part) = order.at(index);
         let first = block * per_block;
         let count = (tiles - first).min(per_block);
         let (sources, products) = (points * count * shape.c_in, points * count * 4 * lanes(isa));

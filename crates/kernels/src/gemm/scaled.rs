@@ -1,0 +1,124 @@
+//! Products whose left rows are scaled, shifted and cut off at zero as they are read.
+//!
+//! A batch norm that could not be folded into the product before it would else be a pass over memory of its own.
+
+use super::product::{COPIED_PANELS, Product};
+use super::{Epilogue, layout};
+use crate::bf16::Operands;
+use crate::lanes::Lanes;
+use crate::multiversion;
+use crate::simd::{Isa, isa};
+use crate::threads::SendPtr;
+
+/// Row blocks from which on there are jobs enough without running a block's rows twice.
+const MANY_BLOCKS: usize = 8;
+
+/// What happens to a row before it is multiplied: `relu(row · scale + shift)`.
+#[derive(Clone, Copy, Debug)]
+pub struct Scaling<'a> {
+    /// `[k]`.
+    pub scale: &'a [f32],
+    /// `[k]`.
+    pub shift: &'a [f32],
+    pub relu: bool,
+}
+
+/// C = act(scaled(A) · B + bias + residual): A `[m, k]` with rows `a_row_stride` apart, B `[k, n]` packed by
+/// [`pack_b`](super::pack_b) or as the weights of a pointwise convolution, C `[m, n]`.
+///
+/// # Panics
+/// If a slice is too short.
+pub fn gemm_scaled(
+    m: usize,
+    n: usize,
+    k: usize,
+    a: &[f32],
+    a_row_stride: usize,
+    scaling: &Scaling,
+    packed_b: &[f32],
+    c: &mut [f32],
+    epilogue: &Epilogue,
+) {
+    gemm_scaled_isa(isa(), m, n, k, a, a_row_stride, scaling, packed_b, c, epilogue);
+}
+
+pub(crate) fn gemm_scaled_isa(
+    isa: Isa,
+    m: usize,
+    n: usize,
+    k: usize,
+    a: &[f32],
+    a_row_stride: usize,
+    scaling: &Scaling,
+    packed_b: &[f32],
+    c: &mut [f32],
+    epilogue: &Epilogue,
+) {
+    if m == 0 || n == 0 {
+        return;
+    }
+    let layout = layout(isa, Operands::F32, k, n);
+    assert!(c.len() >= m * n, "product: the output is too short");
+    assert!(packed_b.len() >= layout.len(), "product: the packed matrix is too short");
+    assert!(a.len() >= (m - 1) * a_row_stride + k, "product: the left matrix is too short");
+    assert!(epilogue.bias.is_none_or(|b| b.len() >= n), "product: the bias is too short");
+    assert!(epilogue.residual.is_none_or(|r| r.len() >= m * n), "product: the residual is too short");
+    let [scale, shift] = [scaling.scale, scaling.shift].map(|numbers| &numbers[..k]);
+    let mut product = Product {
+        layout,
+        operands: Operands::F32,
+        packed: packed_b,
+        fused_taps: 1,
+        source_stride: 1,
+        fewest_panels: 1,
+        out: SendPtr(c.as_mut_ptr()),
+        epilogue,
+    };
+    let tile_rows = product.tile_rows();
+    let (blocks, per_block) = product.row_blocks(m, 4 * k);
+    if blocks >= MANY_BLOCKS {
+        product.fewest_panels = COPIED_PANELS;
+    }
+    product.run(blocks, per_block.min(m) * k * n, |block, rows| {
+        let first = block * per_block;
+        let count = (m - first).min(per_block);
+        let mut band = std::mem::take(&mut rows.band);
+        if band.len() < count * k {
+            band.resize(count * k, 0.0);
+        }
+        for (row, to) in (first..).zip(band[..count * k].chunks_exact_mut(k.max(1))) {
+            let from = &a[row * a_row_stride..][..k];
+            // SAFETY: all have k numbers.
+            unsafe { scale_row(from, scale, shift, scaling.relu, to) };
+        }
+        rows.fill(count, tile_rows, 1, 0, false, |row, table, _| {
+            table[0] = band[row * k..].as_ptr();
+            (first + row) * n
+        });
+        rows.band = band;
+    });
+}
+
+multiversion!(
+    /// # Safety
+    /// All slices are equally long.
+    fn scale_row<S>(from: &[f32], scale: &[f32], shift: &[f32], relu: bool, to: &mut [f32]) = scale_row_body
+);
+
+#[inline(always)]
+unsafe fn scale_row_body<S: Lanes>(from: &[f32], scale: &[f32], shift: &[f32], relu: bool, to: &mut [f32]) {
+    let (len, mut at) = (to.len(), 0);
+    let [from, scale, shift] = [from, scale, shift].map(<[f32]>::as_ptr);
+    // SAFETY: the caller's promise.
+    unsafe {
+        while at < len {
+            let n = S::LANES.min(len - at);
+            let (x, factor) = (S::load_first(from.add(at), n), S::load_first(scale.add(at), n));
+            let y = S::fma(x, factor, S::load_first(shift.add(at), n));
+            // The second operand wins over a NaN on either side: NaN stays NaN.
+            let y = if relu { S::max(S::zero(), y) } else { y };
+            S::store_first(to.as_mut_ptr().add(at), y, n);
+            at += n;
+        }
+    }
+}
