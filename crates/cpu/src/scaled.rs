@@ -9,7 +9,7 @@ use timm_kernels::gemm::Scaling;
 use crate::layout::Layout;
 use crate::plan::{Args, Planner, Span, Value};
 
-/// `relu(x · scale + shift)`.
+/// `relu(x · scale + shift)` of a stored x and parameters.
 pub struct Scaled {
     /// Some columns of its rows are x.
     pub x: Value,
@@ -37,6 +37,9 @@ impl Planner<'_> {
         }
         let (rest, shift) = self.by_channel(rest, &layout, Binary::Add)?;
         let (x, scale) = self.by_channel(rest, &layout, Binary::Mul)?;
+        if self.in_open_group(x, &layout) || ![scale, shift].iter().all(|id| self.fixed[id.index()]) {
+            return None;
+        }
         self.count_peek(id);
         let x = self.columns_in(x, &layout).unwrap_or_else(|| self.channels_last(x));
         let [scale, shift] = [scale, shift].map(|id| self.value(id).span());
