@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use timm_graph::scalar::{Binary, Unary};
 use timm_graph::{Graph, NodeId, Op};
+use timm_kernels::gemm::RowMap;
 
 use crate::claims::Claims;
 
@@ -17,6 +18,10 @@ pub struct Fused {
     /// A value of the result's shape.
     pub residual: Option<NodeId>,
     pub activation: Option<Unary>,
+    /// What a product reads in the place of its left operand, whose rows are those rows of it.
+    pub from: Option<(NodeId, RowMap)>,
+    /// Where the rows of a product stand in the result.
+    pub to: Option<RowMap>,
 }
 
 /// Claims all chains `conv | matmul → + bias → + residual → activation` with single readers. Roots without any of these
@@ -29,7 +34,7 @@ pub fn find(graph: &Graph, uses: &[u32], claims: &mut Claims) {
             && let Some(Chain { fused, inside, last }) = chains.of(root, claims)
             && last != root
         {
-            claims.add(last, &inside, move |planner| planner.lower_fused(last, &fused));
+            claims.add(last, &inside, move |planner| planner.lower_fused(last, fused));
         }
     }
 }
@@ -64,6 +69,11 @@ impl<'g> Chains<'g> {
         Chains { graph, reader, kept }
     }
 
+    /// Somebody outside sees the node.
+    pub fn kept(&self, id: NodeId) -> bool {
+        self.kept.contains(&id)
+    }
+
     /// The one reader of a node that nobody else sees.
     pub fn only_reader(&self, id: NodeId) -> Option<NodeId> {
         self.reader.get(&id).copied().filter(|_| !self.kept.contains(&id))
@@ -81,7 +91,7 @@ impl<'g> Chains<'g> {
         if !plain_weight || claims.taken(root) {
             return None;
         }
-        let mut fused = Fused { root, bias: None, residual: None, activation: None };
+        let mut fused = Fused { root, bias: None, residual: None, activation: None, from: None, to: None };
         let (mut inside, mut last) = (Vec::new(), root);
         while let Some(next) = self.only_reader(last)
             && !claims.taken(next)

@@ -29,6 +29,7 @@ mod memory;
 mod mobile;
 mod passes;
 mod plan;
+mod reorder;
 mod run;
 mod scaled;
 mod softmax_grad;

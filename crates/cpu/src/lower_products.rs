@@ -5,7 +5,7 @@ use timm_kernels::bf16::{self, Operands};
 use timm_kernels::conv::winograd::{self, Pass, Winograd};
 use timm_kernels::conv::{self, ConvShape, stem};
 use timm_kernels::depthwise::{self, DepthwiseShape};
-use timm_kernels::gemm::{self, Epilogue};
+use timm_kernels::gemm::{self, Epilogue, RowMap};
 
 use crate::epilogue::Fused;
 use crate::layout::Layout;
@@ -85,11 +85,11 @@ pub(crate) fn conv_name(kind: &str, s: &ConvShape) -> String {
 
 impl Planner<'_> {
     /// A convolution or product with what follows it; `id` is the last node of the chain.
-    pub fn lower_fused(&mut self, id: NodeId, fused: &Fused) -> Result<(), EngineError> {
+    pub fn lower_fused(&mut self, id: NodeId, fused: Fused) -> Result<(), EngineError> {
         let graph = self.graph;
         let layout = match graph.node(fused.root).op {
-            Op::Conv2d(_) => Layout::channels_last(graph.shape(fused.root)),
-            _ => Layout::row_major(graph.shape(fused.root)),
+            Op::Conv2d(_) => Layout::channels_last(graph.shape(id)),
+            _ => Layout::row_major(graph.shape(id)),
         };
         let mut extra: Vec<Span> = Vec::new();
         if let Some(bias) = fused.bias {
@@ -102,7 +102,7 @@ impl Planner<'_> {
             Tail { bias: fused.bias.is_some(), residual: fused.residual.is_some(), act: fused.activation };
         let value = match &graph.node(fused.root).op {
             Op::Conv2d(conv) => self.conv(fused.root, conv, extra, tail, id),
-            _ => self.linear(fused.root, extra, tail, id),
+            _ => self.linear(fused.root, extra, tail, id, fused.from, fused.to),
         };
         self.set(id, value);
         Ok(())
@@ -118,7 +118,7 @@ impl Planner<'_> {
             Op::Conv2dInputGrad { conv, .. } => self.conv_input_grad(id, conv),
             Op::Conv2dWeightGrad { conv, .. } => self.conv_weight_grad(id, conv),
             Op::MatMul { .. } if graph.shape(node.inputs[1]).len() == 2 => {
-                self.linear_weight_grad(id).unwrap_or_else(|| self.linear(id, vec![], plain, id))
+                self.linear_weight_grad(id).unwrap_or_else(|| self.linear(id, vec![], plain, id, None, None))
             }
             Op::MatMul { trans_a, trans_b } => self.batched(id, *trans_a, *trans_b),
             other => unreachable!("{} is no product", other.name()),
@@ -319,17 +319,28 @@ impl Planner<'_> {
     }
 
     /// A product with one plain matrix: all leading axes of the left side are rows.
-    fn linear(&mut self, root: NodeId, extra: Vec<Span>, tail: Tail, id: NodeId) -> Value {
+    fn linear(
+        &mut self,
+        root: NodeId,
+        extra: Vec<Span>,
+        tail: Tail,
+        id: NodeId,
+        from: Option<(NodeId, RowMap)>,
+        to: Option<RowMap>,
+    ) -> Value {
         let graph = self.graph;
         let node = graph.node(root);
         let &Op::MatMul { trans_a, trans_b } = &node.op else { unreachable!("a product") };
-        let (a, b) = (node.inputs[0], node.inputs[1]);
+        let (source, b) = (node.inputs[0], node.inputs[1]);
+        let (a, from) = from.map_or((source, None), |(source, map)| (source, Some(map)));
         let rank = node.shape.len();
-        let left = if rank == 2 { self.value(a) } else { self.row_major(a) };
+        let reordered = from.is_some() || to.is_some();
+        let left = if rank == 2 && !reordered { self.value(a) } else { self.row_major(a) };
         let strides = left.layout.strides();
         let (n, k) = (node.shape[rank - 1], if trans_b { graph.shape(b)[1] } else { graph.shape(b)[0] });
         let m = node.shape.iter().product::<usize>() / n.max(1);
         let (row, col) = match (rank, trans_a) {
+            _ if reordered => (k, 1),
             (2, false) => (strides[0], strides[1]),
             (2, true) => (strides[1], strides[0]),
             _ => (k, 1),
@@ -346,12 +357,26 @@ impl Planner<'_> {
         let packed = self.packed_value(b, &right, &key, gemm::gemm_packed_len(operands, k, n), pack);
         let kernel: Kernel = Box::new(move |args| {
             let (left, packed, tail) = (args.read(0), args.read(1), tail.bind(args));
+            if reordered {
+                let (from, to) = (from.as_ref(), to.as_ref());
+                return gemm::gemm_reordered(
+                    operands,
+                    [m, n, k],
+                    left,
+                    from,
+                    packed,
+                    args.write(0),
+                    to,
+                    &tail,
+                );
+            }
             gemm::gemm(operands, m, n, k, left, row, col, packed, args.write(0), n, &tail);
         });
-        let out = self.new_value(id, Layout::row_major(&node.shape));
+        let out = self.new_value(id, Layout::row_major(graph.shape(id)));
         let reads = [vec![left.span(), packed.span()], extra].concat();
         let flops = 2 * (m * n * k) as u64;
-        self.push_counted(&format!("linear {m}x{k}->{n}"), id, reads, vec![out.span()], kernel, flops);
+        let name = format!("linear {m}x{k}->{n}{}", if reordered { " reordered" } else { "" });
+        self.push_counted(&name, id, reads, vec![out.span()], kernel, flops);
         out
     }
 

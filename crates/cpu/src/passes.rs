@@ -8,7 +8,7 @@ use timm_graph::{EngineError, Graph};
 use crate::claims::Claims;
 use crate::listing::{self, Size};
 use crate::plan::{self, Plan};
-use crate::{attention, concat, epilogue, in_place, layer_norm, memory, mobile, softmax_grad};
+use crate::{attention, concat, epilogue, in_place, layer_norm, memory, mobile, reorder, softmax_grad};
 
 /// A pass of the planner.
 #[derive(Clone, Copy)]
@@ -46,6 +46,11 @@ pub fn passes() -> impl Iterator<Item = Pass> {
             "expansions",
             "a wide 1x1 convolution, the depthwise one after it and its mean are one step",
             Job::Find(mobile::find),
+        ),
+        pass(
+            "reordered-rows",
+            "linear layers read and write rows where they stand before and after windows are cut",
+            Job::Find(reorder::find),
         ),
         pass(
             "epilogues",

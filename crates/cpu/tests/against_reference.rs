@@ -181,7 +181,12 @@ fn growing_concatenations() {
         for i in 0..4 {
             let scale = param(format!("scale{i}"), &[1, b.shape(x)[1], 1, 1]);
             let w = param(format!("w{i}"), &[3, b.shape(x)[1], 1, 1]);
-            x = b.concat(&[x, b.conv2d(b.relu(b.mul(x, scale)), w, Conv2d::default())], 1);
+            let mut y = b.mul(x, scale);
+            if i % 2 == 1 {
+                // A batch norm, which rides on the convolution.
+                y = b.add(y, param(format!("shift{i}"), &[1, b.shape(x)[1], 1, 1]));
+            }
+            x = b.concat(&[x, b.conv2d(b.relu(y), w, Conv2d::default())], 1);
             // Readers of another layout, and of another shape.
             let rows = param(format!("rows{i}"), &b.shape(x));
             b.output(&format!("rows{i}"), b.add(b.relu(rows), x));
@@ -193,6 +198,42 @@ fn growing_concatenations() {
         let data = noise(1, batch * 60);
         let what = format!("growing concatenations, batch {batch}");
         compare(&what, b.finish().unwrap(), &[("x", InputData::F32(&data))]);
+    }
+}
+
+#[test]
+fn rows_that_change_places_around_linear_layers() {
+    let (h, w, wide, narrow) = (6, 8, 10, 5);
+    // What else is read: nothing, the windows, the result before it is put back, rows of it alone.
+    for (batch, also) in [(1, ""), (3, ""), (2, "windows"), (2, "result"), (2, "part")] {
+        let b = Builder::new(false);
+        let x = b.input("x", &[batch, h, w, narrow], DType::F32);
+        let linear = |name: &str, x, inputs, outputs| {
+            let y = b.matmul_t(x, b.param(name, &[outputs, inputs], Init::Fill(0.0)));
+            b.add(y, b.param(&format!("{name}.bias"), &[outputs], Init::Fill(0.0)))
+        };
+        let roll = |x, axis, by: usize| {
+            let size = b.shape(x)[axis];
+            b.concat(&[b.slice(x, axis, by, size - by), b.slice(x, axis, 0, by)], axis)
+        };
+        let rolled = roll(roll(b.relu(x), 1, 1), 2, 3);
+        let cut = b.permute(b.reshape(rolled, &[batch, 2, 3, 2, 4, narrow]), &[0, 1, 3, 2, 4, 5]);
+        let windows = b.reshape(cut, &[batch * 4, 12, narrow]);
+        let deep = b.relu(linear("first", windows, narrow, wide));
+        let y = linear("second", deep, wide, narrow);
+        let back = b.permute(b.reshape(y, &[batch, 2, 2, 3, 4, narrow]), &[0, 1, 3, 2, 4, 5]);
+        let back = roll(roll(b.reshape(back, &[batch, h, w, narrow]), 1, h - 1), 2, w - 3);
+        let summed = b.add(x, back);
+        match also {
+            "windows" => b.output("windows", windows),
+            "result" => b.output("result", b.relu(y)),
+            _ => {}
+        }
+        let seen = if also == "part" { b.slice(back, 1, 1, 2) } else { summed };
+        b.output("y", linear("last", b.slice(seen, 2, 0, 1), narrow, wide));
+        b.output("rest", seen);
+        let data = noise(3, batch * h * w * narrow);
+        compare(&format!("windows of {batch}, {also}"), b.finish().unwrap(), &[("x", InputData::F32(&data))]);
     }
 }
 

@@ -240,7 +240,8 @@ pub(crate) fn forward_isa(
         return forward_from_padded_copy(shape, x, &product);
     }
     if shape.is_pointwise() {
-        return product.run_rows(shape.n * shape.h * shape.w, x, shape.c_in, shape.c_out);
+        let place = |pixel: usize| (x.as_ptr().wrapping_add(pixel * shape.c_in), pixel * shape.c_out);
+        return product.run_rows(shape.n * shape.h * shape.w, place);
     }
     let sampling = |axis: usize, taps: usize, source: usize, target: usize| Sampling::Forward {
         stride: shape.stride[axis],
@@ -426,7 +427,8 @@ pub(crate) fn input_grad_isa(isa: Isa, shape: &ConvShape, dy: &[f32], packed: &[
         epilogue: &Epilogue::default(),
     };
     if shape.is_pointwise() {
-        return product.run_rows(shape.n * shape.h * shape.w, dy, shape.c_out, shape.c_in);
+        let place = |pixel: usize| (dy.as_ptr().wrapping_add(pixel * shape.c_out), pixel * shape.c_in);
+        return product.run_rows(shape.n * shape.h * shape.w, place);
     }
     let sampling = |axis: usize, taps: usize, source: usize, target: usize| Sampling::Transposed {
         stride: shape.stride[axis],

@@ -1,6 +1,7 @@
 //! Matrix products with packed weights, and what may follow them in the same pass.
 
 pub(crate) mod product;
+mod reordered;
 mod scaled;
 pub(crate) mod tile;
 
@@ -13,6 +14,7 @@ use crate::pack::Layout;
 use crate::simd::{Isa, isa};
 use crate::threads::{SendPtr, for_each};
 use product::Product;
+pub use reordered::{RowMap, gemm_reordered};
 pub use scaled::{Scaling, gemm_scaled};
 
 /// What follows a product or convolution before it is stored: `act(product + bias + residual)`.
@@ -123,7 +125,7 @@ pub(crate) fn gemm_isa(
         product.fewest_panels = product::COPIED_PANELS;
         product.run_columns(m, a, a_col_stride, c_row_stride);
     } else {
-        product.run_rows(m, a, a_row_stride, c_row_stride);
+        product.run_rows(m, |row| (a.as_ptr().wrapping_add(row * a_row_stride), row * c_row_stride));
     }
 }
 

@@ -145,8 +145,8 @@ impl Product<'_> {
         }
     }
 
-    /// Runs `count` rows that stand `source_row` apart in `source` and `out_row` apart in the output.
-    pub fn run_rows(&self, count: usize, source: &[f32], source_row: usize, out_row: usize) {
+    /// Runs `count` rows; `place` says where each is read and the offset where it is written.
+    pub fn run_rows(&self, count: usize, place: impl Fn(usize) -> (*const f32, usize) + Sync) {
         let tile_rows = self.tile_rows();
         let (inputs, outputs) =
             (self.layout.groups * self.layout.inputs, self.layout.groups * self.layout.outputs);
@@ -155,8 +155,9 @@ impl Product<'_> {
             let first = block * per_block;
             rows.fill((count - first).min(per_block), tile_rows, 1, 0, false, |row, table, _| {
                 // Inside the source, whose length the entry points check, unless it has no columns: then it is never read.
-                table[0] = source.as_ptr().wrapping_add((first + row) * source_row);
-                (first + row) * out_row
+                let (source, target) = place(first + row);
+                table[0] = source;
+                target
             });
         });
     }

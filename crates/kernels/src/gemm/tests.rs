@@ -126,6 +126,46 @@ fn scaled_rows_match_the_naive_product() {
 }
 
 #[test]
+fn reordered_rows_match_the_naive_product() {
+    let mut random = Random::new(12);
+    for case in 0..20 {
+        let m = [1, 13, 64, 300][case % 4];
+        let (n, k, rows) = (random.range(1, 90), 2 * random.range(1, 40), random.range(m, 2 * m + 1));
+        let (a, b, residual) = (random.numbers(rows * k), random.numbers(k * n), random.numbers(rows * n));
+        let from: Vec<u32> = (0..m).map(|_| random.range(0, rows) as u32).collect();
+        let mut to: Vec<u32> = (0..rows as u32).collect();
+        (0..rows).for_each(|i| to.swap(i, random.range(0, rows)));
+        to.truncate(m);
+        let product = naive(m, n, k, |i, l| a[from[i] as usize * k + l], |l, j| b[l * n + j]);
+        let mut want = vec![7.0; rows * n];
+        for (sums, &row) in product.chunks(n).zip(&to) {
+            let at = row as usize * n;
+            (0..n).for_each(|j| want[at + j] = sums[j] + residual[at + j] as f64);
+        }
+        let epilogue = Epilogue { residual: Some(&residual), ..Epilogue::default() };
+        let (from, to) = (RowMap::new(from), RowMap::new(to));
+        for isa in isas() {
+            let layout = layout(isa, Operands::F32, k, n);
+            let mut packed = vec![0.0; layout.len()];
+            layout.pack(&b, 0, [1, n, 0], &mut packed);
+            let mut c = vec![7f32; rows * n];
+            let f32s = Operands::F32;
+            let (from, to) = (Some(&from), Some(&to));
+            reordered::gemm_reordered_isa(isa, f32s, [m, n, k], &a, from, &packed, &mut c, to, &epilogue);
+            assert_close(&c, &want, &format!("{isa:?} {m} {n} {k}"));
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "rows are written once")]
+fn rows_are_not_written_twice() {
+    let (packed, to) = (vec![0.0; gemm_packed_len(Operands::F32, 1, 1)], RowMap::new(vec![0, 0]));
+    let plain = Epilogue::default();
+    gemm_reordered(Operands::F32, [2, 1, 1], &[0.0; 2], None, &packed, &mut [0.0; 2], Some(&to), &plain);
+}
+
+#[test]
 fn relu_keeps_nan() {
     for isa in isas() {
         let layout = layout(isa, Operands::F32, 1, 3);
