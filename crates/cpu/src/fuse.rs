@@ -37,11 +37,7 @@ impl Groups {
     /// No groups yet.
     pub fn new(graph: &Graph) -> Self {
         let nodes = graph.nodes.len();
-        let mut readers = vec![Vec::new(); nodes];
-        for (i, node) in graph.nodes.iter().enumerate() {
-            node.inputs.iter().for_each(|x| readers[x.index()].push(NodeId(i as u32)));
-        }
-        Groups { of: vec![None; nodes], groups: Vec::new(), readers, peeked: vec![0; nodes] }
+        Groups { of: vec![None; nodes], groups: Vec::new(), readers: graph.readers(), peeked: vec![0; nodes] }
     }
 }
 
@@ -204,7 +200,7 @@ impl Planner<'_> {
         write: impl FnOnce(&mut Code) -> Vec<u16> + 'static,
     ) -> Value {
         if let Some((g, stored)) = self.stored_anyway(id, open, layout) {
-            self.groups.peeked[open.index()] += 1;
+            self.count_peek(open);
             let sums = Sums { node: id, write: Box::new(write) };
             return self.close(g, stored, Some(sums)).expect("sums were asked for");
         }
@@ -216,7 +212,7 @@ impl Planner<'_> {
         }
         let (instrs, operands) = (code.instrs, code.operands);
         if !members.is_empty() {
-            self.groups.peeked[open.index()] += 1;
+            self.count_peek(open);
         }
         let channels = *layout.dims().last().unwrap_or(&1);
         let count = sums.len();
@@ -300,7 +296,7 @@ impl Planner<'_> {
                 return None;
             }
         }
-        self.groups.peeked[id.index()] += 1;
+        self.count_peek(id);
         Some(self.value(x))
     }
 

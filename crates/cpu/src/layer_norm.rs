@@ -25,11 +25,7 @@ pub struct Found {
 
 /// Claims all derivatives of layer norms whose intermediate values nobody else reads.
 pub fn find(graph: &Graph, uses: &[u32], claims: &mut Claims) {
-    let mut readers: Vec<Vec<NodeId>> = vec![Vec::new(); graph.nodes.len()];
-    for (i, node) in graph.nodes.iter().enumerate() {
-        node.inputs.iter().for_each(|x| readers[x.index()].push(NodeId(i as u32)));
-    }
-    let search = Search { graph, uses, readers };
+    let search = Search { graph, uses, readers: graph.readers() };
     for (i, node) in graph.nodes.iter().enumerate() {
         if matches!(node.op, Op::Unary(Unary::Rsqrt))
             && let Some((last, mut found, mut inside)) = search.at(NodeId(i as u32), claims)

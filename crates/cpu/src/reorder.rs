@@ -9,6 +9,8 @@ use timm_kernels::gemm::RowMap;
 
 use crate::claims::Claims;
 use crate::epilogue::{Chain, Chains, Fused};
+use crate::layout::Layout;
+use crate::strided::Strided;
 
 /// Rows from which on the maps would take long to make.
 const MOST_ROWS: usize = 1 << 20;
@@ -16,11 +18,7 @@ const MOST_ROWS: usize = 1 << 20;
 /// Claims all linear layers that can read or write reordered rows, with what moves them, and a sum with a residual after.
 pub fn find(graph: &Graph, uses: &[u32], claims: &mut Claims) {
     let chains = Chains::new(graph, uses);
-    let mut readers: Vec<Vec<NodeId>> = vec![Vec::new(); graph.nodes.len()];
-    for (i, node) in graph.nodes.iter().enumerate() {
-        node.inputs.iter().for_each(|x| readers[x.index()].push(NodeId(i as u32)));
-    }
-    let search = Search { graph, chains: &chains, readers };
+    let search = Search { graph, chains: &chains, readers: graph.readers() };
     for i in 0..graph.nodes.len() {
         let root = NodeId(i as u32);
         if !matches!(graph.node(root).op, Op::MatMul { trans_a: false, .. }) {
@@ -89,22 +87,9 @@ impl Search<'_> {
         let rows = &from[..from.len() - 1];
         Some(match &node.op {
             Op::Reshape(_) => x.clone(),
-            Op::Permute(order) => {
-                let mut strides = vec![1; rows.len()];
-                (1..rows.len()).rev().for_each(|axis| strides[axis - 1] = strides[axis] * rows[axis]);
-                let axes = order[..rows.len()].iter().map(|&axis| (rows[axis], strides[axis]));
-                let at = axes.fold(vec![0], |at: Vec<usize>, (size, stride)| {
-                    at.iter().flat_map(|at| (0..size).map(move |i| at + i * stride)).collect()
-                });
-                at.into_iter().map(|at| x[at]).collect()
-            }
-            &Op::Slice { axis, start, len, step } => {
-                let inner: usize = rows[axis + 1..].iter().product();
-                let along = x.chunks_exact((rows[axis] * inner).max(1));
-                let taken = |rows: &[u32]| {
-                    (0..len).flat_map(|i| rows[(start + i * step) * inner..][..inner].to_vec()).collect()
-                };
-                along.flat_map(|rows| -> Vec<u32> { taken(rows) }).collect()
+            op @ (Op::Permute(_) | Op::Slice { .. }) => {
+                let places = Strided::new(&Layout::row_major(&[rows, &[1]].concat())).after(op)?;
+                places.offsets(from.len()).into_iter().map(|at| x[at]).collect()
             }
             &Op::Concat { axis } => {
                 let outer: usize = rows[..axis].iter().product();

@@ -185,4 +185,13 @@ impl Graph {
         }
         uses
     }
+
+    /// The nodes that read each node, in their order; one that reads a node twice comes twice.
+    pub fn readers(&self) -> Vec<Vec<NodeId>> {
+        let mut readers = vec![Vec::new(); self.nodes.len()];
+        for (i, node) in self.nodes.iter().enumerate() {
+            node.inputs.iter().for_each(|x| readers[x.index()].push(NodeId(i as u32)));
+        }
+        readers
+    }
 }

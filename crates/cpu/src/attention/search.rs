@@ -33,11 +33,7 @@ pub struct Search<'a> {
 
 impl<'a> Search<'a> {
     pub fn new(graph: &'a Graph, uses: &'a [u32]) -> Self {
-        let mut readers: Vec<Vec<NodeId>> = vec![Vec::new(); graph.nodes.len()];
-        for (i, node) in graph.nodes.iter().enumerate() {
-            node.inputs.iter().for_each(|x| readers[x.index()].push(NodeId(i as u32)));
-        }
-        Search { graph, uses, readers, fixed: plan::fixed(graph) }
+        Search { graph, uses, readers: graph.readers(), fixed: plan::fixed(graph) }
     }
 
     /// All that needs a node are nodes for which `known` holds.

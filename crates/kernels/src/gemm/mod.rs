@@ -78,6 +78,34 @@ pub fn gemm(
     gemm_isa(isa(), operands, m, n, k, a, a_row_stride, a_col_stride, packed_b, c, c_row_stride, epilogue);
 }
 
+/// A product whose output takes up `c_len` numbers.
+///
+/// # Panics
+/// If a slice but the left matrix is too short.
+fn checked<'a>(
+    layout: Layout,
+    operands: Operands,
+    packed_b: &'a [f32],
+    c: &mut [f32],
+    c_len: usize,
+    epilogue: &'a Epilogue,
+) -> Product<'a> {
+    assert!(c.len() >= c_len, "product: the output is too short");
+    assert!(packed_b.len() >= layout.len(), "product: the packed matrix is too short");
+    assert!(epilogue.bias.is_none_or(|b| b.len() >= layout.outputs), "product: the bias is too short");
+    assert!(epilogue.residual.is_none_or(|r| r.len() >= c_len), "product: the residual is too short");
+    Product {
+        layout,
+        operands,
+        packed: packed_b,
+        fused_taps: 1,
+        source_stride: 1,
+        fewest_panels: 1,
+        out: SendPtr(c.as_mut_ptr()),
+        epilogue,
+    }
+}
+
 /// From so many on the columns of a transposed matrix are worth a copy.
 const MANY_COLUMNS: usize = 32;
 
@@ -101,24 +129,13 @@ pub(crate) fn gemm_isa(
     let layout = layout(isa, operands, k, n);
     let k = layout.inputs;
     let c_len = (m - 1) * c_row_stride + n;
-    assert!(c.len() >= c_len && (m == 1 || c_row_stride >= n), "product: the output is too short");
-    assert!(packed_b.len() >= layout.len(), "product: the packed matrix is too short");
+    assert!(m == 1 || c_row_stride >= n, "product: the output is too short");
     assert!(
         k == 0 || a.len() > (m - 1) * a_row_stride + (k - 1) * a_col_stride,
         "product: the left matrix is too short"
     );
-    assert!(epilogue.bias.is_none_or(|b| b.len() >= n), "product: the bias is too short");
-    assert!(epilogue.residual.is_none_or(|r| r.len() >= c_len), "product: the residual is too short");
-    let mut product = Product {
-        layout,
-        operands,
-        packed: packed_b,
-        fused_taps: 1,
-        source_stride: a_col_stride,
-        fewest_panels: 1,
-        out: SendPtr(c.as_mut_ptr()),
-        epilogue,
-    };
+    let mut product = checked(layout, operands, packed_b, c, c_len, epilogue);
+    product.source_stride = a_col_stride;
     let transposed = a_row_stride == 1 && a_col_stride >= m.max(MANY_COLUMNS);
     if transposed && k >= MANY_COLUMNS && layout.panels() >= product::COPIED_PANELS {
         product.source_stride = product.tile_rows();

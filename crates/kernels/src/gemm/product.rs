@@ -122,14 +122,14 @@ impl Product<'_> {
         if panels == 0 || blocks == 0 {
             return;
         }
+        let weights = self.layout.len();
+        let rows = blocks * work_per_block / weights.max(1);
         // With few rows the time goes into bringing the weights.
-        let work_per_block = work_per_block.max(FETCH * self.layout.len() / blocks);
+        let work_per_block = work_per_block.max(FETCH * weights / blocks);
         let most = panels.div_ceil(self.fewest_panels).min((work_per_block / SMALLEST_JOB).max(1));
         let parts = ENOUGH_JOBS.div_ceil(blocks).min(most);
         let per_part = panels.div_ceil(parts);
         let parts = panels.div_ceil(per_part);
-        let weights = self.layout.len();
-        let rows = blocks * work_per_block / weights.max(1);
         let order = Order::new(blocks, parts, rows, weights / self.layout.inputs.max(1));
         let job = |index: usize| {
             let (block, part) = order.at(index);

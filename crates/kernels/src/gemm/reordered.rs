@@ -1,10 +1,8 @@
 //! Products that read and write rows in other orders than they stand in.
 
-use super::product::Product;
-use super::{Epilogue, layout};
+use super::{Epilogue, checked, layout};
 use crate::bf16::Operands;
-use crate::simd::{Isa, isa};
-use crate::threads::SendPtr;
+use crate::simd::isa;
 
 /// Which row of a matrix each row of a product is.
 #[derive(Clone, Debug)]
@@ -40,43 +38,16 @@ pub fn gemm_reordered(
     to: Option<&RowMap>,
     epilogue: &Epilogue,
 ) {
-    gemm_reordered_isa(isa(), operands, [m, n, k], a, from, packed_b, c, to, epilogue);
-}
-
-pub(crate) fn gemm_reordered_isa(
-    isa: Isa,
-    operands: Operands,
-    [m, n, k]: [usize; 3],
-    a: &[f32],
-    from: Option<&RowMap>,
-    packed_b: &[f32],
-    c: &mut [f32],
-    to: Option<&RowMap>,
-    epilogue: &Epilogue,
-) {
     if m == 0 || n == 0 {
         return;
     }
-    let layout = layout(isa, operands, k, n);
+    let layout = layout(isa(), operands, k, n);
     let k = layout.inputs;
     let [read, written] = [from, to].map(|map| map.map_or(m, |map| map.end));
     assert!([from, to].iter().flatten().all(|map| map.rows.len() == m), "product: a map of {m} rows");
     assert!(to.is_none_or(|map| map.distinct), "product: rows are written once");
     assert!(a.len() >= read * k, "product: the left matrix is too short");
-    assert!(c.len() >= written * n, "product: the output is too short");
-    assert!(packed_b.len() >= layout.len(), "product: the packed matrix is too short");
-    assert!(epilogue.bias.is_none_or(|b| b.len() >= n), "product: the bias is too short");
-    assert!(epilogue.residual.is_none_or(|r| r.len() >= written * n), "product: the residual is too short");
-    let product = Product {
-        layout,
-        operands,
-        packed: packed_b,
-        fused_taps: 1,
-        source_stride: 1,
-        fewest_panels: 1,
-        out: SendPtr(c.as_mut_ptr()),
-        epilogue,
-    };
+    let product = checked(layout, operands, packed_b, c, written * n, epilogue);
     let place = |map: Option<&RowMap>, row: usize| map.map_or(row, |map| map.rows[row] as usize);
     product.run_rows(m, |row| (a.as_ptr().wrapping_add(place(from, row) * k), place(to, row) * n));
 }

@@ -2,13 +2,12 @@
 //!
 //! A batch norm that could not be folded into the product before it would else be a pass over memory of its own.
 
-use super::product::{COPIED_PANELS, Product};
-use super::{Epilogue, layout};
+use super::product::COPIED_PANELS;
+use super::{Epilogue, checked, layout};
 use crate::bf16::Operands;
 use crate::lanes::Lanes;
 use crate::multiversion;
-use crate::simd::{Isa, isa};
-use crate::threads::SendPtr;
+use crate::simd::isa;
 
 /// Row blocks from which on there are jobs enough without running a block's rows twice.
 const MANY_BLOCKS: usize = 8;
@@ -39,41 +38,13 @@ pub fn gemm_scaled(
     c: &mut [f32],
     epilogue: &Epilogue,
 ) {
-    gemm_scaled_isa(isa(), m, n, k, a, a_row_stride, scaling, packed_b, c, epilogue);
-}
-
-pub(crate) fn gemm_scaled_isa(
-    isa: Isa,
-    m: usize,
-    n: usize,
-    k: usize,
-    a: &[f32],
-    a_row_stride: usize,
-    scaling: &Scaling,
-    packed_b: &[f32],
-    c: &mut [f32],
-    epilogue: &Epilogue,
-) {
     if m == 0 || n == 0 {
         return;
     }
-    let layout = layout(isa, Operands::F32, k, n);
-    assert!(c.len() >= m * n, "product: the output is too short");
-    assert!(packed_b.len() >= layout.len(), "product: the packed matrix is too short");
     assert!(a.len() >= (m - 1) * a_row_stride + k, "product: the left matrix is too short");
-    assert!(epilogue.bias.is_none_or(|b| b.len() >= n), "product: the bias is too short");
-    assert!(epilogue.residual.is_none_or(|r| r.len() >= m * n), "product: the residual is too short");
     let [scale, shift] = [scaling.scale, scaling.shift].map(|numbers| &numbers[..k]);
-    let mut product = Product {
-        layout,
-        operands: Operands::F32,
-        packed: packed_b,
-        fused_taps: 1,
-        source_stride: 1,
-        fewest_panels: 1,
-        out: SendPtr(c.as_mut_ptr()),
-        epilogue,
-    };
+    let layout = layout(isa(), Operands::F32, k, n);
+    let mut product = checked(layout, Operands::F32, packed_b, c, m * n, epilogue);
     let tile_rows = product.tile_rows();
     let (blocks, per_block) = product.row_blocks(m, 4 * k);
     if blocks >= MANY_BLOCKS {

@@ -2,6 +2,7 @@ use timm_graph::scalar::Unary;
 
 use super::*;
 use crate::bf16::{rounded, to_pairs};
+use crate::simd::with_isa;
 use crate::testing::{Random, assert_close, isas};
 
 /// The product in f64, one sum at a time.
@@ -119,7 +120,7 @@ fn scaled_rows_match_the_naive_product() {
             let mut packed = vec![0.0; layout.len()];
             layout.pack(&b, 0, [1, n, 0], &mut packed);
             let mut c = vec![0f32; m * n];
-            scaled::gemm_scaled_isa(isa, m, n, k, &a, row, &scaling, &packed, &mut c, &epilogue);
+            with_isa(isa, || gemm_scaled(m, n, k, &a, row, &scaling, &packed, &mut c, &epilogue));
             assert_close(&c, &want, &format!("{isa:?} {m} {n} {k}"));
         }
     }
@@ -151,7 +152,7 @@ fn reordered_rows_match_the_naive_product() {
             let mut c = vec![7f32; rows * n];
             let f32s = Operands::F32;
             let (from, to) = (Some(&from), Some(&to));
-            reordered::gemm_reordered_isa(isa, f32s, [m, n, k], &a, from, &packed, &mut c, to, &epilogue);
+            with_isa(isa, || gemm_reordered(f32s, [m, n, k], &a, from, &packed, &mut c, to, &epilogue));
             assert_close(&c, &want, &format!("{isa:?} {m} {n} {k}"));
         }
     }
