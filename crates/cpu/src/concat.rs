@@ -2,6 +2,7 @@
 //! buffer. Each copies only what is new, and what reads one of them elementwise reads some columns of the buffer.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use timm_graph::{EngineError, Graph, NodeId, Op};
 use timm_kernels::copy::{Along, copy_axis};
@@ -63,7 +64,7 @@ impl Planner<'_> {
             start += count;
         }
         let pixels = whole.layout.len() / channels.max(1);
-        let kernel: Kernel = Box::new(move |args| {
+        let kernel: Kernel = Arc::new(move |args| {
             for (i, &(start, count)) in places.iter().enumerate() {
                 copy_axis(
                     pixels,
@@ -90,7 +91,7 @@ impl Planner<'_> {
         let (count, len) = (shape[1], whole.layout.shape[1]);
         let pixels = whole.layout.len() / len.max(1);
         let out = self.new_value(id, Layout::channels_last(shape));
-        let kernel: Kernel = Box::new(move |args| {
+        let kernel: Kernel = Arc::new(move |args| {
             copy_axis(
                 pixels,
                 1,

@@ -5,6 +5,7 @@
 //! what they need themselves, so that a gradient that is only summed is never stored.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use timm_graph::scalar::{Binary, Unary};
 use timm_graph::{Graph, NodeId, Op};
@@ -157,13 +158,13 @@ impl Planner<'_> {
         let writes = results.iter().chain(&totals).map(Value::span).collect();
         let stored = outputs.len();
         let kernel: Kernel = if summed.is_empty() {
-            Box::new(move |args| {
+            Arc::new(move |args| {
                 // SAFETY: the plan sized every operand and result for these dims, and lets a result share memory
                 // with an operand only where both are read and written at the same positions.
                 unsafe { compiled.run(&args.read_pointers(), &args.write_pointers()) }
             })
         } else {
-            Box::new(move |args| {
+            Arc::new(move |args| {
                 let mut sums: Vec<&mut [f32]> = args.write(stored).chunks_mut(channels).collect();
                 // SAFETY: as above; the sums are written when everything has been read.
                 unsafe {
@@ -220,7 +221,7 @@ impl Planner<'_> {
         let compiled = program(layout, &operands, count, instrs).compile_channel_sums(0);
         let out = self.new_value(id, Layout::row_major(&[count, channels]));
         let reads = operands.iter().map(|(_, v)| v.span()).collect();
-        let kernel: Kernel = Box::new(move |args| {
+        let kernel: Kernel = Arc::new(move |args| {
             let mut sums: Vec<&mut [f32]> = args.write(0).chunks_mut(channels).collect();
             // SAFETY: the plan sized every operand for these dims.
             unsafe { compiled.run_channel_sums(&args.read_pointers(), &[], &mut sums) }

@@ -2,6 +2,8 @@
 //! its input, weight and bias, for the gradient that a residual connection adds, and for the sums of the result that
 //! the bias of a layer before it wants.
 
+use std::sync::Arc;
+
 use timm_graph::scalar::{Binary, Unary};
 use timm_graph::{Graph, NodeId, Op, ReduceOp};
 use timm_kernels::layer_norm::{self, Backward};
@@ -214,7 +216,7 @@ impl Planner<'_> {
         let out = self.new_value(id, layout);
         let wants_sums = found.sums.iter().any(|s| !s.is_empty());
         let sums = wants_sums.then(|| self.new_value(id, Layout::row_major(&[3, channels])));
-        let kernel: Kernel = Box::new(move |args| {
+        let kernel: Kernel = Arc::new(move |args| {
             let pointers = args.read_pointers();
             let backward = Backward {
                 rows,

@@ -1,5 +1,7 @@
 //! Every op that is neither a view, nor elementwise, nor a product, as kernel calls.
 
+use std::sync::Arc;
+
 use timm_graph::scalar::Binary;
 use timm_graph::{EngineError, NodeId, Op, Pool, ReduceOp};
 use timm_kernels::copy::Along;
@@ -159,7 +161,7 @@ impl Planner<'_> {
     ) {
         let out = self.new_value(id, layout);
         let reads = operands.iter().map(Value::span).collect();
-        let kernel: Kernel = Box::new(kernel);
+        let kernel: Kernel = Arc::new(kernel);
         self.push_step(name, id, reads, vec![out.span()], kernel);
         self.set(id, out);
     }
@@ -168,7 +170,7 @@ impl Planner<'_> {
     pub fn relayout(&mut self, id: NodeId, value: &Value, layout: &Layout) -> Value {
         let (dims, order) = moves(&value.layout, layout);
         let out = self.new_value(id, layout.clone());
-        let kernel: Kernel = Box::new(move |args| copy::permute(args.read(0), &dims, &order, args.write(0)));
+        let kernel: Kernel = Arc::new(move |args| copy::permute(args.read(0), &dims, &order, args.write(0)));
         self.push_step("change layout", id, vec![value.span()], vec![out.span()], kernel);
         out
     }

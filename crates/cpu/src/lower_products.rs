@@ -1,5 +1,7 @@
 //! Convolutions and matrix products as kernel calls, with packed weights and fused epilogues.
 
+use std::sync::Arc;
+
 use timm_graph::{Conv2d, EngineError, NodeId, Op};
 use timm_kernels::bf16::{self, Operands};
 use timm_kernels::conv::winograd::{self, Pass, Winograd};
@@ -155,27 +157,27 @@ impl Planner<'_> {
             let kernel = move |args: &Args| {
                 stem::forward(&shape, args.read(0), args.read(1), args.write(0), &tail.bind(args));
             };
-            (packed, Box::new(kernel))
+            (packed, Arc::new(kernel))
         } else if let Some(shape) = as_depthwise(&shape) {
             let kernel = move |args: &Args| {
                 let tail = tail.bind(args);
                 depthwise::depthwise(&shape, args.read(0), args.read(1), tail.bias, tail.act, args.write(0));
             };
-            (self.packed_depthwise(w), Box::new(kernel))
+            (self.packed_depthwise(w), Arc::new(kernel))
         } else if let Some(way) = Winograd::new(&shape, pass) {
             let pack = move |w: &[f32], packed: &mut [f32]| way.pack_weights(w, packed);
             let packed = self.packed(w, &format!("{way:?}"), way.packed_len(), pack);
             let kernel = move |args: &Args| {
                 way.run(args.read(0), args.read(1), args.write(0), &tail.bind(args));
             };
-            (packed, Box::new(kernel))
+            (packed, Arc::new(kernel))
         } else {
             let pack = move |w: &[f32], packed: &mut [f32]| conv::pack_weights(&shape, w, packed);
             let packed = self.packed(w, &format!("conv {shape:?}"), conv::packed_len(&shape), pack);
             let kernel = move |args: &Args| {
                 conv::forward(&shape, args.read(0), args.read(1), args.write(0), &tail.bind(args));
             };
-            (packed, Box::new(kernel))
+            (packed, Arc::new(kernel))
         };
         let out = self.new_value(id, Layout::channels_last(graph.shape(root)));
         let reads = [vec![input.span(), packed.span()], extra].concat();
@@ -208,7 +210,7 @@ impl Planner<'_> {
         let at = 2 + extra.len();
         let reads = [vec![scaled.x.span(), packed.span()], extra, vec![scaled.scale, scaled.shift]].concat();
         let (m, row) = (shape.n * shape.h * shape.w, scaled.x.layout.shape[1]);
-        let kernel: Kernel = Box::new(move |args| {
+        let kernel: Kernel = Arc::new(move |args| {
             let (x, packed, scaling) = (args.read(0), args.read(1), scaled.bind(at, args));
             let (k, n) = (shape.c_in, shape.c_out);
             gemm::gemm_scaled(m, n, k, x, row, &scaling, packed, args.write(0), &tail.bind(args));
@@ -231,14 +233,14 @@ impl Planner<'_> {
             let kernel = move |args: &Args| {
                 depthwise::depthwise_input_grad(&shape, args.read(0), args.read(1), args.write(0));
             };
-            (self.packed_depthwise(w), Box::new(kernel))
+            (self.packed_depthwise(w), Arc::new(kernel))
         } else if let Some(way) = Winograd::new(&shape, Pass::InputGrad) {
             let pack = move |w: &[f32], packed: &mut [f32]| way.pack_weights(w, packed);
             let packed = self.packed(w, &format!("{way:?}"), way.packed_len(), pack);
             let kernel = move |args: &Args| {
                 way.run(args.read(0), args.read(1), args.write(0), &Epilogue::default());
             };
-            (packed, Box::new(kernel))
+            (packed, Arc::new(kernel))
         } else {
             let pack =
                 move |w: &[f32], packed: &mut [f32]| conv::pack_weights_for_input_grad(&shape, w, packed);
@@ -246,7 +248,7 @@ impl Planner<'_> {
             let packed = self.packed(w, &format!("input grad {shape:?}"), len, pack);
             let kernel =
                 move |args: &Args| conv::input_grad(&shape, args.read(0), args.read(1), args.write(0));
-            (packed, Box::new(kernel))
+            (packed, Arc::new(kernel))
         };
         let out = self.new_value(id, Layout::channels_last(graph.shape(id)));
         let name = conv_name("conv input grad", &shape);
@@ -267,13 +269,13 @@ impl Planner<'_> {
         let shape = conv_shape(conv, graph.shape(x), graph.shape(id));
         let (input, gradient) = (self.channels_last(x), self.channels_last(dy));
         let kernel: Kernel = if let Some(shape) = as_depthwise(&shape) {
-            Box::new(move |args| {
+            Arc::new(move |args| {
                 depthwise::depthwise_weight_grad(&shape, args.read(0), args.read(1), args.write(0));
             })
         } else if winograd::fits_weight_grad(&shape) {
-            Box::new(move |args| winograd::weight_grad(&shape, args.read(0), args.read(1), args.write(0)))
+            Arc::new(move |args| winograd::weight_grad(&shape, args.read(0), args.read(1), args.write(0)))
         } else {
-            Box::new(move |args| conv::weight_grad(&shape, args.read(0), args.read(1), args.write(0)))
+            Arc::new(move |args| conv::weight_grad(&shape, args.read(0), args.read(1), args.write(0)))
         };
         let out = self.new_value(id, Layout::row_major(graph.shape(id)));
         let name = conv_name("conv weight grad", &shape);
@@ -310,7 +312,7 @@ impl Planner<'_> {
         };
         let (gradient, input) = (self.row_major(a), self.row_major(b));
         let kernel: Kernel =
-            Box::new(move |args| conv::weight_grad(&shape, args.read(0), args.read(1), args.write(0)));
+            Arc::new(move |args| conv::weight_grad(&shape, args.read(0), args.read(1), args.write(0)));
         let out = self.new_value(id, Layout::row_major(&node.shape));
         let name = format!("linear weight grad {inputs}->{outputs}, {rows} rows");
         let reads = vec![input.span(), gradient.span()];
@@ -355,7 +357,7 @@ impl Planner<'_> {
         let pack = move |w: &[f32], packed: &mut [f32]| gemm::pack_b(operands, k, n, w, b_row, b_col, packed);
         let key = format!("matrix {operands:?} {k}x{n} {b_row} {b_col}");
         let packed = self.packed_value(b, &right, &key, gemm::gemm_packed_len(operands, k, n), pack);
-        let kernel: Kernel = Box::new(move |args| {
+        let kernel: Kernel = Arc::new(move |args| {
             let (left, packed, tail) = (args.read(0), args.read(1), tail.bind(args));
             if reordered {
                 let (from, to) = (from.as_ref(), to.as_ref());
@@ -395,7 +397,7 @@ impl Planner<'_> {
             return done.clone();
         }
         let pairs = self.new_value(id, Layout::row_major(&[value.layout.len() / 2]));
-        let kernel: Kernel = Box::new(|args| bf16::to_pairs(args.read(0), args.write(0)));
+        let kernel: Kernel = Arc::new(|args| bf16::to_pairs(args.read(0), args.write(0)));
         self.push_step("round to bf16", id, vec![value.span()], vec![pairs.span()], kernel);
         self.derived.insert(key, pairs.clone());
         pairs
@@ -415,7 +417,7 @@ impl Planner<'_> {
         let (m, n) = (node.shape[rank - 2], node.shape[rank - 1]);
         let k = a.layout.shape[if trans_a { rank - 2 } else { rank - 1 }];
         let batch = node.shape[..rank - 2].iter().product();
-        let kernel: Kernel = Box::new(move |args| {
+        let kernel: Kernel = Arc::new(move |args| {
             let sc = gemm::Strides::dense(m, n);
             gemm::batched_matmul(batch, m, n, k, args.read(0), sa, args.read(1), sb, args.write(0), sc);
         });
@@ -459,7 +461,7 @@ impl Planner<'_> {
             return done.clone();
         }
         let out = self.new_value(weight, Layout::row_major(&[len]));
-        let kernel: Kernel = Box::new(move |args| pack(args.read(0), args.write(0)));
+        let kernel: Kernel = Arc::new(move |args| pack(args.read(0), args.write(0)));
         self.push_step("pack weights", weight, vec![value.span()], vec![out.span()], kernel);
         self.derived.insert(key, out.clone());
         out

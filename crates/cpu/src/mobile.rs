@@ -2,6 +2,7 @@
 //! depthwise one after it, and the mean over the image that squeeze-and-excitation takes of the result.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use timm_graph::{EngineError, Graph, NodeId, Op, ReduceOp};
 use timm_kernels::bf16::Operands;
@@ -113,7 +114,7 @@ impl Planner<'_> {
             ..shape_of(as_depthwise(&narrow).expect("found"), wide.c_in)
         };
         let means = mean.is_some();
-        let kernel: Kernel = Box::new(move |args| {
+        let kernel: Kernel = Arc::new(move |args| {
             let [bias, depthwise_bias] = biases.map(|at| at.map(|at| args.read(at)));
             let weights = Weights { packed: args.read(1), bias, depthwise: args.read(2), depthwise_bias };
             expanded(&shape, args.read(0), &weights, args.write(0), means.then(|| args.write(1)));

@@ -8,7 +8,9 @@ use timm_graph::{EngineError, Graph};
 use crate::claims::Claims;
 use crate::listing::{self, Size};
 use crate::plan::{self, Plan};
-use crate::{attention, concat, epilogue, in_place, layer_norm, memory, mobile, reorder, softmax_grad};
+use crate::{
+    attention, concat, epilogue, in_place, layer_norm, memory, mobile, recompute, reorder, softmax_grad,
+};
 
 /// A pass of the planner.
 #[derive(Clone, Copy)]
@@ -69,6 +71,11 @@ pub fn passes() -> impl Iterator<Item = Pass> {
         ),
         pass("lowering", "nodes become steps; elementwise ones join in groups", Job::Lower(plan::lower)),
         pass("states-in-place", "updates write straight into the state", Job::Move(in_place::states)),
+        pass(
+            "light-steps-again",
+            "what is quickly made again does not wait for the way back",
+            Job::Move(recompute::light_steps),
+        ),
         pass(
             "buffers-in-place",
             "elementwise steps overwrite what nobody reads after them",

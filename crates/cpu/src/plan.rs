@@ -8,6 +8,7 @@
 //! run once for each version of the store.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use timm_graph::rewrite::Rewritten;
 use timm_graph::{DType, EngineError, Graph, NodeId, Op};
@@ -101,9 +102,10 @@ impl Args<'_> {
 }
 
 /// A kernel call with its shapes bound.
-pub type Kernel = Box<dyn Fn(&Args) + Send + Sync>;
+pub type Kernel = Arc<dyn Fn(&Args) + Send + Sync>;
 
 /// One kernel call over planned memory.
+#[derive(Clone)]
 pub struct Step {
     /// What runs, for profiles: `conv 3x3`, `elementwise (4 ops)`.
     pub name: String,
@@ -141,7 +143,7 @@ pub struct Plan {
     /// Run each time.
     pub steps: Vec<Step>,
     pub buffers: Vec<Buffer>,
-    pub constants: Vec<std::sync::Arc<[f32]>>,
+    pub constants: Vec<Arc<[f32]>>,
     pub outputs: Vec<Value>,
     /// New values of states that no step writes in place: (state, value).
     pub copies: Vec<(usize, Value)>,
@@ -193,7 +195,7 @@ pub struct Planner<'g> {
     pub prepare: Vec<Step>,
     pub steps: Vec<Step>,
     pub buffers: Vec<Buffer>,
-    pub constants: Vec<std::sync::Arc<[f32]>>,
+    pub constants: Vec<Arc<[f32]>>,
     /// Nodes that depend on the store and constants only.
     pub fixed: Vec<bool>,
     pub claims: Claims,
@@ -348,7 +350,7 @@ impl<'g> Planner<'g> {
                 Op::Fill { value, .. } => {
                     let (number, layout) = (*value, Layout::row_major(self.graph.shape(id)));
                     let out = self.new_value(id, layout);
-                    let kernel: Kernel = Box::new(move |args| args.write(0).fill(number));
+                    let kernel: Kernel = Arc::new(move |args| args.write(0).fill(number));
                     self.push_step("fill", id, vec![], vec![out.span()], kernel);
                     self.set(id, out);
                 }

@@ -1,5 +1,7 @@
 //! The derivatives of an attention as one step.
 
+use std::sync::Arc;
+
 use timm_graph::{EngineError, NodeId};
 use timm_kernels::attention::{self, Attention, Backward, BackwardOperands, Heads, Target};
 
@@ -77,7 +79,7 @@ impl Planner<'_> {
         let sums = self.derived[&log_sums(found)].span();
         let mut reads: Vec<_> = reads.iter().map(Value::span).collect();
         reads.splice(3..3, [sums, d_out.value.span()]);
-        let kernel: Kernel = Box::new(move |args| {
+        let kernel: Kernel = Arc::new(move |args| {
             let operands = BackwardOperands {
                 q: args.read(0),
                 k: args.read(1),

@@ -5,6 +5,7 @@ mod backward;
 mod search;
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use timm_graph::{EngineError, Graph, NodeId, Op};
 use timm_kernels::attention::{self, Attention, Heads};
@@ -116,7 +117,7 @@ impl Planner<'_> {
             writes.push(sums.span());
             self.derived.insert(log_sums(found), sums);
         }
-        let kernel: Kernel = Box::new(move |args| {
+        let kernel: Kernel = Arc::new(move |args| {
             let bias = shape.bias.is_some().then(|| args.read(3));
             let sums = kept.then(|| args.write(1));
             attention::forward(&shape, args.read(0), args.read(1), args.read(2), bias, args.write(0), sums);
