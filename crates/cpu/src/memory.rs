@@ -69,51 +69,48 @@ pub fn place(buffers: &[Lifetime]) -> (Vec<usize>, usize) {
     (offsets, total)
 }
 
-/// A block of numbers that starts on a cache line. Fresh pages are touched once, when it is made.
+/// A block of numbers that starts on a cache line. The system gives its pages when they are first written.
 pub struct Block {
-    lines: Vec<Line>,
+    numbers: Vec<f32>,
+    start: usize,
 }
-
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([f32; ALIGN]);
 
 impl Block {
     /// A block of at least `len` zeros.
     pub fn new(len: usize) -> Self {
-        let count = len.div_ceil(ALIGN);
-        let mut lines = Vec::with_capacity(count);
-        advise_huge_pages(lines.as_ptr(), count);
-        lines.resize(count, Line([0.0; ALIGN]));
-        Block { lines }
+        let numbers = vec![0.0; len + ALIGN];
+        advise_huge_pages(&numbers);
+        let start = numbers.as_ptr().align_offset(ALIGN * size_of::<f32>()).min(ALIGN);
+        Block { numbers, start }
     }
 
     /// The first number.
     pub fn as_mut_ptr(&mut self) -> *mut f32 {
-        self.lines.as_mut_ptr().cast()
+        self.numbers[self.start..].as_mut_ptr()
     }
 
     /// The first number, to be read.
     pub fn as_ptr(&self) -> *const f32 {
-        self.lines.as_ptr().cast()
+        self.numbers[self.start..].as_ptr()
     }
 }
 
-/// Asks the system to back the lines with huge pages: with small ones, a pass over tens of megabytes looks up a page
+/// Asks the system to back a block with huge pages: with small ones, a pass over tens of megabytes looks up a page
 /// every few cache lines. Only advice: what the system makes of it changes no result.
-fn advise_huge_pages(lines: *const Line, count: usize) {
+fn advise_huge_pages(numbers: &[f32]) {
     #[cfg(target_os = "linux")]
     {
         const PAGE: usize = 4096;
-        let start = (lines as usize).next_multiple_of(PAGE);
-        let end = (lines as usize + count * size_of::<Line>()) / PAGE * PAGE;
+        let range = numbers.as_ptr_range();
+        let start = (range.start as usize).next_multiple_of(PAGE);
+        let end = range.end as usize / PAGE * PAGE;
         if end > start {
             // SAFETY: whole pages of a live allocation; the advice leaves their contents alone.
             unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE) };
         }
     }
     #[cfg(not(target_os = "linux"))]
-    let _ = (lines, count);
+    let _ = numbers;
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Running a plan: memory from a pool, prepared values kept for each version of the store.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use timm_graph::{DType, EngineError, Executable, InputData, Op, Run, Store, Tensor};
@@ -32,7 +33,17 @@ impl CpuExecutable {
         &self.plan.graph.node(step.node).path
     }
 
+    /// The prepared values of this version of a store, if they are there.
+    fn ready(&self, store: &Store) -> Option<Arc<Block>> {
+        let cache = self.prepared.lock().unwrap_or_else(|e| e.into_inner());
+        cache.as_ref().filter(|(version, _)| *version == store.version()).map(|(_, block)| block.clone())
+    }
+
     fn prepared(&self, store: &Store, memory: &mut Memory) -> Arc<Block> {
+        if let Some(block) = self.ready(store) {
+            return block;
+        }
+        // Other threads wait: values are prepared once.
         let mut cache = self.prepared.lock().unwrap_or_else(|e| e.into_inner());
         if let Some((version, block)) = &*cache
             && *version == store.version()
@@ -41,14 +52,35 @@ impl CpuExecutable {
         }
         // Drop the old values first: two sets of packed weights need not exist at once.
         let _ = cache.take();
-        let mut block = Block::new(self.plan.memory.fixed_len);
-        memory.fixed = block.as_mut_ptr();
-        for step in &self.plan.prepare {
-            memory.run(self, step);
-        }
-        let block = Arc::new(block);
+        let block = Arc::new(self.prepare(memory, |_| {}));
         *cache = Some((store.version(), block.clone()));
         block
+    }
+
+    /// Runs the preparation; `done` hears of every step of it.
+    fn prepare(&self, memory: &mut Memory, mut done: impl FnMut(usize)) -> Block {
+        let mut block = Block::new(self.plan.memory.fixed_len);
+        memory.fixed = block.as_mut_ptr();
+        for (number, step) in self.plan.prepare.iter().enumerate() {
+            memory.run(self, step);
+            done(number);
+        }
+        block
+    }
+
+    /// The states that only the preparation reads, each with the last step that does.
+    fn last_reads(&self) -> HashMap<Place, usize> {
+        let mut last = HashMap::new();
+        for (number, step) in self.plan.prepare.iter().enumerate() {
+            last.extend(step.reads.iter().map(|span| (span.place, number)));
+        }
+        let results = self.plan.outputs.iter().map(|value| value.place);
+        let reads = self.plan.steps.iter().flat_map(|step| step.reads.iter().map(|span| span.place));
+        reads.chain(results).for_each(|place| {
+            last.remove(&place);
+        });
+        last.retain(|place, _| matches!(place, Place::State(_)));
+        last
     }
 
     fn check_inputs<'a>(&self, run: &Run<'a>) -> Result<Vec<InputData<'a>>, EngineError> {
@@ -87,12 +119,10 @@ impl CpuExecutable {
                     InputData::U8(data) => data.as_ptr().cast(),
                 })
                 .collect(),
-            states,
-            constants: self.plan.constants.iter().map(|c| c.as_ptr()).collect(),
-            fixed: std::ptr::null_mut(),
             work: work.as_mut_ptr(),
             seed: run.seed,
             step: run.step,
+            ..Memory::of(&self.plan, states)
         };
         // Kept until the outputs are copied: some may be fixed values.
         let prepared = self.prepared(store, &mut memory);
@@ -110,7 +140,10 @@ impl CpuExecutable {
     }
 
     fn read_only_states(&self, store: &Store) -> Result<Vec<*mut f32>, EngineError> {
-        store.check(&self.plan.graph.states)?;
+        // Checked before, and nothing changed since but that its weights may have been taken over.
+        if self.ready(store).is_none() {
+            store.check(&self.plan.graph.states)?;
+        }
         let names = self.plan.graph.states.keys();
         let entry = |name| store.get(name).expect("checked").tensor.data.as_ptr().cast_mut();
         Ok(names.map(|name| entry(name)).collect())
@@ -169,6 +202,25 @@ impl Executable for CpuExecutable {
         self.step_with(store, &run, &mut || {})
     }
 
+    fn take_weights(&self, store: &mut Store) -> Result<(), EngineError> {
+        if !self.plan.graph.updates.is_empty() || self.ready(store).is_some() {
+            return Ok(());
+        }
+        let states = self.writable_states(store)?;
+        let last = self.last_reads();
+        let mut cache = self.prepared.lock().unwrap_or_else(|e| e.into_inner());
+        let _ = cache.take();
+        let block = self.prepare(&mut Memory::of(&self.plan, states), |number| {
+            for (n, name) in self.plan.graph.states.keys().enumerate() {
+                if last.get(&Place::State(n)) == Some(&number) {
+                    store.release(name);
+                }
+            }
+        });
+        *cache = Some((store.version(), Arc::new(block)));
+        Ok(())
+    }
+
     fn workspace_bytes(&self) -> usize {
         (self.plan.memory.work_len + self.plan.memory.fixed_len) * size_of::<f32>()
     }
@@ -186,6 +238,19 @@ struct Memory {
 }
 
 impl Memory {
+    /// Of a plan and its states, without inputs and blocks.
+    fn of(plan: &Plan, states: Vec<*mut f32>) -> Memory {
+        Memory {
+            inputs: Vec::new(),
+            states,
+            constants: plan.constants.iter().map(|c| c.as_ptr()).collect(),
+            fixed: std::ptr::null_mut(),
+            work: std::ptr::null_mut(),
+            seed: 0,
+            step: 0,
+        }
+    }
+
     fn pointer(&self, exe: &CpuExecutable, span: &Span) -> *mut f32 {
         let base = match span.place {
             Place::Input(n) => self.inputs[n].cast_mut(),

@@ -119,10 +119,17 @@ impl Store {
         self.entries.is_empty()
     }
 
+    /// Lets go of an entry's numbers; its name and shape stay. See [`Executable::take_weights`].
+    pub fn release(&mut self, name: &str) {
+        if let Some(entry) = self.get_mut(name) {
+            entry.tensor.data = Vec::new();
+        }
+    }
+
     /// Checks that every entry a graph needs is here with its shape.
     ///
     /// # Errors
-    /// The first entry that is missing or has another shape.
+    /// The first entry that is missing, has another shape, or whose numbers were released.
     pub fn check(&self, states: &IndexMap<String, StateSpec>) -> Result<(), EngineError> {
         for (name, spec) in states {
             match self.get(name) {
@@ -134,6 +141,9 @@ impl Store {
                         found,
                         expected: spec.shape.clone(),
                     });
+                }
+                Some(entry) if entry.tensor.data.len() != spec.shape.iter().product::<usize>() => {
+                    return Err(EngineError::StateTaken(name.clone()));
                 }
                 Some(_) => {}
             }
@@ -151,6 +161,8 @@ pub enum EngineError {
     MissingState(String),
     #[error("'{name}' is {found:?} in the store, the graph needs {expected:?}")]
     StateShape { name: String, found: Vec<usize>, expected: Vec<usize> },
+    #[error("another executable has taken over the numbers of '{0}': load them again")]
+    StateTaken(String),
     #[error("input '{0}' was not given")]
     MissingInput(String),
     #[error("input '{name}' is {found}, the graph was traced for {expected}")]
@@ -213,6 +225,18 @@ pub trait Executable: Send + Sync {
     /// # Errors
     /// As [`Executable::run`].
     fn step(&self, store: &mut Store, run: Run) -> Result<Vec<Tensor>, EngineError>;
+
+    /// Makes what follows from the store alone, packed weights for example, and releases the entries of which nothing
+    /// else is needed: a model for one input shape then holds its weights once. From then on the store is of use to
+    /// this executable only, and only as long as nobody writes to it. A graph with updates, and an engine that works on
+    /// the store's own numbers, take nothing.
+    ///
+    /// # Errors
+    /// As [`Executable::run`].
+    fn take_weights(&self, store: &mut Store) -> Result<(), EngineError> {
+        let _ = store;
+        Ok(())
+    }
 
     /// Bytes that one run works in, beside state and inputs.
     fn workspace_bytes(&self) -> usize;

@@ -18,6 +18,7 @@ pub mod architecture;
 pub mod blueprint;
 pub mod error;
 pub mod families;
+pub mod frozen;
 pub mod groups;
 pub mod init;
 pub mod layers;
@@ -36,6 +37,7 @@ pub use architecture::{
 };
 pub use blueprint::Blueprint;
 pub use error::ModelError;
+pub use frozen::Frozen;
 pub use model::{Intermediates, Model};
 pub use network::Network;
 pub use plans::{Call, Indices, IntermediatesArgs};

@@ -88,6 +88,11 @@ impl Model {
         Ok(Model { blueprint, store, engine, plans: Plans::default() })
     }
 
+    /// The architecture and the weights, apart: for those who run the network in graphs of their own.
+    pub fn into_parts(self) -> (Blueprint, Store) {
+        (self.blueprint, self.store)
+    }
+
     // ---- running it -----------------------------------------------------------------------------------
 
     /// Logits `[B, K]` of normalised images `[B, C, H, W]`; pooled features without a classifier.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use timm_cpu::CpuEngine;
 use timm_graph::reference::{ReferenceEngine, evaluate};
 use timm_graph::{Builder, DType, Engine, StateKind, Tensor};
 use timm_models::{Call, IntermediatesArgs, Model, ModelArgs, ModelError, Network, OutputFmt};
@@ -35,6 +36,21 @@ fn many_threads_at_once() {
             }
         }
     });
+}
+
+#[test]
+fn frozen_models_take_one_shape() {
+    let engines: [Arc<dyn Engine>; 2] = [Arc::new(ReferenceEngine), Arc::new(CpuEngine::default())];
+    for engine in engines {
+        let model = Model::new("test_resnet", &ModelArgs::default(), engine).expect("a model");
+        let x = images(2, 32);
+        let expected = model.forward(&x).expect("forward");
+        let frozen = model.freeze(&x.shape).expect("freezes");
+        assert_eq!(frozen.forward(&x).expect("forward"), expected);
+        assert_eq!((frozen.shape(), frozen.blueprint().name()), (&[2, 3, 32, 32][..], "test_resnet"));
+        let error = frozen.forward(&images(1, 32)).expect_err("another shape").to_string();
+        assert!(error.contains("[1, 3, 32, 32], the graph was traced for [2, 3, 32, 32]"), "{error}");
+    }
 }
 
 #[test]

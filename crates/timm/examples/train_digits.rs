@@ -62,7 +62,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let metadata = SavedModel::metadata(&model, &data, train.dataset().class_names());
     let dir = std::env::temp_dir().join(format!("timm-train-digits-{}", std::process::id()));
     let folder = RunFolder::create(&dir, &serde_json::Map::new(), metadata)?;
-    let store = model.store().clone();
+    let (model, store) = model.into_parts();
     let mut trainer = Trainer::new(Arc::new(model), store, Arc::new(CpuEngine::default()), config)?;
     trainer.fit(&train, Some(&validation), Some(&folder), &mut Lines, &AtomicBool::new(false))?;
 

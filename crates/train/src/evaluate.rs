@@ -71,6 +71,16 @@ impl Evaluator {
         Evaluator { network, engine, normalization, compiled: HashMap::new(), largest: 0 }
     }
 
+    /// Plans for batches of up to so many images of one kind and lets the engine take the weights over, which then exist
+    /// once: `store` is of use for such batches only.
+    ///
+    /// # Errors
+    /// As [`Evaluator::logits`].
+    pub fn take_weights(&mut self, store: &mut Store, images: ImageSpec) -> Result<(), TrainError> {
+        self.largest = images.size[0];
+        Ok(self.plan(images)?.take_weights(store)?)
+    }
+
     /// Logits `[B, K]` of a batch.
     ///
     /// # Errors

@@ -10,8 +10,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use timm::top_k;
 use timm_data::IMAGE_EXTENSIONS;
+use timm_graph::DType;
 use timm_models::ModelArgs;
 use timm_train::evaluate::Evaluator;
+use timm_train::step::ImageSpec;
 use timm_train::{Batch, Pixels, Targets};
 
 use super::{Loaded, ModelOptions, at_least_one, normalization, output_lost, stop_flag, usage};
@@ -112,16 +114,17 @@ pub fn run(options: Options) -> Result<()> {
     }
     bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} images, {per_sec}, {eta} left")?);
     let stop = stop_flag();
-    let store = model.store().clone();
-    let model = Arc::new(model);
+    let (model, mut store) = model.into_parts();
     // Without the classifier the network ends with what the classifier reads.
     let network: Arc<dyn timm_models::Network> = match features {
         true => Arc::new(model.with_args(ModelArgs { num_classes: Some(0), ..model.args().clone() })?),
-        false => model,
+        false => Arc::new(model),
     };
     let mut evaluator =
         Evaluator::new(network, options.model.precision.shared_engine(), normalization(&data));
     let [_, height, width] = data.input_size;
+    let size = [options.batch_size.min(images.len()), height, width, 3];
+    evaluator.take_weights(&mut store, ImageSpec { size, dtype: DType::U8 })?;
     let mut failures: Vec<String> = Vec::new();
     let mut results: Vec<serde_json::Value> = Vec::new();
     if format == Format::Csv {

@@ -99,7 +99,8 @@ pub fn run(options: Options) -> Result<()> {
     let config = train_config(&options, &data)?;
     Schedule::new(&config.schedule, config.lr, train.batches().div_ceil(config.grad_accum_steps))?;
     let (name, params) = (model.name().to_string(), model.param_count());
-    let (store, outputs) = (model.store().clone(), model.num_classes());
+    let (model, store) = model.into_parts();
+    let outputs = model.num_classes();
     let mut trainer = Trainer::new(Arc::new(model), store, engine.clone(), config)?;
     if let Some(name) = &options.kd_model_name {
         trainer = trainer.with_teacher(teacher(&options, name, outputs)?);
@@ -380,7 +381,7 @@ fn teacher(options: &Settings, name: &str, classes: usize) -> Result<Teacher> {
         None => load_pretrained(&mut model)?,
     }
     tell!("teacher: {name}, {:.2} M parameters", model.param_count() as f64 / 1e6);
-    let store = model.store().clone();
+    let (model, store) = model.into_parts();
     Ok(Teacher::new(Arc::new(model), store, engine, normalization))
 }
 

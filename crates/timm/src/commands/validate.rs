@@ -12,7 +12,9 @@ use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use timm_data::{Loader, LoaderConfig, OpenOptions, Transform, TransformConfig, check_head, open_dataset};
+use timm_graph::DType;
 use timm_train::evaluate::Evaluator;
+use timm_train::step::ImageSpec;
 
 use super::data_options::ReaderOptions;
 use super::{
@@ -106,7 +108,8 @@ pub fn run(options: Options) -> Result<()> {
     let transform = TransformConfig { crop_border_pixels: options.crop_border_pixels, ..data.evaluation()? };
     let loader = Loader::new(dataset, Transform::new(transform)?, config)?;
     let params = model.param_count();
-    let (architecture, store) = (model.name().to_string(), model.store().clone());
+    let (model, mut store) = model.into_parts();
+    let architecture = model.name().to_string();
     let bar = ProgressBar::new(loader.batches() as u64);
     if !std::io::stderr().is_terminal() {
         bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
@@ -115,8 +118,10 @@ pub fn run(options: Options) -> Result<()> {
     let start = Instant::now();
     let mut evaluator =
         Evaluator::new(Arc::new(model), options.model.precision.shared_engine(), normalization(&data));
-    let mut progress = |done: usize| bar.set_position(done as u64);
     let [_, height, width] = data.input_size;
+    let size = [options.batch_size.min(count.max(1)), height, width, 3];
+    evaluator.take_weights(&mut store, ImageSpec { size, dtype: DType::U8 })?;
+    let mut progress = |done: usize| bar.set_position(done as u64);
     let size = if height == width { height.to_string() } else { format!("{height}x{width}") };
     let round = |v: f64, digits: i32| (v * 10f64.powi(digits)).round() / 10f64.powi(digits);
     if several {

@@ -283,6 +283,10 @@ fn measure(name: &str, options: &Options) -> Result<serde_json::Value> {
     };
     if matches!(options.bench, Bench::Inference | Bench::Both) {
         let mut case = Case::new(graph, &mut model, batch, engine)?;
+        if options.bench == Bench::Inference && options.profile.is_none() {
+            // As `timm infer` does; what follows here in the other cases needs the weights again.
+            case.executable.take_weights(case.store)?;
+        }
         let seconds = median(case.times(options.num_warm_iter, options.num_bench_iter)?);
         show("inference", seconds, 1.0);
         put("infer_samples_per_sec", json!(round(batch as f64 / seconds)));
