@@ -122,17 +122,17 @@ impl Plan {
         if y.is_empty() {
             return;
         }
-        let band = (32_768 / row).clamp(1, self.output[0]);
-        let bands = self.output[0].div_ceil(band);
+        let height = self.output[0];
+        let bands = bands(height, row, self.images);
         let image = self.input[0] * self.input[1] * c;
         let out = SendPtr(y.as_mut_ptr());
         threads::for_each(self.images * bands, |job| {
-            let (n, first) = (job / bands, (job % bands) * band);
+            let (n, band) = (job / bands, job % bands);
+            let [first, last] = [band, band + 1].map(|band| band * height / bands);
             let x = &x[n * image..][..image];
-            let last = self.output[0].min(first + band);
             // SAFETY: each band is written once; taps lie inside the image.
             unsafe {
-                let to = out.slice((n * self.output[0] + first) * row, (last - first) * row);
+                let to = out.slice((n * height + first) * row, (last - first) * row);
                 for block in (first..last).step_by(BLOCK_ROWS) {
                     let end = last.min(block + BLOCK_ROWS);
                     let to = &mut to[(block - first) * row..(end - first) * row];
@@ -141,6 +141,19 @@ impl Plan {
             }
         });
     }
+}
+
+/// Numbers of a band that stay in the second-level cache.
+const BAND: usize = 32_768;
+/// Numbers of a band that is worth another thread's while.
+const SMALLEST_BAND: usize = 1 << 14;
+
+/// Into how many bands of about as many rows an output is cut: of a single image by shares that are as large for two
+/// threads.
+fn bands(height: usize, row: usize, images: usize) -> usize {
+    let fewest = (height * row).div_ceil(BAND);
+    let fair = if images == 1 && height * row >= 2 * SMALLEST_BAND { fewest.next_multiple_of(2) } else { fewest };
+    fair.min(height)
 }
 
 /// Output rows done for a few positions and one vector of channels before the next: their inputs overlap in the

@@ -69,7 +69,7 @@ pub(crate) struct Order {
 impl Order {
     /// For `rows` rows, each as long as a column of the weights, of which there are `columns`.
     pub fn new(blocks: usize, parts: usize, rows: usize, columns: usize) -> Order {
-        let many = 2 * rows >= columns;
+        let many = 4 * rows >= columns;
         Order { blocks, parts, stretch: if many { blocks.div_ceil(threads::count()) } else { blocks } }
     }
 
