@@ -153,6 +153,7 @@ impl Plan<'_> {
                 unsafe { sums.slice(at, inputs.len() * width) }.fill(0.0);
             }
         }
+        let whole = panels.len() == self.layout.panels() && inputs.len() >= self.layout.panel(0).inputs;
         let mut first = lines.start;
         while first < lines.end {
             let mut count = self.lines_per_block.min(lines.end - first);
@@ -181,9 +182,26 @@ impl Plan<'_> {
                     packed = packed.add(pixels * width);
                 }
             }
-            self.block(source, scratch, pixels, panels.clone(), inputs.clone(), sums);
             first += count;
+            let next = first..(first + self.lines_per_block).min(lines.end);
+            let ahead = if whole { self.read_by(x, dy, next) } else { [&[][..]; 2] };
+            self.block(source, scratch, pixels, panels.clone(), inputs.clone(), sums, ahead);
         }
+    }
+
+    /// What of dy and x output lines read, or most of it, where it stands in one piece.
+    fn read_by<'a>(&self, x: &'a [f32], dy: &'a [f32], lines: Range<usize>) -> [&'a [f32]; 2] {
+        let shape = self.shape;
+        let stretch = |numbers: &'a [f32], line: usize, lines: Range<usize>| {
+            &numbers[lines.start * line..(lines.end * line).min(numbers.len())]
+        };
+        let from_x = if shape.kh >= shape.stride[0] && shape.out_h() * shape.stride[0] == shape.h {
+            let [start, end] = [lines.start, lines.end].map(|line| line * shape.stride[0]);
+            stretch(x, shape.w * shape.c_in, start..end)
+        } else {
+            &[]
+        };
+        [stretch(dy, shape.out_w() * shape.c_out, lines), from_x]
     }
 
     /// Lists, for every tap, the pixels of a block that it reads and where: offsets into the source, in numbers, and
@@ -227,7 +245,7 @@ impl Plan<'_> {
         }
     }
 
-    /// Adds a block of pixels to the sums of some panels.
+    /// Adds a block of pixels to the sums of some panels, and asks for what the next one reads.
     fn block(
         &self,
         source: *const f32,
@@ -236,9 +254,15 @@ impl Plan<'_> {
         panels: Range<usize>,
         inputs: Range<usize>,
         sums: SendPtr<f32>,
+        ahead: [&[f32]; 2],
     ) {
         let isa = self.layout.isa;
         let inputs = inputs.start..inputs.end.min(self.layout.panel(0).inputs);
+        let tiles_of = |index| inputs.len().div_ceil(best_rows(isa, self.layout.panel(index).vectors));
+        let tiles = self.layout.taps * panels.clone().map(tiles_of).sum::<usize>();
+        // Numbers that each tile asks for.
+        let share = ahead.map(<[f32]>::len).iter().sum::<usize>().div_ceil(tiles.max(1));
+        let mut asked = 0;
         let copied = self.layout.groups == 1
             && self.fuse != Fuse::PaddedCopy
             && self.shape.c_in * self.shape.stride[1] >= FAR_APART;
@@ -263,6 +287,12 @@ impl Plan<'_> {
                     // The last two tiles share what is left evenly.
                     let rows =
                         if left <= most || left >= 2 * most { left.min(most) } else { left.div_ceil(2) };
+                    let next = ahead[0].get(asked..).or(ahead[1].get(asked.saturating_sub(ahead[0].len())..));
+                    asked += share;
+                    let (ahead, ahead_step) = match next {
+                        Some([first, ..]) => (std::ptr::from_ref(first), (4 * share).div_ceil(pairs.len())),
+                        _ => (dy, 0),
+                    };
                     let tile = OuterTile {
                         x: x.wrapping_add(panel.first_input + input),
                         dy,
@@ -271,6 +301,8 @@ impl Plan<'_> {
                         // SAFETY: inside the job's part of the sums.
                         sums: unsafe { sums.add(panel.offset + (tap * panel.inputs + input) * width) },
                         sums_stride: width,
+                        ahead: ahead.cast(),
+                        ahead_step,
                     };
                     // SAFETY: pairs lead to pixels inside the source and the packed dy; a pixel has
                     // `first_input + input + rows` channels; the kernel fits this machine.

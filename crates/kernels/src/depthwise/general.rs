@@ -152,7 +152,8 @@ const SMALLEST_BAND: usize = 1 << 14;
 /// threads.
 fn bands(height: usize, row: usize, images: usize) -> usize {
     let fewest = (height * row).div_ceil(BAND);
-    let fair = if images == 1 && height * row >= 2 * SMALLEST_BAND { fewest.next_multiple_of(2) } else { fewest };
+    let fair =
+        if images == 1 && height * row >= 2 * SMALLEST_BAND { fewest.next_multiple_of(2) } else { fewest };
     fair.min(height)
 }
 

@@ -129,6 +129,9 @@ pub(crate) struct OuterTile {
     /// `[P][V · lanes]`, rows `sums_stride` apart.
     pub sums: *mut f32,
     pub sums_stride: usize,
+    /// As those of [`Tile`].
+    pub ahead: *const u8,
+    pub ahead_step: usize,
 }
 
 pub(crate) type OuterTileFn = unsafe fn(&OuterTile);
@@ -141,10 +144,13 @@ unsafe fn outer_tile<S: Simd, const P: usize, const V: usize>(t: &OuterTile) {
         let (x, dy) = (t.x, t.dy);
         let mut pair = t.pairs;
         let end = pair.add(t.count);
+        let mut ahead = t.ahead;
         while pair < end {
             let (x_offset, pixel) = *pair;
             let (x, dy) = (x.add(x_offset as usize), dy.add(pixel as usize * V * S::LANES));
             let w: [S::V; V] = std::array::from_fn(|v| S::load(dy.add(v * S::LANES)));
+            S::prefetch(ahead);
+            ahead = ahead.wrapping_add(t.ahead_step);
             for p in 0..P {
                 let x = S::splat(*x.add(p));
                 for v in 0..V {
