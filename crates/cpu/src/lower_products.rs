@@ -266,8 +266,13 @@ impl Planner<'_> {
     fn conv_weight_grad(&mut self, id: NodeId, conv: &Conv2d) -> Value {
         let graph = self.graph;
         let (x, dy) = (graph.node(id).inputs[0], graph.node(id).inputs[1]);
-        let shape = conv_shape(conv, graph.shape(x), graph.shape(id));
-        let (input, gradient) = (self.channels_last(x), self.channels_last(dy));
+        let mut shape = conv_shape(conv, graph.shape(x), graph.shape(id));
+        let (mut input, mut gradient) = (self.channels_last(x), self.channels_last(dy));
+        if as_depthwise(&shape).is_none() && self.operands(shape.c_in) == self.operands(shape.c_out) {
+            shape.operands = self.operands(shape.c_in);
+            input = self.as_operands(x, input, shape.operands);
+            gradient = self.as_operands(dy, gradient, shape.operands);
+        }
         let kernel: Kernel = if let Some(shape) = as_depthwise(&shape) {
             Arc::new(move |args| {
                 depthwise::depthwise_weight_grad(&shape, args.read(0), args.read(1), args.write(0));
@@ -308,9 +313,11 @@ impl Planner<'_> {
             pad: [0; 4],
             dilation: [1; 2],
             groups: 1,
-            operands: Operands::F32,
+            operands: if self.precision.fit(outputs) { self.operands(inputs) } else { Operands::F32 },
         };
         let (gradient, input) = (self.row_major(a), self.row_major(b));
+        let gradient = self.as_operands(a, gradient, shape.operands);
+        let input = self.as_operands(b, input, shape.operands);
         let kernel: Kernel =
             Arc::new(move |args| conv::weight_grad(&shape, args.read(0), args.read(1), args.write(0)));
         let out = self.new_value(id, Layout::row_major(&node.shape));

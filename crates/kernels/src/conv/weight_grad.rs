@@ -9,14 +9,16 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use super::{ConvShape, Fuse, copy_band};
+use crate::bf16::Operands;
 use crate::gemm::tile::{OuterTile, best_rows, outer_tile_fn};
 use crate::multiversion;
 use crate::pack::{Layout, Panel, lanes};
 use crate::simd::{Isa, Simd, isa};
 use crate::threads::{self, SendPtr, for_each};
 
-/// Pixels of a block: its part of dy, packed, and a channel tile of x stay in the first two cache levels.
-const BLOCK_PIXELS: usize = 128;
+/// Rows of a block, a pixel each, or with bf16 a pair of pixels: its part of dy, packed, and a channel tile of x stay in
+/// the first two cache levels.
+const BLOCK_ROWS: usize = 128;
 /// Fewest pixels worth sums of their own.
 const SPLIT_PIXELS: usize = 1024;
 const MOST_SPLITS: usize = 16;
@@ -32,10 +34,10 @@ const CHUNK: usize = 16;
 const SMALLEST_JOB: usize = 1 << 20;
 
 /// dw = the gradient of the convolution's weights, `[c_out, c_in / groups, kh, kw]`: x `[n, h, w, c_in]`, dy
-/// `[n, out_h, out_w, c_out]`.
+/// `[n, out_h, out_w, c_out]`. With bf16 operands both are pairs of channels, and what is multiplied are pairs of pixels.
 ///
 /// # Panics
-/// If a slice is too short.
+/// If a slice is too short or channels are not even where they come in pairs.
 pub fn weight_grad(shape: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [f32]) {
     weight_grad_isa(isa(), shape, x, dy, dw);
 }
@@ -59,6 +61,12 @@ struct Scratch {
     pairs: Vec<(u32, u32)>,
     /// Where each tap's pairs begin.
     starts: Vec<usize>,
+    /// Pixels that are multiplied together, with bf16.
+    couples: Vec<[*const u16; 2]>,
+    /// Where couples stand in `x` and in `dy`, by rows.
+    couple_rows: Vec<(u32, u32)>,
+    /// In the place of a pixel that is missing.
+    zeros: Vec<u16>,
 }
 
 thread_local! {
@@ -68,15 +76,23 @@ thread_local! {
 
 pub(crate) fn weight_grad_isa(isa: Isa, shape: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [f32]) {
     shape.check();
-    assert!(x.len() >= shape.input_len(), "convolution: the input is too short");
-    assert!(dy.len() >= shape.output_len(), "convolution: the output gradient is too short");
+    let operands = shape.operands;
+    assert!(
+        operands.fit(shape.c_in) && operands.fit(shape.c_out),
+        "convolution: an odd number of channels in pairs"
+    );
+    assert!(x.len() >= operands.elements(shape.input_len()), "convolution: the input is too short");
+    assert!(
+        dy.len() >= operands.elements(shape.output_len()),
+        "convolution: the output gradient is too short"
+    );
     assert!(dw.len() >= shape.weight_len(), "convolution: the weight gradient is too short");
     let dw = &mut dw[..shape.weight_len()];
     if shape.output_len() == 0 || shape.input_len() == 0 {
         return dw.fill(0.0);
     }
     let fuse = shape.fuse_rows();
-    let mut layout = shape.forward_layout(isa);
+    let mut layout = ConvShape { operands: Operands::F32, ..*shape }.forward_layout(isa);
     if fuse != Fuse::No {
         (layout.inputs, layout.taps) = (shape.kw * shape.c_in, shape.kh);
     }
@@ -84,8 +100,9 @@ pub(crate) fn weight_grad_isa(isa: Isa, shape: &ConvShape, x: &[f32], dy: &[f32]
     let splits = (lines * out_w / SPLIT_PIXELS).clamp(1, MOST_SPLITS).min(lines);
     let lines_per_split = lines.div_ceil(splits);
     let splits = lines.div_ceil(lines_per_split);
+    let block_pixels = if operands == Operands::Bf16 { 2 * BLOCK_ROWS } else { BLOCK_ROWS };
     let plan =
-        Plan { shape, layout, fuse, splits, lines_per_split, lines_per_block: (BLOCK_PIXELS / out_w).max(1) };
+        Plan { shape, layout, fuse, splits, lines_per_split, lines_per_block: (block_pixels / out_w).max(1) };
 
     let mut sums = SUMS.take();
     if sums.len() < splits * layout.len() {
@@ -159,29 +176,17 @@ impl Plan<'_> {
             let mut count = self.lines_per_block.min(lines.end - first);
             if self.fuse == Fuse::PaddedCopy {
                 count = count.min(out_h - first % out_h);
-                copy_band(shape, x, first / out_h, first % out_h, count, &mut scratch.band);
+                let elements = ConvShape { c_in: shape.operands.elements(shape.c_in), ..*shape };
+                copy_band(&elements, x, first / out_h, first % out_h, count, &mut scratch.band);
             }
             self.find_pairs(first, count, scratch);
             let source = if self.fuse == Fuse::PaddedCopy {
                 scratch.band.as_ptr()
             } else {
-                x[first / out_h * shape.h * shape.w * shape.c_in..].as_ptr()
+                x[shape.operands.elements(first / out_h * shape.h * shape.w * shape.c_in)..].as_ptr()
             };
             let pixels = count * out_w;
-            let widths =
-                panels.clone().map(|index| self.layout.panel(index).vectors * lanes(self.layout.isa));
-            reserve(&mut scratch.dy, pixels * widths.sum::<usize>());
-            let mut packed = scratch.dy.as_mut_ptr();
-            for index in panels.clone() {
-                let panel = self.layout.panel(index);
-                let width = panel.vectors * lanes(self.layout.isa);
-                let from = &dy[first * out_w * shape.c_out + panel.first_output..];
-                // SAFETY: dy has these pixels, each with the panel's channels; the scratch holds whole vectors of them.
-                unsafe {
-                    copy_rows(from.as_ptr(), shape.c_out, packed, width, pixels, panel.outputs);
-                    packed = packed.add(pixels * width);
-                }
-            }
+            self.pack_gradient(&dy[shape.operands.elements(first * out_w * shape.c_out)..], pixels, panels.clone(), scratch);
             first += count;
             let next = first..(first + self.lines_per_block).min(lines.end);
             let ahead = if whole { self.read_by(x, dy, next) } else { [&[][..]; 2] };
@@ -189,10 +194,51 @@ impl Plan<'_> {
         }
     }
 
+    /// Rows that the tiles take for so many pixels.
+    fn rows(&self, pixels: usize) -> usize {
+        if self.shape.operands == Operands::Bf16 { pixels.div_ceil(2) } else { pixels }
+    }
+
+    /// Packs the output gradient of the first pixels of dy for some panels, `[panel][row][lane]`.
+    fn pack_gradient(&self, dy: &[f32], pixels: usize, panels: Range<usize>, scratch: &mut Scratch) {
+        let (shape, rows) = (self.shape, self.rows(pixels));
+        let widths = panels.clone().map(|index| self.layout.panel(index).vectors * lanes(self.layout.isa));
+        reserve(&mut scratch.dy, rows * widths.sum::<usize>());
+        scratch.couples.clear();
+        if shape.operands == Operands::Bf16 {
+            let longest = shape.c_out.max(shape.kw * shape.c_in);
+            if scratch.zeros.len() < longest {
+                scratch.zeros.resize(longest, 0);
+            }
+            let dy = dy[..shape.operands.elements(pixels * shape.c_out)].as_ptr().cast::<u16>();
+            let row = |pixel: usize| match pixel < pixels {
+                true => dy.wrapping_add(pixel * shape.c_out),
+                false => scratch.zeros.as_ptr(),
+            };
+            scratch.couples.extend((0..rows).map(|couple| [row(2 * couple), row(2 * couple + 1)]));
+        }
+        let mut packed = scratch.dy.as_mut_ptr();
+        for index in panels {
+            let panel = self.layout.panel(index);
+            let width = panel.vectors * lanes(self.layout.isa);
+            // SAFETY: dy has these pixels, each with the panel's channels; the scratch holds whole vectors of them.
+            unsafe {
+                if shape.operands == Operands::Bf16 {
+                    couple_rows(&scratch.couples, panel.first_output, packed, width, panel.outputs);
+                } else {
+                    let from = dy[panel.first_output..].as_ptr();
+                    copy_rows(from, shape.c_out, packed, width, rows, panel.outputs);
+                }
+                packed = packed.add(rows * width);
+            }
+        }
+    }
+
     /// What of dy and x output lines read, or most of it, where it stands in one piece.
     fn read_by<'a>(&self, x: &'a [f32], dy: &'a [f32], lines: Range<usize>) -> [&'a [f32]; 2] {
         let shape = self.shape;
         let stretch = |numbers: &'a [f32], line: usize, lines: Range<usize>| {
+            let line = shape.operands.elements(line);
             &numbers[lines.start * line..(lines.end * line).min(numbers.len())]
         };
         let from_x = if shape.kh >= shape.stride[0] && shape.out_h() * shape.stride[0] == shape.h {
@@ -204,8 +250,8 @@ impl Plan<'_> {
         [stretch(dy, shape.out_w() * shape.c_out, lines), from_x]
     }
 
-    /// Lists, for every tap, the pixels of a block that it reads and where: offsets into the source, in numbers, and
-    /// into the packed dy, in pixels.
+    /// Lists, for every tap, the pixels of a block that it reads and where: offsets into the source, in numbers of its
+    /// pixels (`f32`, or bf16 where those come in pairs), and into dy, in pixels.
     fn find_pairs(&self, first: usize, count: usize, scratch: &mut Scratch) {
         let shape = self.shape;
         let (out_h, out_w) = (shape.out_h(), shape.out_w());
@@ -263,15 +309,28 @@ impl Plan<'_> {
         // Numbers that each tile asks for.
         let share = ahead.map(<[f32]>::len).iter().sum::<usize>().div_ceil(tiles.max(1));
         let mut asked = 0;
-        let copied = self.layout.groups == 1
+        let in_pairs = self.shape.operands == Operands::Bf16;
+        let copied = !in_pairs
+            && self.layout.groups == 1
             && self.fuse != Fuse::PaddedCopy
             && self.shape.c_in * self.shape.stride[1] >= FAR_APART;
         if copied {
             self.copy_source(source, scratch, inputs.clone());
         }
-        let x = if copied { scratch.x.as_ptr().wrapping_sub(inputs.start) } else { source };
+        let (first_panel, last_panel) = (self.layout.panel(panels.start), self.layout.panel(panels.end - 1));
+        let channels = first_panel.first_input + inputs.start..last_panel.first_input + inputs.end;
         for tap in 0..self.layout.taps {
-            let pairs = &scratch.pairs[scratch.starts[tap]..scratch.starts[tap + 1]];
+            if in_pairs {
+                self.couple_source(source, scratch, tap, channels.clone());
+            }
+            let x = match in_pairs || copied {
+                true => scratch.x.as_ptr().wrapping_sub(channels.start),
+                false => source,
+            };
+            let pairs = match in_pairs {
+                true => &scratch.couple_rows[..],
+                false => &scratch.pairs[scratch.starts[tap]..scratch.starts[tap + 1]],
+            };
             if pairs.is_empty() {
                 continue;
             }
@@ -306,10 +365,10 @@ impl Plan<'_> {
                     };
                     // SAFETY: pairs lead to pixels inside the source and the packed dy; a pixel has
                     // `first_input + input + rows` channels; the kernel fits this machine.
-                    unsafe { outer_tile_fn(isa, rows, panel.vectors)(&tile) };
+                    unsafe { outer_tile_fn(isa, self.shape.operands, rows, panel.vectors)(&tile) };
                     input += rows;
                 }
-                dy = dy.wrapping_add(pixels * width);
+                dy = dy.wrapping_add(self.rows(pixels) * width);
             }
         }
     }
@@ -341,6 +400,31 @@ impl Plan<'_> {
                     pair.0 = (index * step) as u32;
                 }
             }
+        }
+    }
+
+    /// Brings together, two by two, the pixels of a range of channels that a tap reads, as those of dy are: one that is
+    /// missing counts as zero. A couple without either is left out.
+    fn couple_source(&self, source: *const f32, scratch: &mut Scratch, tap: usize, channels: Range<usize>) {
+        // An odd number of cache lines between rows spreads them over all sets.
+        let step = (channels.len().div_ceil(16) | 1) * 16;
+        let (source, zeros) = (source.cast::<u16>(), scratch.zeros.as_ptr());
+        scratch.couples.clear();
+        scratch.couple_rows.clear();
+        for &(offset, pixel) in &scratch.pairs[scratch.starts[tap]..scratch.starts[tap + 1]] {
+            let couple = pixel / 2;
+            if scratch.couple_rows.last().is_none_or(|last| last.1 != couple) {
+                scratch.couple_rows.push(((scratch.couples.len() * step) as u32, couple));
+                scratch.couples.push([zeros; 2]);
+            }
+            let last = scratch.couples.len() - 1;
+            scratch.couples[last][pixel as usize % 2] = source.wrapping_add(offset as usize);
+        }
+        reserve(&mut scratch.x, scratch.couples.len() * step);
+        // SAFETY: pairs lead to pixels inside the source, which have all these channels; rows of the scratch have room
+        // for whole vectors.
+        unsafe {
+            couple_rows(&scratch.couples, channels.start, scratch.x.as_mut_ptr(), step, channels.len());
         }
     }
 
@@ -483,5 +567,37 @@ unsafe fn copy_rows_body<S: Simd>(
                 at += S::LANES;
             }
         }
+    }
+}
+
+multiversion!(
+    /// Brings numbers `first .. first + len` of two rows of bf16 together in pairs, the first row's in the low half, and
+    /// fills up what is left of `to_step` with zeros.
+    ///
+    /// # Safety
+    /// The rows can be read; `to_step` pairs of each couple can be written.
+    fn couple_rows<S>(couples: &[[*const u16; 2]], first: usize, to: *mut f32, to_step: usize, len: usize) =
+        couple_rows_body
+);
+
+#[inline(always)]
+unsafe fn couple_rows_body<S: Simd>(
+    couples: &[[*const u16; 2]],
+    first: usize,
+    to: *mut f32,
+    to_step: usize,
+    len: usize,
+) {
+    for (row, couple) in couples.iter().enumerate() {
+        // SAFETY: the caller's promise.
+        let (low, high, to) = unsafe {
+            let [low, high] = couple.map(|row| std::slice::from_raw_parts(row.add(first), len));
+            (low, high, std::slice::from_raw_parts_mut(to.add(row * to_step), to_step))
+        };
+        let (to, rest) = to.split_at_mut(len);
+        for ((to, low), high) in to.iter_mut().zip(low).zip(high) {
+            *to = f32::from_bits(*low as u32 | (*high as u32) << 16);
+        }
+        rest.fill(0.0);
     }
 }

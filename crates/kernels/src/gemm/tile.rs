@@ -169,9 +169,9 @@ unsafe fn outer_tile<S: Simd, const P: usize, const V: usize>(t: &OuterTile) {
 }
 
 macro_rules! instances {
-    ($name:ident, $simd:ty, $([$feature:meta])?, $tile:ident, $argument:ty, $function:ty,
+    ($name:ident, $simd:ty, [$($feature:meta)?], $tile:ident, $argument:ty, $function:ty,
      $(($rows:literal, $vectors:literal))*) => {
-        fn $name(rows: usize, vectors: usize) -> $function {
+        pub fn $name(rows: usize, vectors: usize) -> $function {
             $(#[$feature])?
             unsafe fn run<const P: usize, const V: usize>(t: &$argument) {
                 // SAFETY: the instruction set is enabled here and was found by the caller.
@@ -185,167 +185,113 @@ macro_rules! instances {
     };
 }
 
+/// A module with the tiles of one instruction set: those of products, and those of weight gradients.
+macro_rules! kernels {
+    ($module:ident, $simd:ty, $feature:tt, [$($tiles:tt)*], [$($outer_tiles:tt)*]) => {
+        mod $module {
+            use super::*;
+            instances!(product, $simd, $feature, tile, Tile, TileFn, $($tiles)*);
+            instances!(outer, $simd, $feature, outer_tile, OuterTile, OuterTileFn, $($outer_tiles)*);
+        }
+    };
+}
+
+/// 32 registers of sixteen lanes.
 #[cfg(target_arch = "x86_64")]
-instances!(
-    tile_avx512,
-    Avx512,
-    [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")],
-    tile,
-    Tile,
-    TileFn,
-    (1, 1)(2, 1)(4, 1)(6, 1)(8, 1)(1, 2)(2, 2)(4, 2)(6, 2)(8, 2)(1, 3)(2, 3)(4, 3)(6, 3)(8, 3)(1, 4)(2, 4)(
-        4, 4
-    )(6, 4)
-);
-#[cfg(target_arch = "x86_64")]
-instances!(
-    tile_avx2,
-    Avx2,
-    [target_feature(enable = "avx2,fma")],
-    tile,
-    Tile,
-    TileFn,
-    (1, 1)(2, 1)(4, 1)(6, 1)(8, 1)(12, 1)(1, 2)(2, 2)(4, 2)(6, 2)
-);
+macro_rules! avx512 {
+    ($module:ident, $simd:ty, $feature:meta) => {
+        kernels!(
+            $module, $simd, [$feature],
+            [(1, 1) (2, 1) (4, 1) (6, 1) (8, 1) (1, 2) (2, 2) (4, 2) (6, 2) (8, 2)
+             (1, 3) (2, 3) (4, 3) (6, 3) (8, 3) (1, 4) (2, 4) (4, 4) (6, 4)],
+            [(1, 1) (2, 1) (3, 1) (4, 1) (5, 1) (6, 1) (7, 1) (8, 1)
+             (1, 2) (2, 2) (3, 2) (4, 2) (5, 2) (6, 2) (7, 2) (8, 2)
+             (1, 3) (2, 3) (3, 3) (4, 3) (5, 3) (6, 3) (7, 3) (8, 3)
+             (1, 4) (2, 4) (3, 4) (4, 4) (5, 4) (6, 4)]
+        );
+    };
+}
+
+/// 16 registers of eight lanes.
+macro_rules! sixteen_registers {
+    ($module:ident, $simd:ty, $feature:tt) => {
+        kernels!(
+            $module, $simd, $feature,
+            [(1, 1) (2, 1) (4, 1) (6, 1) (8, 1) (12, 1) (1, 2) (2, 2) (4, 2) (6, 2)],
+            [(1, 1) (2, 1) (3, 1) (4, 1) (5, 1) (6, 1) (7, 1) (8, 1) (9, 1) (10, 1) (11, 1) (12, 1)
+             (1, 2) (2, 2) (3, 2) (4, 2) (5, 2) (6, 2)]
+        );
+    };
+}
+
+/// 32 registers of four lanes.
 #[cfg(target_arch = "aarch64")]
-instances!(
-    tile_neon,
-    Neon,
-    ,
-    tile,
-    Tile,
-    TileFn,
-    (1, 1)(2, 1)(4, 1)(6, 1)(8, 1)(12, 1)(1, 2)(2, 2)(4, 2)(6, 2)(8, 2)(12, 2)(1, 3)(2, 3)(4, 3)(6, 3)(8, 3)(
-        1, 4
-    )(2, 4)(4, 4)(6, 4)
-);
-instances!(tile_portable, Portable, , tile, Tile, TileFn,
-    (1, 1) (2, 1) (4, 1) (6, 1) (8, 1) (12, 1) (1, 2) (2, 2) (4, 2) (6, 2));
+macro_rules! neon {
+    ($module:ident, $simd:ty) => {
+        kernels!(
+            $module, $simd, [],
+            [(1, 1) (2, 1) (4, 1) (6, 1) (8, 1) (12, 1) (1, 2) (2, 2) (4, 2) (6, 2) (8, 2) (12, 2)
+             (1, 3) (2, 3) (4, 3) (6, 3) (8, 3) (1, 4) (2, 4) (4, 4) (6, 4)],
+            [(1, 1) (2, 1) (3, 1) (4, 1) (5, 1) (6, 1) (7, 1) (8, 1) (9, 1) (10, 1) (11, 1) (12, 1)
+             (1, 2) (2, 2) (3, 2) (4, 2) (5, 2) (6, 2) (7, 2) (8, 2) (9, 2) (10, 2) (11, 2) (12, 2)
+             (1, 3) (2, 3) (3, 3) (4, 3) (5, 3) (6, 3) (7, 3) (8, 3) (1, 4) (2, 4) (3, 4) (4, 4) (5, 4) (6, 4)]
+        );
+    };
+}
 
 #[cfg(target_arch = "x86_64")]
-instances!(
-    tile_avx512_bf16,
+avx512!(avx512, Avx512, target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"));
+#[cfg(target_arch = "x86_64")]
+avx512!(avx512_widened, Pairs<Avx512>, target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"));
+#[cfg(target_arch = "x86_64")]
+avx512!(
+    avx512_bf16,
     Pairs<Avx512Bf16>,
-    [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")],
-    tile,
-    Tile,
-    TileFn,
-    (1, 1)(2, 1)(4, 1)(6, 1)(8, 1)(1, 2)(2, 2)(4, 2)(6, 2)(8, 2)(1, 3)(2, 3)(4, 3)(6, 3)(8, 3)(1, 4)(2, 4)(
-        4, 4
-    )(6, 4)
+    target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")
 );
 #[cfg(target_arch = "x86_64")]
-instances!(
-    tile_avx512_widened,
-    Pairs<Avx512>,
-    [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")],
-    tile,
-    Tile,
-    TileFn,
-    (1, 1)(2, 1)(4, 1)(6, 1)(8, 1)(1, 2)(2, 2)(4, 2)(6, 2)(8, 2)(1, 3)(2, 3)(4, 3)(6, 3)(8, 3)(1, 4)(2, 4)(
-        4, 4
-    )(6, 4)
-);
+sixteen_registers!(avx2, Avx2, [target_feature(enable = "avx2,fma")]);
 #[cfg(target_arch = "x86_64")]
-instances!(
-    tile_avx2_widened,
-    Pairs<Avx2>,
-    [target_feature(enable = "avx2,fma")],
-    tile,
-    Tile,
-    TileFn,
-    (1, 1)(2, 1)(4, 1)(6, 1)(8, 1)(12, 1)(1, 2)(2, 2)(4, 2)(6, 2)
-);
+sixteen_registers!(avx2_widened, Pairs<Avx2>, [target_feature(enable = "avx2,fma")]);
 #[cfg(target_arch = "aarch64")]
-instances!(
-    tile_neon_widened,
-    Pairs<Neon>,
-    ,
-    tile,
-    Tile,
-    TileFn,
-    (1, 1)(2, 1)(4, 1)(6, 1)(8, 1)(12, 1)(1, 2)(2, 2)(4, 2)(6, 2)(8, 2)(12, 2)(1, 3)(2, 3)(4, 3)(6, 3)(8, 3)(
-        1, 4
-    )(2, 4)(4, 4)(6, 4)
-);
-instances!(tile_portable_widened, Pairs<Portable>, , tile, Tile, TileFn,
-    (1, 1) (2, 1) (4, 1) (6, 1) (8, 1) (12, 1) (1, 2) (2, 2) (4, 2) (6, 2));
+neon!(neon, Neon);
+#[cfg(target_arch = "aarch64")]
+neon!(neon_widened, Pairs<Neon>);
+sixteen_registers!(portable, Portable, []);
+sixteen_registers!(portable_widened, Pairs<Portable>, []);
 
-#[cfg(target_arch = "x86_64")]
-instances!(
-    outer_avx512,
-    Avx512,
-    [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")],
-    outer_tile,
-    OuterTile,
-    OuterTileFn,
-    (1, 1)(2, 1)(3, 1)(4, 1)(5, 1)(6, 1)(7, 1)(8, 1)(1, 2)(2, 2)(3, 2)(4, 2)(5, 2)(6, 2)(7, 2)(8, 2)(1, 3)(
-        2, 3
-    )(3, 3)(4, 3)(5, 3)(6, 3)(7, 3)(8, 3)(1, 4)(2, 4)(3, 4)(4, 4)(5, 4)(6, 4)
-);
-#[cfg(target_arch = "x86_64")]
-instances!(
-    outer_avx2,
-    Avx2,
-    [target_feature(enable = "avx2,fma")],
-    outer_tile,
-    OuterTile,
-    OuterTileFn,
-    (1, 1)(2, 1)(3, 1)(4, 1)(5, 1)(6, 1)(7, 1)(8, 1)(9, 1)(10, 1)(11, 1)(12, 1)(1, 2)(2, 2)(3, 2)(4, 2)(5, 2)(
-        6, 2
-    )
-);
-#[cfg(target_arch = "aarch64")]
-instances!(
-    outer_neon,
-    Neon,
-    ,
-    outer_tile,
-    OuterTile,
-    OuterTileFn,
-    (1, 1)(2, 1)(3, 1)(4, 1)(5, 1)(6, 1)(7, 1)(8, 1)(9, 1)(10, 1)(11, 1)(12, 1)(1, 2)(2, 2)(3, 2)(4, 2)(5, 2)(
-        6, 2
-    )(7, 2)(8, 2)(9, 2)(10, 2)(11, 2)(12, 2)(1, 3)(2, 3)(3, 3)(4, 3)(5, 3)(6, 3)(7, 3)(8, 3)(1, 4)(2, 4)(
-        3, 4
-    )(4, 4)(5, 4)(6, 4)
-);
-instances!(outer_portable, Portable, , outer_tile, OuterTile, OuterTileFn,
-    (1, 1) (2, 1) (3, 1) (4, 1) (5, 1) (6, 1) (7, 1) (8, 1) (9, 1) (10, 1) (11, 1) (12, 1)
-    (1, 2) (2, 2) (3, 2) (4, 2) (5, 2) (6, 2));
+/// The module of an instruction set's tiles.
+macro_rules! dispatch {
+    ($isa:expr, $operands:expr, $kind:ident($($argument:expr),*)) => {
+        match ($isa, $operands) {
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512, Operands::F32) => avx512::$kind($($argument),*),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512, Operands::Bf16) if has_bf16() => avx512_bf16::$kind($($argument),*),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512, Operands::Bf16) => avx512_widened::$kind($($argument),*),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx2, Operands::F32) => avx2::$kind($($argument),*),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx2, Operands::Bf16) => avx2_widened::$kind($($argument),*),
+            #[cfg(target_arch = "aarch64")]
+            (Isa::Neon, Operands::F32) => neon::$kind($($argument),*),
+            #[cfg(target_arch = "aarch64")]
+            (Isa::Neon, Operands::Bf16) => neon_widened::$kind($($argument),*),
+            (_, Operands::F32) => portable::$kind($($argument),*),
+            (_, Operands::Bf16) => portable_widened::$kind($($argument),*),
+        }
+    };
+}
 
 /// The tile kernel of `rows` rows (one of those that [`fitting_rows`] gives) and `vectors` vectors.
 pub(crate) fn tile_fn(isa: Isa, operands: Operands, rows: usize, vectors: usize) -> TileFn {
-    match (isa, operands) {
-        #[cfg(target_arch = "x86_64")]
-        (Isa::Avx512, Operands::F32) => tile_avx512(rows, vectors),
-        #[cfg(target_arch = "x86_64")]
-        (Isa::Avx512, Operands::Bf16) if has_bf16() => tile_avx512_bf16(rows, vectors),
-        #[cfg(target_arch = "x86_64")]
-        (Isa::Avx512, Operands::Bf16) => tile_avx512_widened(rows, vectors),
-        #[cfg(target_arch = "x86_64")]
-        (Isa::Avx2, Operands::F32) => tile_avx2(rows, vectors),
-        #[cfg(target_arch = "x86_64")]
-        (Isa::Avx2, Operands::Bf16) => tile_avx2_widened(rows, vectors),
-        #[cfg(target_arch = "aarch64")]
-        (Isa::Neon, Operands::F32) => tile_neon(rows, vectors),
-        #[cfg(target_arch = "aarch64")]
-        (Isa::Neon, Operands::Bf16) => tile_neon_widened(rows, vectors),
-        (_, Operands::F32) => tile_portable(rows, vectors),
-        (_, Operands::Bf16) => tile_portable_widened(rows, vectors),
-    }
+    dispatch!(isa, operands, product(rows, vectors))
 }
 
 /// The weight-gradient tile of `rows` rows (at most [`best_rows`]) and `vectors` vectors.
-pub(crate) fn outer_tile_fn(isa: Isa, rows: usize, vectors: usize) -> OuterTileFn {
-    match isa {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => outer_avx512(rows, vectors),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => outer_avx2(rows, vectors),
-        #[cfg(target_arch = "aarch64")]
-        Isa::Neon => outer_neon(rows, vectors),
-        _ => outer_portable(rows, vectors),
-    }
+pub(crate) fn outer_tile_fn(isa: Isa, operands: Operands, rows: usize, vectors: usize) -> OuterTileFn {
+    dispatch!(isa, operands, outer(rows, vectors))
 }
 
 /// Rows of the best tile whose widest panel has `vectors` vectors.

@@ -9,7 +9,6 @@ use std::cell::Cell;
 use super::inputs::{Image, transform_f4, transform_gradients_f4};
 use super::scheme::{F4, MOST, Scheme, Transposed};
 use super::{ConvShape, Grid, MOST_POINTS, Pass, Winograd};
-use crate::bf16::Operands;
 use crate::conv::weight_grad::weight_grad as direct;
 use crate::lanes::Lanes;
 use crate::multiversion;
@@ -36,7 +35,7 @@ fn grid(shape: &ConvShape) -> Grid {
 pub fn fits_weight_grad(shape: &ConvShape) -> bool {
     let grid = grid(shape);
     let tiles = shape.n * grid.rows * grid.columns;
-    Winograd::new(&ConvShape { operands: Operands::F32, ..*shape }, Pass::Training).is_some()
+    Winograd::new(shape, Pass::Training).is_some()
         && tiles >= MANY_TILES
         // Outputs that are computed, over those that are wanted.
         && 3 * tiles * F4::OUT * F4::OUT <= 4 * shape.n * shape.out_h() * shape.out_w()
@@ -80,8 +79,7 @@ pub fn weight_grad(shape: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [f32]) {
             });
         });
         // One tap, and tiles for pixels.
-        let pixels =
-            ConvShape { n: 1, h: count, w: 1, kh: 1, kw: 1, pad: [0; 4], operands: Operands::F32, ..*shape };
+        let pixels = ConvShape { n: 1, h: count, w: 1, kh: 1, kw: 1, pad: [0; 4], ..*shape };
         let target = SendPtr(products.as_mut_ptr());
         for_each(MOST_POINTS, |point| {
             // SAFETY: each job has its own point.
