@@ -161,7 +161,10 @@ impl Planner<'_> {
             Arc::new(move |args| {
                 // SAFETY: the plan sized every operand and result for these dims, and lets a result share memory
                 // with an operand only where both are read and written at the same positions.
-                unsafe { compiled.run(&args.read_pointers(), &args.write_pointers()) }
+                unsafe {
+                    let (reads, writes) = (args.read_pointers(), args.write_pointers(stored));
+                    compiled.run(&reads, &writes, &args.rounded_pointers());
+                }
             })
         } else {
             Arc::new(move |args| {
@@ -170,7 +173,8 @@ impl Planner<'_> {
                 unsafe {
                     compiled.run_channel_sums(
                         &args.read_pointers(),
-                        &args.write_pointers()[..stored],
+                        &args.write_pointers(stored),
+                        &args.rounded_pointers(),
                         &mut sums,
                     )
                 }
@@ -182,8 +186,8 @@ impl Planner<'_> {
             _ => format!("elementwise with sums ({ops} ops)"),
         };
         self.push_counted(&name, if stored == 0 { sum_node } else { last }, reads, writes, kernel, flops);
-        let steps = if self.fixed[last.index()] { &mut self.prepare } else { &mut self.steps };
-        steps.last_mut().expect("just pushed").exact_reads = exact;
+        let step = self.pushed(last);
+        (step.exact_reads, step.rounds) = (exact, true);
         for (out, value) in outputs.into_iter().zip(results) {
             self.set(out, value);
         }
@@ -224,7 +228,7 @@ impl Planner<'_> {
         let kernel: Kernel = Arc::new(move |args| {
             let mut sums: Vec<&mut [f32]> = args.write(0).chunks_mut(channels).collect();
             // SAFETY: the plan sized every operand for these dims.
-            unsafe { compiled.run_channel_sums(&args.read_pointers(), &[], &mut sums) }
+            unsafe { compiled.run_channel_sums(&args.read_pointers(), &[], &[], &mut sums) }
         });
         self.push_counted("channel sums", id, reads, vec![out.span()], kernel, flops);
         out

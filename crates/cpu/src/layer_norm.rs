@@ -226,7 +226,7 @@ impl Planner<'_> {
                 weight: has_weight.then(|| args.read(2 + has_residual as usize)),
                 eps,
                 residual: if has_residual { pointers[2] } else { std::ptr::null() },
-                dx: args.write_pointers()[0],
+                dx: args.write_pointers(1)[0],
             };
             // SAFETY: the plan sized every operand for these rows, and lets the result share memory with one of the
             // three matrices at most.

@@ -32,6 +32,7 @@ mod passes;
 mod plan;
 mod recompute;
 mod reorder;
+mod rounded;
 mod run;
 mod scaled;
 mod softmax_grad;

@@ -6,6 +6,7 @@ use std::fmt::Write;
 use timm_graph::{NodeId, Op, dump};
 
 use crate::plan::{Buffer, Place, Plan, Span, Step};
+use crate::rounded::is_in_pairs;
 use crate::run::Inputs;
 
 /// How much a plan has to do.
@@ -87,7 +88,11 @@ fn step_rows(plan: &Plan) -> Vec<Row> {
     let step = |kind: char, i: usize, step: &Step| {
         let node = step.node.index();
         let path = plan.graph.nodes[node].path.to_string();
-        let moves = format!("({}) -> {}", spans(&step.reads), spans(&step.writes));
+        let writes = step.writes.iter().enumerate().map(|(i, write)| match is_in_pairs(&step.rounded, i) {
+            true => format!("{} in pairs", span(write)),
+            false => span(write),
+        });
+        let moves = format!("({}) -> {}", spans(&step.reads), writes.collect::<Vec<_>>().join(", "));
         vec![format!("{kind}{i}"), step.name.clone(), moves, format!("%{}", plan.numbers[node]), path]
     };
     let prepare = plan.prepare.iter().enumerate().map(|(i, s)| step('p', i, s));

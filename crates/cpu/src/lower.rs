@@ -134,8 +134,10 @@ impl Planner<'_> {
                 let columns = *node.shape.last().expect("checked");
                 self.simple("layer norm", id, values, Layout::row_major(&node.shape), move |args| {
                     let (weight, bias) = (Some(args.read(1)), Some(args.read(2)));
-                    layer_norm::layer_norm(args.read(0), columns, weight, bias, eps, args.write(0));
+                    let (y, stored) = (args.write(0), args.stored(0));
+                    layer_norm::layer_norm(args.read(0), columns, weight, bias, eps, y, stored);
                 });
+                self.pushed(id).rounds = true;
             }
             Op::Softmax | Op::LogSoftmax => {
                 let value = self.row_major(input());

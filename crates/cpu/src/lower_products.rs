@@ -12,6 +12,7 @@ use timm_kernels::gemm::{self, Epilogue, RowMap};
 use crate::epilogue::Fused;
 use crate::layout::Layout;
 use crate::plan::{Args, Kernel, Planner, Span, Value};
+use crate::rounded::ROUND;
 use crate::scaled::Scaled;
 
 /// Rows from which on the product of two tall matrices is summed block by block.
@@ -31,6 +32,7 @@ impl Tail {
             bias: self.bias.then(|| args.read(2)),
             residual: self.residual.then(|| args.read(2 + self.bias as usize)),
             act: self.act,
+            stored: args.stored(0),
         }
     }
 }
@@ -189,6 +191,7 @@ impl Planner<'_> {
             kernel,
             conv_flops(&shape),
         );
+        self.pushed(id).rounds = !as_it_comes && conv::stores_pairs(&shape);
         out
     }
 
@@ -217,6 +220,7 @@ impl Planner<'_> {
         });
         let name = format!("{} scaled", conv_name("conv", &shape));
         self.push_counted(&name, id, reads, vec![out.span()], kernel, conv_flops(&shape));
+        self.pushed(id).rounds = true;
         out
     }
 
@@ -386,6 +390,7 @@ impl Planner<'_> {
         let flops = 2 * (m * n * k) as u64;
         let name = format!("linear {m}x{k}->{n}{}", if reordered { " reordered" } else { "" });
         self.push_counted(&name, id, reads, vec![out.span()], kernel, flops);
+        self.pushed(id).rounds = true;
         out
     }
 
@@ -405,7 +410,7 @@ impl Planner<'_> {
         }
         let pairs = self.new_value(id, Layout::row_major(&[value.layout.len() / 2]));
         let kernel: Kernel = Arc::new(|args| bf16::to_pairs(args.read(0), args.write(0)));
-        self.push_step("round to bf16", id, vec![value.span()], vec![pairs.span()], kernel);
+        self.push_step(ROUND, id, vec![value.span()], vec![pairs.span()], kernel);
         self.derived.insert(key, pairs.clone());
         pairs
     }

@@ -9,7 +9,7 @@ use crate::claims::Claims;
 use crate::listing::{self, Size};
 use crate::plan::{self, Plan};
 use crate::{
-    attention, concat, epilogue, in_place, layer_norm, memory, mobile, recompute, reorder, softmax_grad,
+    attention, concat, epilogue, in_place, layer_norm, memory, mobile, recompute, reorder, rounded, softmax_grad,
 };
 
 /// A pass of the planner.
@@ -70,6 +70,11 @@ pub fn passes() -> impl Iterator<Item = Pass> {
             Job::Find(layer_norm::find),
         ),
         pass("lowering", "nodes become steps; elementwise ones join in groups", Job::Lower(plan::lower)),
+        pass(
+            "rounded-results",
+            "what bf16 products read is rounded where it is made",
+            Job::Move(rounded::results),
+        ),
         pass("states-in-place", "updates write straight into the state", Job::Move(in_place::states)),
         pass(
             "light-steps-again",
@@ -133,7 +138,12 @@ pub(crate) mod testing {
 
     /// Runs the passes before `name` and it; returns its listed changes, and what comes of it.
     pub fn changes(graph: Graph, name: &str) -> (String, Plan) {
-        let mut plan = Plan::new(graph, Operands::F32);
+        changes_at(graph, name, Operands::F32)
+    }
+
+    /// [`changes`] where products multiply such numbers.
+    pub fn changes_at(graph: Graph, name: &str, precision: Operands) -> (String, Plan) {
+        let mut plan = Plan::new(graph, precision);
         let at = passes().position(|pass| pass.name == name).expect("a pass");
         passes().take(at).for_each(|pass| pass.run(&mut plan).expect("runs"));
         let before = listing::rows(&plan);

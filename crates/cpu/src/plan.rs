@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use timm_graph::rewrite::Rewritten;
 use timm_graph::{DType, EngineError, Graph, NodeId, Op};
-use timm_kernels::bf16::Operands;
+use timm_kernels::bf16::{Operands, Stored, Target};
 
 use crate::claims::Claims;
 use crate::fuse::Groups;
@@ -62,6 +62,7 @@ pub struct Span {
 pub struct Args<'a> {
     pub(crate) reads: &'a [(*const f32, usize)],
     pub(crate) writes: &'a [(*mut f32, usize)],
+    pub(crate) rounded: &'a [(usize, usize)],
     pub seed: u64,
     pub step: u64,
 }
@@ -95,9 +96,26 @@ impl Args<'_> {
         self.reads.iter().map(|r| r.0).collect()
     }
 
-    /// All results as pointers, for kernels that may work in place.
-    pub fn write_pointers(&self) -> Vec<*mut f32> {
-        self.writes.iter().map(|w| w.0).collect()
+    /// The first `count` results as pointers, for kernels that may work in place; null for those stored in pairs only.
+    pub fn write_pointers(&self, count: usize) -> Vec<*mut f32> {
+        let only_pairs = |i: usize| self.rounded.contains(&(i, i));
+        let pointer = |i: usize| if only_pairs(i) { std::ptr::null_mut() } else { self.writes[i].0 };
+        (0..count).map(pointer).collect()
+    }
+
+    /// Results that are stored in pairs, and where.
+    pub fn rounded_pointers(&self) -> Vec<(usize, *mut f32)> {
+        self.rounded.iter().map(|&(result, at)| (result, self.writes[at].0)).collect()
+    }
+
+    /// In which form the `i`-th result is stored; [`Args::write`] gives what is as long as that.
+    pub fn stored(&self, i: usize) -> Stored<'_> {
+        match self.rounded.iter().find(|(result, _)| *result == i) {
+            None => Stored::Numbers,
+            Some(&(_, at)) if at == i => Stored::Pairs,
+            // SAFETY: the results of a step do not overlap; its kernel alone writes them.
+            Some(&(_, at)) => Stored::Both(unsafe { Target::new(self.write(at)) }),
+        }
     }
 }
 
@@ -118,6 +136,11 @@ pub struct Step {
     pub flops: u64,
     /// Operands that the kernel reads only where it writes at that moment: it may overwrite them.
     pub exact_reads: Vec<usize>,
+    /// Whether the kernel stores its results as [`Args::stored`] says.
+    pub rounds: bool,
+    /// Results that are stored in pairs of bf16: which, and the span of `writes` that takes the pairs. If that is the
+    /// result's own, it is stored in no other form.
+    pub rounded: Vec<(usize, usize)>,
 }
 
 /// A buffer while planning.
@@ -422,9 +445,24 @@ impl<'g> Planner<'g> {
         for span in reads.iter().chain(&writes) {
             if fixed { self.touch_prepare(*span, at) } else { self.touch(*span, at) }
         }
-        let step =
-            Step { name: name.into(), node: id, reads, writes, kernel, flops, exact_reads: Vec::new() };
+        let step = Step {
+            name: name.into(),
+            node: id,
+            reads,
+            writes,
+            kernel,
+            flops,
+            exact_reads: Vec::new(),
+            rounds: false,
+            rounded: Vec::new(),
+        };
         if fixed { self.prepare.push(step) } else { self.steps.push(step) }
+    }
+
+    /// The step just pushed for a node.
+    pub fn pushed(&mut self, id: NodeId) -> &mut Step {
+        let steps = if self.fixed[id.index()] { &mut self.prepare } else { &mut self.steps };
+        steps.last_mut().expect("just pushed")
     }
 
     fn touch_prepare(&mut self, span: Span, at: usize) {

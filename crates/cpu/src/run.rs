@@ -269,7 +269,8 @@ impl Memory {
             step.reads.iter().map(|s| (self.pointer(exe, s).cast_const(), s.len)).collect();
         let writes: Vec<(*mut f32, usize)> =
             step.writes.iter().map(|s| (self.pointer(exe, s), s.len)).collect();
-        (step.kernel)(&Args { reads: &reads, writes: &writes, seed: self.seed, step: self.step });
+        let rounded = &step.rounded;
+        (step.kernel)(&Args { reads: &reads, writes: &writes, rounded, seed: self.seed, step: self.step });
     }
 
     fn tensor(&self, exe: &CpuExecutable, value: &Value) -> Tensor {

@@ -114,7 +114,7 @@ fn main() {
         if wanted("forward") {
             let mut packed = vec![0.0; conv::packed_len(&shape)];
             conv::pack_weights(&shape, &weights, &mut packed);
-            let epilogue = Epilogue { bias: Some(&bias), residual: None, act: Some(Unary::Relu) };
+            let epilogue = Epilogue { bias: Some(&bias), act: Some(Unary::Relu), ..Epilogue::default() };
             report(seconds(repeats, || conv::forward(&shape, &x, &packed, &mut y, &epilogue)));
         }
         let dy = numbers(y.len());

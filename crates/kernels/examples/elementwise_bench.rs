@@ -84,14 +84,14 @@ fn main() {
         let plan =
             Program { dims: vec![len], inputs: vec![dense()], outputs: 1, instrs: unary(op) }.compile();
         // SAFETY: all are `len` long.
-        let t = best(|| unsafe { plan.run(&[x.as_ptr()], &[y.as_mut_ptr()]) });
+        let t = best(|| unsafe { plan.run(&[x.as_ptr()], &[y.as_mut_ptr()], &[]) });
         report(&format!("{op:?} 8x112x112x64"), len as f64 * 8.0, "GB/s", t);
     }
     let small = 96 * 1024;
     let plan = Program { dims: vec![small], inputs: vec![dense()], outputs: 1, instrs: unary(Unary::Gelu) }
         .compile();
     // SAFETY: both are longer.
-    let t = best(|| unsafe { plan.run(&[x.as_ptr()], &[y.as_mut_ptr()]) });
+    let t = best(|| unsafe { plan.run(&[x.as_ptr()], &[y.as_mut_ptr()], &[]) });
     report("Gelu 96k (in cache)", small as f64 * 8.0, "GB/s", t);
 
     let add_relu = Program {
@@ -108,7 +108,7 @@ fn main() {
     }
     .compile();
     // SAFETY: all are `len` long.
-    let t = best(|| unsafe { add_relu.run(&[x.as_ptr(), dy.as_ptr()], &[y.as_mut_ptr()]) });
+    let t = best(|| unsafe { add_relu.run(&[x.as_ptr(), dy.as_ptr()], &[y.as_mut_ptr()], &[]) });
     report("add + relu 8x112x112x64", len as f64 * 12.0, "GB/s", t);
 
     // y = relu(x · scale + shift), a vector of channels each.
@@ -132,7 +132,7 @@ fn main() {
     .compile();
     // SAFETY: as the operands say.
     let t = best(|| unsafe {
-        batch_norm.run(&[x.as_ptr(), scale.as_ptr(), shift.as_ptr()], &[y.as_mut_ptr()]);
+        batch_norm.run(&[x.as_ptr(), scale.as_ptr(), shift.as_ptr()], &[y.as_mut_ptr()], &[]);
     });
     report("batch norm apply + relu", len as f64 * 8.0, "GB/s", t);
 
@@ -163,7 +163,7 @@ fn main() {
     let t = best(|| {
         let inputs = [x.as_ptr(), dy.as_ptr(), y.as_ptr(), mean.as_ptr()];
         // SAFETY: as the operands say.
-        unsafe { backward.run_channel_sums(&inputs, &[], &mut [&mut a, &mut b]) };
+        unsafe { backward.run_channel_sums(&inputs, &[], &[], &mut [&mut a, &mut b]) };
     });
     report("batch norm backward sums", len as f64 * 12.0, "GB/s", t);
 
@@ -175,7 +175,7 @@ fn main() {
     let (rows, c) = (8 * 197, 768);
     let (weight, bias) = (numbers(5, c), numbers(6, c));
     let t = best(|| {
-        layer_norm::layer_norm(&x[..rows * c], c, Some(&weight), Some(&bias), 1e-6, &mut y[..rows * c]);
+        layer_norm::layer_norm(&x[..rows * c], c, Some(&weight), Some(&bias), 1e-6, &mut y[..rows * c], Default::default());
     });
     report("layer norm 8x197x768", (rows * c) as f64 * 8.0, "GB/s", t);
 
@@ -278,7 +278,7 @@ fn adam_w() {
         let scalars = [step_size.as_ptr(), decay.as_ptr(), root_correction.as_ptr()];
         let inputs = [pp.cast_const(), g.as_ptr(), mp, vp, scalars[0], scalars[1], scalars[2]];
         // SAFETY: all are `len` long; outputs are the very memory of their inputs.
-        unsafe { plan.run(&inputs, &[pp, mp, vp]) };
+        unsafe { plan.run(&inputs, &[pp, mp, vp], &[]) };
     });
     report("AdamW 25 M", len as f64 * 28.0, "GB/s", t);
 }

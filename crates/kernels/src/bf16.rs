@@ -6,6 +6,8 @@
 //! a tile such a row is one of `f32` with half the channels, so pairs use the same buffers, pointers and kernels.
 //! Sums stay `f32`.
 
+use std::marker::PhantomData;
+
 use crate::multiversion;
 use crate::simd::Simd;
 use crate::threads::{SendPtr, for_each};
@@ -27,6 +29,34 @@ pub fn round(x: f32) -> u16 {
     if bits & 0x7fff_ffff > 0x7f80_0000 { (bits >> 16 | 0x40) as u16 } else { rounded as u16 }
 }
 
+/// Checks that `pairs` hold these numbers, rounded.
+#[cfg(test)]
+pub(crate) fn assert_rounded(pairs: &[f32], numbers: &[f32], what: &str) {
+    assert_eq!(2 * pairs.len(), numbers.len(), "{what}");
+    for (i, pair) in pairs.iter().enumerate() {
+        let want = round(numbers[2 * i]) as u32 | (round(numbers[2 * i + 1]) as u32) << 16;
+        assert_eq!(pair.to_bits(), want, "{what}: numbers {} and {}", 2 * i, 2 * i + 1);
+    }
+}
+
+/// Runs a step that stores `len` numbers in every form, and returns the numbers.
+#[cfg(test)]
+pub(crate) fn in_every_form(len: usize, what: &str, run: impl Fn(&mut [f32], Stored)) -> Vec<f32> {
+    let mut numbers = vec![f32::NAN; len];
+    run(&mut numbers, Stored::Numbers);
+    if Operands::Bf16.fit(len) {
+        let (mut pairs, mut beside, mut both) =
+            (vec![f32::NAN; len / 2], vec![f32::NAN; len / 2], vec![f32::NAN; len]);
+        run(&mut pairs, Stored::Pairs);
+        assert_rounded(&pairs, &numbers, what);
+        // SAFETY: one step writes it.
+        run(&mut both, Stored::Both(unsafe { Target::new(&mut beside) }));
+        assert_rounded(&beside, &numbers, what);
+        assert_eq!(both, numbers, "{what}");
+    }
+    numbers
+}
+
 /// The nearest bf16 number, as `f32`.
 #[cfg(test)]
 pub(crate) fn rounded(x: f32) -> f32 {
@@ -39,6 +69,64 @@ fn pair(low: f32, high: f32) -> f32 {
     f32::from_bits(round(low) as u32 | (round(high) as u32) << 16)
 }
 
+/// In which form a step stores its result, of which neighbours are multiplied with each other's neighbours.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum Stored<'a> {
+    #[default]
+    Numbers,
+    /// As pairs: the output is half as long.
+    Pairs,
+    /// As numbers, and as pairs too.
+    Both(Target<'a>),
+}
+
+/// Where pairs go beside the numbers that they are rounded from.
+#[derive(Clone, Copy, Debug)]
+pub struct Target<'a> {
+    pairs: SendPtr<f32>,
+    len: usize,
+    life: PhantomData<&'a mut [f32]>,
+}
+
+impl<'a> Target<'a> {
+    /// # Safety
+    /// A target is copied like any option of a step, but only one step at a time may write it.
+    pub unsafe fn new(pairs: &'a mut [f32]) -> Target<'a> {
+        Target { pairs: SendPtr(pairs.as_mut_ptr()), len: pairs.len(), life: PhantomData }
+    }
+}
+
+impl Stored<'_> {
+    /// Numbers of the output that hold a result of `len` numbers.
+    ///
+    /// # Panics
+    /// If pairs do not come out even, or there is too little room for those stored beside the numbers.
+    pub(crate) fn output_len(&self, len: usize) -> usize {
+        match self {
+            Stored::Numbers => len,
+            Stored::Pairs => Operands::Bf16.elements(len),
+            Stored::Both(target) => {
+                assert!(target.len >= Operands::Bf16.elements(len), "the pairs beside a result are too short");
+                len
+            }
+        }
+    }
+
+    /// Whether pairs are stored.
+    pub(crate) fn in_pairs(&self) -> bool {
+        !matches!(self, Stored::Numbers)
+    }
+
+    /// Where pairs are stored, if they are; `out` is the output.
+    pub(crate) fn pairs(&self, out: SendPtr<f32>) -> Option<SendPtr<u16>> {
+        match self {
+            Stored::Numbers => None,
+            Stored::Pairs => Some(SendPtr(out.0.cast())),
+            Stored::Both(target) => Some(SendPtr(target.pairs.0.cast())),
+        }
+    }
+}
+
 /// Numbers that one job converts.
 const JOB: usize = 1 << 15;
 
@@ -48,20 +136,61 @@ const JOB: usize = 1 << 15;
 /// If `pairs` is not half as long as `x`.
 pub fn to_pairs(x: &[f32], pairs: &mut [f32]) {
     assert_eq!(x.len(), 2 * pairs.len(), "pairs of numbers");
-    let (len, to) = (pairs.len(), SendPtr(pairs.as_mut_ptr()));
+    let (len, to) = (x.len(), SendPtr(pairs.as_mut_ptr().cast::<u16>()));
     for_each(len.div_ceil(JOB), |job| {
         let (first, count) = (job * JOB, JOB.min(len - job * JOB));
-        // SAFETY: jobs write disjoint ranges of `pairs`; the instruction set is this machine's.
-        unsafe { round_pairs(&x[2 * first..2 * (first + count)], to.slice(first, count)) };
+        // SAFETY: jobs write disjoint ranges of `pairs`.
+        unsafe { round_to(x[first..first + count].as_ptr(), to.add(first), count) };
     });
 }
 
-multiversion!(fn round_pairs<S>(x: &[f32], pairs: &mut [f32]) = round_pairs_body);
+/// Rounds `count` numbers.
+///
+/// # Safety
+/// They can be read from `from` and written to `to`, which do not overlap.
+pub(crate) unsafe fn round_to(from: *const f32, to: *mut u16, count: usize) {
+    // SAFETY: the caller's promise; the instruction set is this machine's.
+    unsafe {
+        #[cfg(target_arch = "x86_64")]
+        if crate::simd::has_bf16() {
+            return round_numbers_bf16(from, to, count);
+        }
+        round_numbers(from, to, count);
+    }
+}
+
+multiversion!(fn round_numbers<S>(from: *const f32, to: *mut u16, count: usize) = round_numbers_body);
 
 #[inline(always)]
-unsafe fn round_pairs_body<S: Simd>(x: &[f32], pairs: &mut [f32]) {
-    for (pair_of, x) in pairs.iter_mut().zip(x.chunks_exact(2)) {
-        *pair_of = pair(x[0], x[1]);
+unsafe fn round_numbers_body<S: Simd>(from: *const f32, to: *mut u16, count: usize) {
+    // SAFETY: the caller's promise.
+    let (from, to) =
+        unsafe { (std::slice::from_raw_parts(from, count), std::slice::from_raw_parts_mut(to, count)) };
+    to.iter_mut().zip(from).for_each(|(to, from)| *to = round(*from));
+}
+
+/// Numbers too small for a full mantissa become zero, as they do where pairs are multiplied.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+unsafe fn round_numbers_bf16(from: *const f32, to: *mut u16, count: usize) {
+    use std::arch::x86_64::*;
+    use std::mem::transmute;
+    // SAFETY: the caller's promise; vectors of bf16 and of integers have the same bits.
+    unsafe {
+        let mut at = 0;
+        while at + 32 <= count {
+            let (low, high) = (_mm512_loadu_ps(from.add(at)), _mm512_loadu_ps(from.add(at + 16)));
+            let both = transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+            _mm512_storeu_si512(to.add(at).cast(), both);
+            at += 32;
+        }
+        while at < count {
+            let mask = ((1u32 << (count - at).min(16)) - 1) as __mmask16;
+            let numbers = _mm512_maskz_loadu_ps(mask, from.add(at));
+            let rounded = transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(numbers));
+            _mm256_mask_storeu_epi16(to.add(at).cast(), mask, rounded);
+            at += 16;
+        }
     }
 }
 
@@ -116,9 +245,6 @@ mod tests {
         let x: Vec<f32> = (0..200_000).map(|i| i as f32 * 0.37 - 1e4).collect();
         let mut pairs = vec![0.0; x.len() / 2];
         to_pairs(&x, &mut pairs);
-        for (i, pair) in pairs.iter().enumerate() {
-            let want = round(x[2 * i]) as u32 | (round(x[2 * i + 1]) as u32) << 16;
-            assert_eq!(pair.to_bits(), want);
-        }
+        assert_rounded(&pairs, &x, "pairs");
     }
 }

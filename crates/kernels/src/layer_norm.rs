@@ -1,8 +1,10 @@
 //! Layer norm of rows, forward and backward.
 
+use crate::bf16::{Stored, round_to};
 use crate::lanes::Lanes;
 use crate::multiversion;
 use crate::norm::{checked_rows, rows_per_job};
+use crate::scratch::with_scratch;
 use crate::threads::{self, SendPtr};
 
 /// Rows that the backward pass takes through the columns together: the sums of a column are then loaded and stored
@@ -20,21 +22,42 @@ pub fn layer_norm(
     bias: Option<&[f32]>,
     eps: f32,
     y: &mut [f32],
+    stored: Stored,
 ) {
-    let rows = checked_rows(x.len(), channels, y.len());
+    assert!(y.len() >= stored.output_len(x.len()), "layer norm: the output is too short");
+    let rows = checked_rows(x.len(), channels, x.len());
     for part in [weight, bias].into_iter().flatten() {
         assert_eq!(part.len(), channels, "weight and bias have one number per channel");
     }
     let per_job = rows_per_job(rows, channels);
     let out = SendPtr(y.as_mut_ptr());
+    let pairs = stored.pairs(out);
     threads::for_each(rows.div_ceil(per_job), |job| {
         let first = job * per_job;
-        let count = per_job.min(rows - first) * channels;
-        // SAFETY: rows are disjoint; lengths were checked.
-        unsafe {
-            let (from, to) = (&x[first * channels..][..count], out.slice(first * channels, count));
-            forward_rows(from, channels, weight, bias, eps, to);
+        let from = &x[first * channels..][..per_job.min(rows - first) * channels];
+        if let Stored::Numbers = stored {
+            // SAFETY: rows are disjoint; lengths were checked.
+            unsafe {
+                let to = out.slice(first * channels, from.len());
+                forward_rows(from, channels, weight, bias, eps, to);
+            }
+            return;
         }
+        with_scratch(channels, |near| {
+            for (row, from) in (first..).zip(from.chunks_exact(channels)) {
+                // SAFETY: as above; pairs have room for as many.
+                unsafe {
+                    let to = match stored {
+                        Stored::Pairs => &mut *near,
+                        _ => out.slice(row * channels, channels),
+                    };
+                    forward_rows(from, channels, weight, bias, eps, to);
+                    if let Some(pairs) = pairs {
+                        round_to(to.as_ptr(), pairs.add(row * channels), channels);
+                    }
+                }
+            }
+        });
     });
 }
 
@@ -369,6 +392,7 @@ unsafe fn sum<S: Lanes>(x: *const f32, len: usize) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bf16::in_every_form;
     use crate::simd::{available, with_isa};
     use crate::twin::{assert_close, random};
 
@@ -408,8 +432,9 @@ mod tests {
                         let what = format!("{isa:?} {rows}x{c} {}", residual.is_some());
                         let [want_y, mut want_dx, dw, db] = twin(&x, &dy, c, weight, &b);
                         let given = (weight != &ones).then_some(&weight[..]);
-                        let mut y = vec![0f32; rows * c];
-                        layer_norm(&x, c, given, Some(&b), 1e-6, &mut y);
+                        let y = in_every_form(rows * c, &what, |y, stored| {
+                            layer_norm(&x, c, given, Some(&b), 1e-6, y, stored);
+                        });
                         assert_close(&y, &want_y, 1e-5, &what);
                         if let Some(residual) = residual {
                             want_dx.iter_mut().zip(residual).for_each(|(d, &r)| *d += r as f64);

@@ -255,6 +255,7 @@ unsafe fn product(
                 weights: packed[panel.offset..].as_ptr(),
                 out,
                 offsets: offsets.as_ptr(),
+                residual_offsets: offsets.as_ptr(),
                 rows,
                 width: panel.outputs,
                 bias: std::ptr::null(),

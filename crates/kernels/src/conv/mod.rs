@@ -159,6 +159,11 @@ fn out_len(padded: usize, kernel: usize, stride: usize, dilation: usize) -> usiz
     if padded < extent { 0 } else { (padded - extent) / stride + 1 }
 }
 
+/// Whether [`forward`] can store a result in pairs of bf16.
+pub fn stores_pairs(shape: &ConvShape) -> bool {
+    !grouped::fits(shape) && (shape.groups == 1 || shape.groups != shape.c_in)
+}
+
 /// Numbers that [`pack_weights`] writes.
 pub fn packed_len(shape: &ConvShape) -> usize {
     packed_len_isa(isa(), shape)
@@ -212,7 +217,10 @@ pub(crate) fn forward_isa(
     let layout = shape.forward_layout(isa);
     let shape = &shape.input_elements();
     assert!(x.len() >= shape.input_len(), "convolution: the input is too short");
-    assert!(out.len() >= shape.output_len(), "convolution: the output is too short");
+    assert!(
+        out.len() >= epilogue.stored.output_len(shape.output_len()),
+        "convolution: the output is too short"
+    );
     assert!(epilogue.bias.is_none_or(|b| b.len() >= shape.c_out), "convolution: the bias is too short");
     assert!(
         epilogue.residual.is_none_or(|r| r.len() >= shape.output_len()),
@@ -223,6 +231,7 @@ pub(crate) fn forward_isa(
         return;
     }
     if grouped::fits(shape) {
+        assert!(!epilogue.stored.in_pairs(), "convolution: narrow groups store numbers");
         return grouped::forward(isa, shape, x, packed, SendPtr(out.as_mut_ptr()), epilogue);
     }
     let fuse = shape.fuse_rows();

@@ -63,6 +63,7 @@ pub fn forward(shape: &ConvShape, x: &[f32], packed: &[f32], out: &mut [f32], ep
     let isa = isa();
     let layout = layout(isa, shape);
     assert!(x.len() >= shape.input_len(), "convolution: the input is too short");
+    assert!(!epilogue.stored.in_pairs(), "convolution: the first layer stores numbers");
     assert!(out.len() >= shape.output_len(), "convolution: the output is too short");
     assert!(packed.len() >= layout.len(), "convolution: the packed weights are too short");
     assert!(epilogue.bias.is_none_or(|b| b.len() >= shape.c_out), "convolution: the bias is too short");

@@ -3,7 +3,7 @@ use timm_graph::scalar::Unary;
 use super::weight_grad::weight_grad_isa;
 use super::winograd::{Pass, Winograd};
 use super::*;
-use crate::bf16::{rounded, to_pairs};
+use crate::bf16::{Stored, in_every_form, rounded, to_pairs};
 use crate::simd::{available, with_isa};
 use crate::testing::{Random, assert_close, isas};
 
@@ -62,6 +62,7 @@ fn check_operands(shape: &ConvShape, random: &mut Random, case: usize) {
         bias: case.is_multiple_of(2).then_some(&bias[..]),
         residual: case.is_multiple_of(3).then_some(&residual[..]),
         act: [None, Some(Unary::Relu), Some(Unary::Silu), None][case % 4],
+        ..Epilogue::default()
     };
     let mut out = vec![0f64; shape.output_len()];
     let (mut dx, mut dw) = (vec![0f64; x.len()], vec![0f64; weights.len()]);
@@ -80,8 +81,18 @@ fn check_operands(shape: &ConvShape, random: &mut Random, case: usize) {
         // Stale numbers in the packed weights or the outputs would show as NaN.
         let mut packed = vec![f32::NAN; packed_len_isa(isa, shape)];
         pack_weights_isa(isa, shape, &weights, &mut packed);
-        let mut got = vec![f32::NAN; out.len()];
-        forward_isa(isa, shape, &x_operand, &packed, &mut got, &epilogue);
+        let forward = |out: &mut [f32], stored: Stored| {
+            if stores_pairs(shape) || !stored.in_pairs() {
+                forward_isa(isa, shape, &x_operand, &packed, out, &Epilogue { stored, ..epilogue });
+            }
+        };
+        let got = if stores_pairs(shape) && Operands::Bf16.fit(shape.c_out) {
+            in_every_form(out.len(), &name, forward)
+        } else {
+            let mut got = vec![f32::NAN; out.len()];
+            forward(&mut got, Stored::Numbers);
+            got
+        };
         assert_close(&got, &out, &format!("forward {name}"));
 
         let mut packed = vec![f32::NAN; input_grad_packed_len_isa(isa, shape)];
@@ -256,6 +267,7 @@ fn winograd_matches_the_naive_convolution() {
             bias: case.is_multiple_of(2).then_some(&bias[..]),
             residual: case.is_multiple_of(3).then_some(&residual[..]),
             act: [None, Some(Unary::Relu), Some(Unary::Silu), None][case % 4],
+            ..Epilogue::default()
         };
         let dy = random.numbers(shape.output_len());
         let mut want_dx = vec![0f64; x.len()];
@@ -274,9 +286,9 @@ fn winograd_matches_the_naive_convolution() {
                 with_isa(isa, || {
                     let mut packed = vec![f32::NAN; way.packed_len()];
                     way.pack_weights(&weights, &mut packed);
-                    let mut got = vec![f32::NAN; len];
-                    way.run(x, &packed, &mut got, epilogue);
-                    got
+                    in_every_form(len, &format!("{isa:?} {way:?}"), |got, stored| {
+                        way.run(x, &packed, got, &Epilogue { stored, ..*epilogue });
+                    })
                 })
             };
             for (way, run) in ways.iter().zip(&mut run).filter_map(|(way, run)| Some((way.as_ref()?, run))) {
@@ -326,6 +338,7 @@ fn stems_match_the_naive_convolution() {
             bias: case.is_multiple_of(2).then_some(&bias[..]),
             residual: case.is_multiple_of(3).then_some(&residual[..]),
             act: [None, Some(Unary::Relu), Some(Unary::Silu), None][case % 4],
+            ..Epilogue::default()
         };
         let mut want = vec![0f64; shape.output_len()];
         let plane = shape.h * shape.w;

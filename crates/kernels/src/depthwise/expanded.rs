@@ -109,7 +109,7 @@ pub fn expanded(
         SendPtr(means.as_mut_ptr())
     });
     let out = SendPtr(y.as_mut_ptr());
-    let epilogue = Epilogue { bias: weights.bias, residual: None, act: shape.act };
+    let epilogue = Epilogue { bias: weights.bias, act: shape.act, ..Epilogue::default() };
     threads::for_each(cut.jobs(s.n), |job| {
         let (image, rows, groups) = cut.job(job);
         let input = tile::input_rows(s, &rows);

@@ -1,6 +1,7 @@
 //! Runs a [`Compiled`] program: jobs, tiles, and the loops of each operation.
 
 use super::compile::{Access, Compiled, Op, SPLAT, Step};
+use crate::bf16::round_to;
 use crate::lanes::Lanes;
 use crate::math;
 use crate::multiversion;
@@ -38,6 +39,8 @@ struct Job<'a> {
     outputs: &'a [SendPtr<f32>],
     /// Whether each output is written at once, rather than when the tile is done.
     direct: &'a [bool],
+    /// Outputs that are stored rounded, and where.
+    rounded: &'a [(usize, SendPtr<f32>)],
     /// Tiles to run: all columns of row tiles counted together, or one column block of row tiles.
     first: usize,
     last: usize,
@@ -53,18 +56,21 @@ impl Compiled {
         self.outer.iter().product::<usize>() * self.middle * self.inner
     }
 
-    /// Runs the program.
+    /// Runs the program. Each of `rounded` is an output and where it goes in pairs of bf16 (see [`crate::bf16`]); one
+    /// that goes there only has a null pointer among `outputs`.
     ///
     /// # Safety
-    /// Each input is readable wherever its strides reach, each output writable over the whole output space.
+    /// Each input is readable wherever its strides reach, each output writable over the whole output space, and what is
+    /// rounded over half of it. The innermost dimension of what is rounded is even.
     /// An output may be the very memory of an input that lies like it (in place), and of no other input or
     /// output in part or in whole.
     ///
     /// # Panics
     /// If the number of pointers is not the program's, or the program was compiled for channel sums.
-    pub unsafe fn run(&self, inputs: &[*const f32], outputs: &[*mut f32]) {
+    pub unsafe fn run(&self, inputs: &[*const f32], outputs: &[*mut f32], rounded: &[(usize, *mut f32)]) {
         assert!(self.sums.is_empty(), "a program with channel sums is run by run_channel_sums");
         let (inputs, outputs, direct) = self.pointers(inputs, outputs);
+        let rounded: Vec<_> = rounded.iter().map(|&(output, to)| (output, SendPtr(to))).collect();
         let total = self.elements();
         if total == 0 {
             return;
@@ -77,6 +83,7 @@ impl Compiled {
                 inputs: &inputs,
                 outputs: &outputs,
                 direct: &direct,
+                rounded: &rounded,
                 first: job * tiles_per_job,
                 last: tiles.min((job + 1) * tiles_per_job),
                 column_block: None,
@@ -101,6 +108,7 @@ impl Compiled {
         &self,
         inputs: &[*const f32],
         outputs: &[*mut f32],
+        rounded: &[(usize, *mut f32)],
         sums: &mut [&mut [f32]],
     ) {
         assert_eq!(sums.len(), self.sums.len(), "number of sums");
@@ -109,6 +117,7 @@ impl Compiled {
             sum.fill(0.0);
         }
         let (inputs, outputs, direct) = self.pointers(inputs, outputs);
+        let rounded: Vec<_> = rounded.iter().map(|&(output, to)| (output, SendPtr(to))).collect();
         if self.elements() == 0 {
             return;
         }
@@ -128,6 +137,7 @@ impl Compiled {
                 inputs: &inputs,
                 outputs: &outputs,
                 direct: &direct,
+                rounded: &rounded,
                 first: row_job * tiles_per_job,
                 last: self.row_tiles.min((row_job + 1) * tiles_per_job),
                 column_block: Some(column_block),
@@ -167,7 +177,7 @@ impl Compiled {
         let direct = outputs
             .iter()
             .zip(&self.outputs)
-            .map(|(&o, plan)| !plan.read_later.iter().any(|&i| inputs[i] == o.cast_const()))
+            .map(|(&o, plan)| !o.is_null() && !plan.read_later.iter().any(|&i| inputs[i] == o.cast_const()))
             .collect();
         let inputs = inputs.iter().map(|&p| SendPtr(p.cast_mut())).collect();
         (inputs, outputs.iter().map(|&p| SendPtr(p)).collect(), direct)
@@ -265,8 +275,11 @@ unsafe fn run_job(job: &Job<'_>, scratch: *mut f32) {
                 ask_ahead(job, offset, len, at, count);
                 execute(step, &slots, len);
             }
+            for &(o, to) in job.rounded {
+                round_to(slots[plan.outputs[o].slot], to.0.cast::<u16>().add(offset), len);
+            }
             for (o, output) in plan.outputs.iter().enumerate() {
-                if !job.direct[o] {
+                if !job.direct[o] && !job.outputs[o].0.is_null() {
                     std::ptr::copy_nonoverlapping(slots[output.slot], job.outputs[o].add(offset), len);
                 }
             }
@@ -289,8 +302,11 @@ fn ask_ahead(job: &Job<'_>, offset: usize, len: usize, at: usize, count: usize) 
         prefetch(job.inputs[i].0.wrapping_add(from), to - from);
     }
     // Before a line is written it is read, unless it is an operand's.
-    for target in job.outputs.iter().filter(|o| !job.inputs.iter().any(|i| i.0 == o.0)) {
+    for target in job.outputs.iter().filter(|o| !o.0.is_null() && !job.inputs.iter().any(|i| i.0 == o.0)) {
         prefetch(target.0.wrapping_add(from), to - from);
+    }
+    for (_, target) in job.rounded {
+        prefetch(target.0.wrapping_add(from / 2), (to - from) / 2);
     }
 }
 

@@ -1,3 +1,4 @@
+use crate::bf16::assert_rounded;
 use super::{Instr, Operand, Program};
 use crate::simd::{available, with_isa};
 use timm_graph::random;
@@ -147,7 +148,7 @@ fn random_programs_equal_their_naive_twin() {
                 let mut outputs = vec![vec![f32::NAN; total + 2]; program.outputs];
                 let pointers: Vec<*mut f32> = outputs.iter_mut().map(|o| o[1..].as_mut_ptr()).collect();
                 let what = format!("{isa:?} seed {seed} {program:?}");
-                unsafe { program.compile().run(&inputs, &pointers) };
+                unsafe { program.compile().run(&inputs, &pointers, &[]) };
                 for (got, want) in outputs.iter().zip(&want) {
                     assert!(got[0].is_nan() && got[total + 1].is_nan(), "{what}: wrote outside");
                     for (&g, &w) in got[1..].iter().zip(want) {
@@ -160,6 +161,35 @@ fn random_programs_equal_their_naive_twin() {
 }
 
 #[test]
+fn outputs_are_rounded_beside_the_numbers_or_in_their_place() {
+    let mut checked = 0;
+    for seed in 0..100 {
+        let (program, data) = random_program(seed, false);
+        let total: usize = program.dims.iter().product();
+        if !total.is_multiple_of(2) {
+            continue;
+        }
+        let (outputs, compiled) = (program.outputs, program.compile());
+        let inputs: Vec<*const f32> = data.iter().map(|d| d.as_ptr()).collect();
+        let mut numbers = vec![vec![0f32; total]; outputs];
+        let mut pairs = vec![vec![0f32; total / 2]; outputs];
+        for only in 0..outputs {
+            // All outputs are rounded, one of them is stored in no other form.
+            let mut pointers: Vec<*mut f32> = numbers.iter_mut().map(|o| o.as_mut_ptr()).collect();
+            let rounded: Vec<_> = pairs.iter_mut().enumerate().map(|(i, p)| (i, p.as_mut_ptr())).collect();
+            unsafe { compiled.run(&inputs, &pointers, &[]) };
+            pointers[only] = std::ptr::null_mut();
+            unsafe { compiled.run(&inputs, &pointers, &rounded) };
+            for (pairs, numbers) in pairs.iter().zip(&numbers) {
+                assert_rounded(pairs, numbers, &format!("seed {seed}"));
+                checked += 1;
+            }
+        }
+    }
+    assert!(checked > 50, "only {checked} cases");
+}
+
+#[test]
 fn in_place_runs_equal_runs_into_fresh_memory() {
     let mut checked = 0;
     for seed in 0..200 {
@@ -169,7 +199,7 @@ fn in_place_runs_equal_runs_into_fresh_memory() {
         let mut fresh = vec![vec![0f32; total]; program.outputs];
         let inputs: Vec<*const f32> = data.iter().map(|d| d.as_ptr()).collect();
         let pointers: Vec<*mut f32> = fresh.iter_mut().map(|o| o.as_mut_ptr()).collect();
-        unsafe { compiled.run(&inputs, &pointers) };
+        unsafe { compiled.run(&inputs, &pointers, &[]) };
         let mut dense_strides = vec![1; program.dims.len()];
         for d in (1..program.dims.len()).rev() {
             dense_strides[d - 1] = dense_strides[d] * program.dims[d];
@@ -185,7 +215,7 @@ fn in_place_runs_equal_runs_into_fresh_memory() {
                 let shared = memory.as_mut_ptr();
                 inputs[i] = shared.cast_const();
                 pointers[o] = shared;
-                unsafe { compiled.run(&inputs, &pointers) };
+                unsafe { compiled.run(&inputs, &pointers, &[]) };
                 assert_eq!(memory, fresh[o], "seed {seed}: output {o} over input {i} of {program:?}");
                 checked += 1;
             }
@@ -213,9 +243,9 @@ fn channel_sums_equal_their_naive_twin() {
                 // What is summed, as the plain plan computes it: the sums themselves must be tight.
                 let mut terms = vec![vec![0f32; total]; program.outputs];
                 let all: Vec<*mut f32> = terms.iter_mut().map(|o| o.as_mut_ptr()).collect();
-                unsafe { program.clone().compile().run(&inputs, &all) };
+                unsafe { program.clone().compile().run(&inputs, &all, &[]) };
                 let compiled = program.compile_channel_sums(written);
-                unsafe { compiled.run_channel_sums(&inputs, &pointers, &mut slices) };
+                unsafe { compiled.run_channel_sums(&inputs, &pointers, &[], &mut slices) };
                 for (got, want) in outputs.iter().zip(&want) {
                     for (&g, &w) in got.iter().zip(want) {
                         close(g, w, &what);
@@ -248,13 +278,13 @@ fn empty_spaces_and_single_numbers() {
     };
     let x = [3.0f32];
     let mut y = [0.0f32];
-    unsafe { program(vec![]).compile().run(&[x.as_ptr()], &[y.as_mut_ptr()]) };
+    unsafe { program(vec![]).compile().run(&[x.as_ptr()], &[y.as_mut_ptr()], &[]) };
     assert_eq!(y, [9.0]);
-    unsafe { program(vec![0]).compile().run(&[x.as_ptr()], &[y.as_mut_ptr()]) };
-    unsafe { program(vec![4, 0]).compile().run(&[x.as_ptr()], &[y.as_mut_ptr()]) };
+    unsafe { program(vec![0]).compile().run(&[x.as_ptr()], &[y.as_mut_ptr()], &[]) };
+    unsafe { program(vec![4, 0]).compile().run(&[x.as_ptr()], &[y.as_mut_ptr()], &[]) };
     let mut sums = [1.0f32; 3];
     let empty = Program { inputs: vec![Operand { strides: vec![3, 1] }], ..program(vec![0, 3]) };
     let empty = empty.compile_channel_sums(0);
-    unsafe { empty.run_channel_sums(&[x.as_ptr()], &[], &mut [&mut sums]) };
+    unsafe { empty.run_channel_sums(&[x.as_ptr()], &[], &[], &mut [&mut sums]) };
     assert_eq!(sums, [0.0; 3]);
 }

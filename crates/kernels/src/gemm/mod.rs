@@ -9,7 +9,7 @@ use std::cell::Cell;
 
 use timm_graph::scalar::Unary;
 
-use crate::bf16::Operands;
+use crate::bf16::{Operands, Stored};
 use crate::pack::Layout;
 use crate::simd::{Isa, isa};
 use crate::threads::{SendPtr, for_each};
@@ -26,6 +26,8 @@ pub struct Epilogue<'a> {
     pub residual: Option<&'a [f32]>,
     /// `Relu` is applied in registers, any other to the tile just stored.
     pub act: Option<Unary>,
+    /// With pairs the output is half as long.
+    pub stored: Stored<'a>,
 }
 
 fn layout(isa: Isa, operands: Operands, k: usize, n: usize) -> Layout {
@@ -90,7 +92,7 @@ fn checked<'a>(
     c_len: usize,
     epilogue: &'a Epilogue,
 ) -> Product<'a> {
-    assert!(c.len() >= c_len, "product: the output is too short");
+    assert!(c.len() >= epilogue.stored.output_len(c_len), "product: the output is too short");
     assert!(packed_b.len() >= layout.len(), "product: the packed matrix is too short");
     assert!(epilogue.bias.is_none_or(|b| b.len() >= layout.outputs), "product: the bias is too short");
     assert!(epilogue.residual.is_none_or(|r| r.len() >= c_len), "product: the residual is too short");

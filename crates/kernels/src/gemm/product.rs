@@ -6,10 +6,11 @@ use std::ops::Range;
 use timm_graph::scalar::Unary;
 
 use super::Epilogue;
-use super::tile::{Tile, best_rows, fitting_rows, tile_fn};
-use crate::bf16::Operands;
+use super::tile::{MAX_ROWS, Tile, best_rows, fitting_rows, tile_fn};
+use crate::bf16::{Operands, Stored, round_to};
 use crate::elementwise::apply_unary_rows;
 use crate::pack::{Layout, lanes};
+use crate::scratch::with_scratch;
 use crate::threads::{self, SendPtr, for_each};
 
 /// A product of gathered rows with packed weights.
@@ -190,83 +191,106 @@ impl Product<'_> {
 
     /// Runs all rows of a job through a range of panels.
     pub fn run_panels(&self, rows: &Rows, panels: Range<usize>) {
+        // Where only pairs are stored, numbers stay here: those of a tile, or of all tiles where weights come in pieces.
+        let tiles = rows.count.div_ceil(self.tile_rows());
+        let near = if matches!(self.epilogue.stored, Stored::Pairs) {
+            tiles * self.tile_rows() * self.layout.widest() * lanes(self.layout.isa)
+        } else {
+            0
+        };
+        with_scratch(near, |near| panels.for_each(|index| self.run_panel(rows, index, near)));
+    }
+
+    fn run_panel(&self, rows: &Rows, index: usize, near: &mut [f32]) {
         let isa = self.layout.isa;
         let (taps, tile_rows) = (self.taps(), self.tile_rows());
         let tiles = rows.count.div_ceil(tile_rows);
-        for index in panels {
-            let panel = self.layout.panel(index);
-            let bias = self.epilogue.bias.map_or(std::ptr::null(), |b| b[panel.first_output..].as_ptr());
-            let residual =
-                self.epilogue.residual.map_or(std::ptr::null(), |r| r[panel.first_output..].as_ptr());
-            let run = panel.inputs * self.fused_taps;
-            let width = panel.vectors * lanes(isa);
-            let tap_len = run * width;
-            let mut tile = Tile {
-                table: std::ptr::null(),
-                taps,
-                run,
-                stride: self.source_stride,
-                source_offset: 0,
-                weights: std::ptr::null(),
-                // Its first output channel lies inside a row of the output.
-                out: self.out.0.wrapping_add(panel.first_output),
-                offsets: std::ptr::null(),
-                rows: 0,
-                width: panel.outputs,
-                bias: std::ptr::null(),
-                residual,
-                relu: false,
-                ahead: std::ptr::null(),
-                ahead_step: 0,
-            };
-            debug_assert!(panel.outputs > (panel.vectors - 1) * lanes(isa));
-            // Weights that would not stay near from one tile to the next are taken in pieces: some taps, or a part of one.
-            let (together, part) = if tiles > 1 {
-                (
-                    (NEAR_WEIGHTS / tap_len.max(1)).clamp(1, taps.max(1)),
-                    run.div_ceil(tap_len / (2 * NEAR_WEIGHTS) + 1),
-                )
+        let panel = self.layout.panel(index);
+        let bias = self.epilogue.bias.map_or(std::ptr::null(), |b| b[panel.first_output..].as_ptr());
+        let residual = self.epilogue.residual.map_or(std::ptr::null(), |r| r[panel.first_output..].as_ptr());
+        let run = panel.inputs * self.fused_taps;
+        let width = panel.vectors * lanes(isa);
+        let tap_len = run * width;
+        // Its first output channel lies inside a row of the output.
+        let out = self.out.0.wrapping_add(panel.first_output);
+        let pairs = self.epilogue.stored.pairs(self.out).map(|p| p.0.wrapping_add(panel.first_output));
+        let near_offsets: [usize; MAX_ROWS] = std::array::from_fn(|row| row * width);
+        let mut tile = Tile {
+            table: std::ptr::null(),
+            taps,
+            run,
+            stride: self.source_stride,
+            source_offset: 0,
+            weights: std::ptr::null(),
+            out,
+            offsets: near_offsets.as_ptr(),
+            residual_offsets: std::ptr::null(),
+            rows: 0,
+            width: panel.outputs,
+            bias: std::ptr::null(),
+            residual,
+            relu: false,
+            ahead: std::ptr::null(),
+            ahead_step: 0,
+        };
+        debug_assert!(panel.outputs > (panel.vectors - 1) * lanes(isa));
+        // Weights that would not stay near from one tile to the next are taken in pieces: some taps, or a part of one.
+        let (together, part) = if tiles > 1 {
+            ((NEAR_WEIGHTS / tap_len.max(1)).clamp(1, taps.max(1)), run.div_ceil(tap_len / (2 * NEAR_WEIGHTS) + 1))
+        } else {
+            (taps.max(1), run)
+        };
+        let part = part.max(1);
+        let whole = together >= taps && part >= run;
+        let pieces =
+            (0..taps).step_by(together).flat_map(|tap| (0..run.max(1)).step_by(part).map(move |at| (tap, at)));
+        for (tap, at) in pieces {
+            (tile.taps, tile.run) = (together.min(taps - tap), part.min(run - at));
+            let begin = panel.offset + tap * tap_len + at * width;
+            let end = begin + tile.taps * tile.run * width;
+            tile.weights = self.packed[begin..end].as_ptr();
+            tile.source_offset = (panel.first_input + at) * self.source_stride;
+            // What comes next stands right behind, but far away, and the processor does not see it coming.
+            if end < self.packed.len() {
+                tile.ahead = self.packed[end..].as_ptr().cast();
+                tile.ahead_step = (4 * width).div_ceil(tiles);
             } else {
-                (taps.max(1), run)
-            };
-            let part = part.max(1);
-            let pieces = (0..taps)
-                .step_by(together)
-                .flat_map(|tap| (0..run.max(1)).step_by(part).map(move |at| (tap, at)));
-            for (tap, at) in pieces {
-                (tile.taps, tile.run) = (together.min(taps - tap), part.min(run - at));
-                let begin = panel.offset + tap * tap_len + at * width;
-                let end = begin + tile.taps * tile.run * width;
-                tile.weights = self.packed[begin..end].as_ptr();
-                tile.source_offset = (panel.first_input + at) * self.source_stride;
-                // What comes next stands right behind, but far away, and the processor does not see it coming.
-                if end < self.packed.len() {
-                    tile.ahead = self.packed[end..].as_ptr().cast();
-                    tile.ahead_step = (4 * width).div_ceil(tiles);
+                (tile.ahead, tile.ahead_step) = (tile.weights.cast(), 0);
+            }
+            let (first_piece, last) = (tap + at == 0, tap + tile.taps == taps && at + tile.run == run);
+            if last {
+                (tile.bias, tile.relu) = (bias, self.epilogue.act == Some(Unary::Relu));
+            }
+            for index in 0..tiles {
+                let first = index * tile_rows;
+                tile.rows = (rows.count - first).min(tile_rows);
+                let height = tile_height(tile.rows, tile_rows);
+                tile.table = rows.pointers[first * taps + tap * height..].as_ptr();
+                let offsets = &rows.offsets[first..first + tile.rows];
+                if near.is_empty() {
+                    tile.offsets = offsets.as_ptr();
                 } else {
-                    (tile.ahead, tile.ahead_step) = (tile.weights.cast(), 0);
+                    tile.out = near[if whole { 0 } else { first * width }..].as_mut_ptr();
                 }
-                if tap + at > 0 {
-                    tile.residual = tile.out;
+                (tile.residual, tile.residual_offsets) =
+                    if first_piece { (residual, offsets.as_ptr()) } else { (tile.out.cast_const(), tile.offsets) };
+                // SAFETY: `fill` made a table for this many rows and taps; the kernel fits this machine, as isa
+                // is what was detected; jobs write disjoint rows and channels.
+                unsafe { tile_fn(isa, self.operands, height, panel.vectors)(&tile) };
+                tile.ahead = tile.ahead.wrapping_add(tile.ahead_step * tile.taps * tile.run);
+                if !last {
+                    continue;
                 }
-                let last = tap + tile.taps == taps && at + tile.run == run;
-                if last {
-                    (tile.bias, tile.relu) = (bias, self.epilogue.act == Some(Unary::Relu));
-                }
-                for index in 0..tiles {
-                    let first = index * tile_rows;
-                    tile.rows = (rows.count - first).min(tile_rows);
-                    let height = tile_height(tile.rows, tile_rows);
-                    tile.table = rows.pointers[first * taps + tap * height..].as_ptr();
-                    tile.offsets = rows.offsets[first..].as_ptr();
-                    // SAFETY: `fill` made a table for this many rows and taps; the kernel fits this machine, as isa
-                    // is what was detected; jobs write disjoint rows and channels.
-                    unsafe { tile_fn(isa, self.operands, height, panel.vectors)(&tile) };
-                    tile.ahead = tile.ahead.wrapping_add(tile.ahead_step * tile.taps * tile.run);
-                    if let Some(act) = self.epilogue.act.filter(|act| last && *act != Unary::Relu) {
-                        let offsets = &rows.offsets[first..first + tile.rows];
-                        // SAFETY: these numbers were just written by this job.
-                        unsafe { apply_unary_rows(act, tile.out, offsets, panel.outputs) };
+                // SAFETY: the tile has just written its rows; pairs have room for as many.
+                unsafe {
+                    let stored = std::slice::from_raw_parts(tile.offsets, tile.rows);
+                    if let Some(act) = self.epilogue.act.filter(|act| *act != Unary::Relu) {
+                        apply_unary_rows(act, tile.out, stored, panel.outputs);
+                    }
+                    if let Some(pairs) = pairs {
+                        for (from, to) in stored.iter().zip(offsets) {
+                            round_to(tile.out.add(*from), pairs.add(*to), panel.outputs);
+                        }
                     }
                 }
             }

@@ -39,6 +39,7 @@ fn gemm_matches_the_naive_product() {
             bias: (case % 2 == 0).then_some(&bias[..]),
             residual: (case % 3 == 0).then_some(&residual[..]),
             act: [None, Some(Unary::Relu), Some(Unary::Silu)][case % 3],
+            ..Epilogue::default()
         };
         let in_pairs = case % 4 == 1 && !by_columns && Operands::Bf16.fit(k);
         let operands = if in_pairs { Operands::Bf16 } else { Operands::F32 };

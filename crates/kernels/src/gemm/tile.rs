@@ -31,15 +31,17 @@ pub(crate) struct Tile {
     pub weights: *const f32,
     /// First output channel of row 0 at offset 0.
     pub out: *mut f32,
-    /// `[P]` offsets of the rows from `out` and `residual`.
+    /// `[P]` offsets of the rows from `out`.
     pub offsets: *const usize,
+    /// `[P]` offsets of the rows from `residual`.
+    pub residual_offsets: *const usize,
     /// Rows that are written, at most P.
     pub rows: usize,
     /// Output channels that are written, more than (V − 1) · lanes.
     pub width: usize,
     /// `width` numbers, or null.
     pub bias: *const f32,
-    /// As `out`, or null.
+    /// First output channel of row 0 at offset 0, or null.
     pub residual: *const f32,
     pub relu: bool,
     /// What tiles to come will read, asked for while this one computes: an address (if nothing, one that is near
@@ -93,13 +95,13 @@ unsafe fn tile<S: Simd, const P: usize, const V: usize>(t: &Tile) {
         }
         for p in 0..P {
             if p < t.rows {
-                let offset = *t.offsets.add(p);
-                let out = t.out.add(offset);
+                let out = t.out.add(*t.offsets.add(p));
+                let residual_offset = if t.residual.is_null() { 0 } else { *t.residual_offsets.add(p) };
                 for v in 0..V {
                     let full = v + 1 < V || last == S::LANES;
                     let mut sum = S::add(sums[p][v], bias[v]);
                     if !t.residual.is_null() {
-                        let residual = t.residual.add(offset + v * S::LANES);
+                        let residual = t.residual.add(residual_offset + v * S::LANES);
                         let r = if full { S::load(residual) } else { S::load_first(residual, last) };
                         sum = S::add(sum, r);
                     }

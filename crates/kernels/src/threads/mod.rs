@@ -62,7 +62,7 @@ pub fn for_each(jobs: usize, job: impl Fn(usize) + Send + Sync) {
 }
 
 /// A raw pointer that may cross threads: kernels hand each job its own, disjoint part of a buffer.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct SendPtr<T>(pub *mut T);
 // SAFETY: only a promise that the pointer may be moved; every dereference is justified where it happens.
 unsafe impl<T> Send for SendPtr<T> {}

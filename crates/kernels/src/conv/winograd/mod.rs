@@ -14,7 +14,7 @@ use std::ops::Range;
 
 use timm_graph::scalar::Unary;
 
-use crate::bf16::Operands;
+use crate::bf16::{Operands, Stored, round_to};
 use crate::elementwise::apply_unary;
 use crate::gemm::Epilogue;
 use crate::gemm::product::{Order, tile_height};
@@ -41,6 +41,9 @@ const ENOUGH_JOBS: usize = 16;
 
 /// Pixels from which on transforming weights anew for each run costs little of what is saved.
 const WORTH_TRANSFORMING: usize = 512;
+
+/// Most lanes of a panel.
+const WIDEST: usize = 64;
 
 /// Tiles that F(4×4, 3×3) needs to be worth its transforms and its weights, four times the plain ones.
 const MANY_TILES: usize = 9;
@@ -277,7 +280,10 @@ fn run(kind: Kind, shape: &ConvShape, x: &[f32], packed: &[f32], out: &mut [f32]
     let isa = isa();
     let layout = layout(isa, shape);
     assert!(x.len() >= shape.input_len(), "convolution: the input is too short");
-    assert!(out.len() >= shape.output_len(), "convolution: the output is too short");
+    assert!(
+        out.len() >= epilogue.stored.output_len(shape.output_len()),
+        "convolution: the output is too short"
+    );
     assert!(packed.len() >= kind.points() * layout.len(), "convolution: the packed weights are too short");
     assert!(epilogue.bias.is_none_or(|b| b.len() >= shape.c_out), "convolution: the bias is too short");
     assert!(
@@ -390,6 +396,7 @@ fn multiply(
                 weights: packed[point * layout.len() + panel.offset..].as_ptr(),
                 out: products[at * width..].as_mut_ptr(),
                 offsets: offsets.as_ptr(),
+                residual_offsets: offsets.as_ptr(),
                 rows,
                 // All lanes: those past the channels are zero and stay inside `products`.
                 width,
@@ -456,11 +463,19 @@ unsafe fn transform_outputs_body<S: Lanes, K: Scheme>(
 ) {
     let (out_h, out_w, count, width) = (shape.out_h(), shape.out_w(), tiles.len(), panel.vectors * S::LANES);
     assert!(products.len() >= K::IN * K::IN * count * width);
+    // Where only pairs are stored, the numbers of a tile stay here.
+    let mut near = [0.0; F4::OUT * F4::OUT * WIDEST];
+    let only_pairs = matches!(epilogue.stored, Stored::Pairs);
     for (index, tile) in tiles.enumerate() {
         let (image, row, column) = grid.at(tile);
         let (rows, columns) = ((out_h - row).min(K::OUT), (out_w - column).min(K::OUT));
         let pixel = |i: usize, j: usize| {
             ((image * out_h + row + i) * out_w + column + j) * shape.c_out + panel.first_output
+        };
+        let near = SendPtr(near.as_mut_ptr());
+        // SAFETY: the pixels lie inside the output, those of a tile inside `near`.
+        let target = |i: usize, j: usize| unsafe {
+            if only_pairs { near.add((i * K::OUT + j) * WIDEST) } else { out.add(pixel(i, j)) }
         };
         for lane in (0..panel.outputs).step_by(S::LANES) {
             let left = panel.outputs - lane;
@@ -494,16 +509,27 @@ unsafe fn transform_outputs_body<S: Lanes, K: Scheme>(
                             // The second operand wins over a NaN on either side: NaN stays NaN.
                             value = S::max(S::zero(), value);
                         }
-                        let to = out.add(at);
+                        let to = target(i, j).add(lane);
                         if full { S::store(to, value) } else { S::store_first(to, value, left) }
                     }
                 }
             }
         }
-        if let Some(act) = epilogue.act.filter(|act| *act != Unary::Relu) {
-            for (i, j) in (0..rows).flat_map(|i| (0..columns).map(move |j| (i, j))) {
-                // SAFETY: this job has just written these numbers.
-                apply_unary(act, unsafe { out.slice(pixel(i, j), panel.outputs) });
+        let act = epilogue.act.filter(|act| *act != Unary::Relu);
+        let pairs = epilogue.stored.pairs(out);
+        if act.is_none() && pairs.is_none() {
+            continue;
+        }
+        for (i, j) in (0..rows).flat_map(|i| (0..columns).map(move |j| (i, j))) {
+            let from = target(i, j);
+            // SAFETY: this job has just written these numbers; pairs have room for as many.
+            unsafe {
+                if let Some(act) = act {
+                    apply_unary(act, std::slice::from_raw_parts_mut(from, panel.outputs));
+                }
+                if let Some(pairs) = pairs {
+                    round_to(from, pairs.add(pixel(i, j)), panel.outputs);
+                }
             }
         }
     }
