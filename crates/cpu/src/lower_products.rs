@@ -134,10 +134,11 @@ impl Planner<'_> {
         let graph = self.graph;
         let (x, w) = (graph.node(root).inputs[0], graph.node(root).inputs[1]);
         let mut shape = conv_shape(conv, graph.shape(x), graph.shape(w));
-        if as_depthwise(&shape).is_none() {
+        let pass = if self.fixed[w.index()] { Pass::Inference } else { Pass::Training };
+        let by_winograd = Winograd::new(&shape, pass).is_some_and(|way| way.beats_pairs());
+        if as_depthwise(&shape).is_none() && !by_winograd {
             shape.operands = self.operands(shape.c_in / shape.groups);
         }
-        let pass = if self.fixed[w.index()] { Pass::Inference } else { Pass::Training };
         if shape.is_pointwise()
             && shape.groups == 1
             && shape.operands == Operands::F32

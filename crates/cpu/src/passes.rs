@@ -9,7 +9,8 @@ use crate::claims::Claims;
 use crate::listing::{self, Size};
 use crate::plan::{self, Plan};
 use crate::{
-    attention, concat, epilogue, in_place, layer_norm, memory, mobile, recompute, reorder, rounded, softmax_grad,
+    attention, concat, epilogue, in_place, layer_norm, memory, mobile, recompute, reorder, rounded,
+    softmax_grad,
 };
 
 /// A pass of the planner.

@@ -30,7 +30,9 @@ pub fn results(plan: &mut Plan) {
         }
         let (from, to) = (plan.steps[round].reads[0], plan.steps[round].writes[0]);
         let (Place::Buffer(numbers), Place::Buffer(pairs)) = (from.place, to.place) else { continue };
-        let (Some(&[maker]), 0) = (writers.get(&from.place).map(Vec::as_slice), from.offset) else { continue };
+        let (Some(&[maker]), 0) = (writers.get(&from.place).map(Vec::as_slice), from.offset) else {
+            continue;
+        };
         let step = &mut plan.steps[maker];
         let whole = plan.buffers[numbers].life.len == from.len;
         let at = step.writes.iter().position(|write| *write == from);

@@ -175,7 +175,15 @@ fn main() {
     let (rows, c) = (8 * 197, 768);
     let (weight, bias) = (numbers(5, c), numbers(6, c));
     let t = best(|| {
-        layer_norm::layer_norm(&x[..rows * c], c, Some(&weight), Some(&bias), 1e-6, &mut y[..rows * c], Default::default());
+        layer_norm::layer_norm(
+            &x[..rows * c],
+            c,
+            Some(&weight),
+            Some(&bias),
+            1e-6,
+            &mut y[..rows * c],
+            Default::default(),
+        );
     });
     report("layer norm 8x197x768", (rows * c) as f64 * 8.0, "GB/s", t);
 

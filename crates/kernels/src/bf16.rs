@@ -106,7 +106,10 @@ impl Stored<'_> {
             Stored::Numbers => len,
             Stored::Pairs => Operands::Bf16.elements(len),
             Stored::Both(target) => {
-                assert!(target.len >= Operands::Bf16.elements(len), "the pairs beside a result are too short");
+                assert!(
+                    target.len >= Operands::Bf16.elements(len),
+                    "the pairs beside a result are too short"
+                );
                 len
             }
         }

@@ -186,7 +186,12 @@ impl Plan<'_> {
                 x[shape.operands.elements(first / out_h * shape.h * shape.w * shape.c_in)..].as_ptr()
             };
             let pixels = count * out_w;
-            self.pack_gradient(&dy[shape.operands.elements(first * out_w * shape.c_out)..], pixels, panels.clone(), scratch);
+            self.pack_gradient(
+                &dy[shape.operands.elements(first * out_w * shape.c_out)..],
+                pixels,
+                panels.clone(),
+                scratch,
+            );
             first += count;
             let next = first..(first + self.lines_per_block).min(lines.end);
             let ahead = if whole { self.read_by(x, dy, next) } else { [&[][..]; 2] };

@@ -1,5 +1,5 @@
-use crate::bf16::assert_rounded;
 use super::{Instr, Operand, Program};
+use crate::bf16::assert_rounded;
 use crate::simd::{available, with_isa};
 use timm_graph::random;
 use timm_graph::scalar::{Binary, Unary};

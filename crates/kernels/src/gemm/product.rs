@@ -236,14 +236,18 @@ impl Product<'_> {
         debug_assert!(panel.outputs > (panel.vectors - 1) * lanes(isa));
         // Weights that would not stay near from one tile to the next are taken in pieces: some taps, or a part of one.
         let (together, part) = if tiles > 1 {
-            ((NEAR_WEIGHTS / tap_len.max(1)).clamp(1, taps.max(1)), run.div_ceil(tap_len / (2 * NEAR_WEIGHTS) + 1))
+            (
+                (NEAR_WEIGHTS / tap_len.max(1)).clamp(1, taps.max(1)),
+                run.div_ceil(tap_len / (2 * NEAR_WEIGHTS) + 1),
+            )
         } else {
             (taps.max(1), run)
         };
         let part = part.max(1);
         let whole = together >= taps && part >= run;
-        let pieces =
-            (0..taps).step_by(together).flat_map(|tap| (0..run.max(1)).step_by(part).map(move |at| (tap, at)));
+        let pieces = (0..taps)
+            .step_by(together)
+            .flat_map(|tap| (0..run.max(1)).step_by(part).map(move |at| (tap, at)));
         for (tap, at) in pieces {
             (tile.taps, tile.run) = (together.min(taps - tap), part.min(run - at));
             let begin = panel.offset + tap * tap_len + at * width;
@@ -272,8 +276,11 @@ impl Product<'_> {
                 } else {
                     tile.out = near[if whole { 0 } else { first * width }..].as_mut_ptr();
                 }
-                (tile.residual, tile.residual_offsets) =
-                    if first_piece { (residual, offsets.as_ptr()) } else { (tile.out.cast_const(), tile.offsets) };
+                (tile.residual, tile.residual_offsets) = if first_piece {
+                    (residual, offsets.as_ptr())
+                } else {
+                    (tile.out.cast_const(), tile.offsets)
+                };
                 // SAFETY: `fill` made a table for this many rows and taps; the kernel fits this machine, as isa
                 // is what was detected; jobs write disjoint rows and channels.
                 unsafe { tile_fn(isa, self.operands, height, panel.vectors)(&tile) };

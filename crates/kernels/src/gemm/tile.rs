@@ -172,7 +172,7 @@ unsafe fn outer_tile<S: Simd, const P: usize, const V: usize>(t: &OuterTile) {
 
 macro_rules! instances {
     ($name:ident, $simd:ty, [$($feature:meta)?], $tile:ident, $argument:ty, $function:ty,
-     $(($rows:literal, $vectors:literal))*) => {
+     $($vectors:literal: $($rows:literal)*),*) => {
         pub fn $name(rows: usize, vectors: usize) -> $function {
             $(#[$feature])?
             unsafe fn run<const P: usize, const V: usize>(t: &$argument) {
@@ -180,14 +180,15 @@ macro_rules! instances {
                 unsafe { $tile::<$simd, P, V>(t) }
             }
             match (rows, vectors) {
-                $(($rows, $vectors) => run::<$rows, $vectors>,)*
+                $($(($rows, $vectors) => run::<$rows, $vectors>,)*)*
                 _ => unreachable!("no tile of {rows} rows and {vectors} vectors"),
             }
         }
     };
 }
 
-/// A module with the tiles of one instruction set: those of products, and those of weight gradients.
+/// A module with the tiles of one instruction set: those of products, and those of weight gradients; for each number of
+/// vectors the numbers of rows.
 macro_rules! kernels {
     ($module:ident, $simd:ty, $feature:tt, [$($tiles:tt)*], [$($outer_tiles:tt)*]) => {
         mod $module {
@@ -204,12 +205,8 @@ macro_rules! avx512 {
     ($module:ident, $simd:ty, $feature:meta) => {
         kernels!(
             $module, $simd, [$feature],
-            [(1, 1) (2, 1) (4, 1) (6, 1) (8, 1) (1, 2) (2, 2) (4, 2) (6, 2) (8, 2)
-             (1, 3) (2, 3) (4, 3) (6, 3) (8, 3) (1, 4) (2, 4) (4, 4) (6, 4)],
-            [(1, 1) (2, 1) (3, 1) (4, 1) (5, 1) (6, 1) (7, 1) (8, 1)
-             (1, 2) (2, 2) (3, 2) (4, 2) (5, 2) (6, 2) (7, 2) (8, 2)
-             (1, 3) (2, 3) (3, 3) (4, 3) (5, 3) (6, 3) (7, 3) (8, 3)
-             (1, 4) (2, 4) (3, 4) (4, 4) (5, 4) (6, 4)]
+            [1: 1 2 4 6 8, 2: 1 2 4 6 8, 3: 1 2 4 6 8, 4: 1 2 4 6],
+            [1: 1 2 3 4 5 6 7 8, 2: 1 2 3 4 5 6 7 8, 3: 1 2 3 4 5 6 7 8, 4: 1 2 3 4 5 6]
         );
     };
 }
@@ -219,9 +216,8 @@ macro_rules! sixteen_registers {
     ($module:ident, $simd:ty, $feature:tt) => {
         kernels!(
             $module, $simd, $feature,
-            [(1, 1) (2, 1) (4, 1) (6, 1) (8, 1) (12, 1) (1, 2) (2, 2) (4, 2) (6, 2)],
-            [(1, 1) (2, 1) (3, 1) (4, 1) (5, 1) (6, 1) (7, 1) (8, 1) (9, 1) (10, 1) (11, 1) (12, 1)
-             (1, 2) (2, 2) (3, 2) (4, 2) (5, 2) (6, 2)]
+            [1: 1 2 4 6 8 12, 2: 1 2 4 6],
+            [1: 1 2 3 4 5 6 7 8 9 10 11 12, 2: 1 2 3 4 5 6]
         );
     };
 }
@@ -232,11 +228,8 @@ macro_rules! neon {
     ($module:ident, $simd:ty) => {
         kernels!(
             $module, $simd, [],
-            [(1, 1) (2, 1) (4, 1) (6, 1) (8, 1) (12, 1) (1, 2) (2, 2) (4, 2) (6, 2) (8, 2) (12, 2)
-             (1, 3) (2, 3) (4, 3) (6, 3) (8, 3) (1, 4) (2, 4) (4, 4) (6, 4)],
-            [(1, 1) (2, 1) (3, 1) (4, 1) (5, 1) (6, 1) (7, 1) (8, 1) (9, 1) (10, 1) (11, 1) (12, 1)
-             (1, 2) (2, 2) (3, 2) (4, 2) (5, 2) (6, 2) (7, 2) (8, 2) (9, 2) (10, 2) (11, 2) (12, 2)
-             (1, 3) (2, 3) (3, 3) (4, 3) (5, 3) (6, 3) (7, 3) (8, 3) (1, 4) (2, 4) (3, 4) (4, 4) (5, 4) (6, 4)]
+            [1: 1 2 4 6 8 12, 2: 1 2 4 6 8 12, 3: 1 2 4 6 8, 4: 1 2 4 6],
+            [1: 1 2 3 4 5 6 7 8 9 10 11 12, 2: 1 2 3 4 5 6 7 8 9 10 11 12, 3: 1 2 3 4 5 6 7 8, 4: 1 2 3 4 5 6]
         );
     };
 }
@@ -244,7 +237,11 @@ macro_rules! neon {
 #[cfg(target_arch = "x86_64")]
 avx512!(avx512, Avx512, target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"));
 #[cfg(target_arch = "x86_64")]
-avx512!(avx512_widened, Pairs<Avx512>, target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"));
+avx512!(
+    avx512_widened,
+    Pairs<Avx512>,
+    target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
+);
 #[cfg(target_arch = "x86_64")]
 avx512!(
     avx512_bf16,

@@ -143,6 +143,12 @@ impl Winograd {
         self.pass
     }
 
+    /// Whether it takes less time in `f32` than the direct way takes with pairs of bf16, of which a machine multiplies
+    /// twice as many at best. Weights that change are transformed anew each time, which costs what is gained.
+    pub fn beats_pairs(&self) -> bool {
+        self.kind == Kind::F4 && self.pass == Pass::Inference
+    }
+
     /// Numbers that [`Winograd::pack_weights`] writes.
     pub fn packed_len(&self) -> usize {
         self.kind.points() * layout(isa(), &self.shape).len()
