@@ -84,7 +84,6 @@ fn step_rows(plan: &Plan) -> Vec<Row> {
         0 => place(s.place),
         from => format!("{}[{from}..{}]", place(s.place), from + s.len),
     };
-    let spans = |list: &[Span]| list.iter().map(span).collect::<Vec<_>>().join(", ");
     let step = |kind: char, i: usize, step: &Step| {
         let node = step.node.index();
         let path = plan.graph.nodes[node].path.to_string();
@@ -92,7 +91,12 @@ fn step_rows(plan: &Plan) -> Vec<Row> {
             true => format!("{} in pairs", span(write)),
             false => span(write),
         });
-        let moves = format!("({}) -> {}", spans(&step.reads), writes.collect::<Vec<_>>().join(", "));
+        let reads = step.reads.iter().enumerate().map(|(i, read)| match step.pair_reads.contains(&i) {
+            true => format!("{} in pairs", span(read)),
+            false => span(read),
+        });
+        let joined = |list: Vec<String>| list.join(", ");
+        let moves = format!("({}) -> {}", joined(reads.collect()), joined(writes.collect()));
         vec![format!("{kind}{i}"), step.name.clone(), moves, format!("%{}", plan.numbers[node]), path]
     };
     let prepare = plan.prepare.iter().enumerate().map(|(i, s)| step('p', i, s));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use timm_graph::{Conv2d, EngineError, NodeId, Op};
 use timm_kernels::bf16::{self, Operands};
 use timm_kernels::conv::winograd::{self, Pass, Winograd};
-use timm_kernels::conv::{self, ConvShape, stem};
+use timm_kernels::conv::{self, ConvShape, image, stem};
 use timm_kernels::depthwise::{self, DepthwiseShape};
 use timm_kernels::gemm::{self, Epilogue, RowMap};
 
@@ -27,10 +27,16 @@ struct Tail {
 }
 
 impl Tail {
+    /// Where the residual stands among the operands.
+    fn residual_at(&self) -> usize {
+        2 + self.bias as usize
+    }
+
     fn bind<'a>(&self, args: &'a Args<'_>) -> Epilogue<'a> {
         Epilogue {
             bias: self.bias.then(|| args.read(2)),
-            residual: self.residual.then(|| args.read(2 + self.bias as usize)),
+            residual: self.residual.then(|| args.read(self.residual_at())),
+            residual_in_pairs: self.residual && args.reads_pairs(self.residual_at()),
             act: self.act,
             stored: args.stored(0),
         }
@@ -147,14 +153,26 @@ impl Planner<'_> {
             return self.conv_of_scaled(root, &shape, scaled, extra, tail, id);
         }
         let plain = self.value(x);
-        let as_it_comes = stem::fits(&shape) && plain.layout.same_memory(&Layout::row_major(graph.shape(x)));
+        let row_major = plain.layout.same_memory(&Layout::row_major(graph.shape(x)));
+        let as_image = row_major && self.precision == Operands::Bf16 && image::fits(&shape);
+        let as_it_comes = as_image || row_major && stem::fits(&shape);
+        if as_image {
+            shape.operands = Operands::F32;
+        }
         let input = if as_it_comes {
             plain
         } else {
             let input = self.channels_last(x);
             self.as_operands(x, input, shape.operands)
         };
-        let (packed, kernel): (Value, Kernel) = if as_it_comes {
+        let (packed, kernel): (Value, Kernel) = if as_image {
+            let pack = move |w: &[f32], packed: &mut [f32]| image::pack_weights(&shape, w, packed);
+            let packed = self.packed(w, "image", image::packed_len(&shape), pack);
+            let kernel = move |args: &Args| {
+                image::forward(&shape, args.read(0), args.read(1), args.write(0), &tail.bind(args));
+            };
+            (packed, Arc::new(kernel))
+        } else if as_it_comes {
             let pack = move |w: &[f32], packed: &mut [f32]| stem::pack_weights(&shape, w, packed);
             let packed = self.packed(w, "stem", stem::packed_len(&shape), pack);
             let kernel = move |args: &Args| {
@@ -192,8 +210,18 @@ impl Planner<'_> {
             kernel,
             conv_flops(&shape),
         );
-        self.pushed(id).rounds = !as_it_comes && conv::stores_pairs(&shape);
+        let in_pairs =
+            as_image || !as_it_comes && as_depthwise(&shape).is_none() && conv::stores_pairs(&shape);
+        let numbers_only = !as_image && Winograd::new(&shape, pass).is_some();
+        self.take_pairs(id, in_pairs, in_pairs && !numbers_only, tail);
         out
+    }
+
+    /// Lets the step of a node store pairs, and read a residual so.
+    fn take_pairs(&mut self, id: NodeId, stores: bool, reads: bool, tail: Tail) {
+        let step = self.pushed(id);
+        step.rounds = stores;
+        step.either_reads.extend((reads && tail.residual).then(|| tail.residual_at()));
     }
 
     /// A pointwise convolution that scales its input as it reads it.
@@ -221,7 +249,7 @@ impl Planner<'_> {
         });
         let name = format!("{} scaled", conv_name("conv", &shape));
         self.push_counted(&name, id, reads, vec![out.span()], kernel, conv_flops(&shape));
-        self.pushed(id).rounds = true;
+        self.take_pairs(id, true, true, tail);
         out
     }
 
@@ -391,7 +419,7 @@ impl Planner<'_> {
         let flops = 2 * (m * n * k) as u64;
         let name = format!("linear {m}x{k}->{n}{}", if reordered { " reordered" } else { "" });
         self.push_counted(&name, id, reads, vec![out.span()], kernel, flops);
-        self.pushed(id).rounds = true;
+        self.take_pairs(id, true, true, tail);
         out
     }
 

@@ -63,6 +63,7 @@ pub struct Args<'a> {
     pub(crate) reads: &'a [(*const f32, usize)],
     pub(crate) writes: &'a [(*mut f32, usize)],
     pub(crate) rounded: &'a [(usize, usize)],
+    pub(crate) pair_reads: &'a [usize],
     pub seed: u64,
     pub step: u64,
 }
@@ -108,6 +109,11 @@ impl Args<'_> {
         self.rounded.iter().map(|&(result, at)| (result, self.writes[at].0)).collect()
     }
 
+    /// Whether the `i`-th operand is pairs of bf16, half as long as its numbers.
+    pub fn reads_pairs(&self, i: usize) -> bool {
+        self.pair_reads.contains(&i)
+    }
+
     /// In which form the `i`-th result is stored; [`Args::write`] gives what is as long as that.
     pub fn stored(&self, i: usize) -> Stored<'_> {
         match self.rounded.iter().find(|(result, _)| *result == i) {
@@ -138,6 +144,10 @@ pub struct Step {
     pub exact_reads: Vec<usize>,
     /// Whether the kernel stores its results as [`Args::stored`] says.
     pub rounds: bool,
+    /// Operands that the kernel reads in either form, as [`Args::reads_pairs`] says.
+    pub either_reads: Vec<usize>,
+    /// Those of them that are pairs of bf16.
+    pub pair_reads: Vec<usize>,
     /// Results that are stored in pairs of bf16: which, and the span of `writes` that takes the pairs. If that is the
     /// result's own, it is stored in no other form.
     pub rounded: Vec<(usize, usize)>,
@@ -454,6 +464,8 @@ impl<'g> Planner<'g> {
             flops,
             exact_reads: Vec::new(),
             rounds: false,
+            either_reads: Vec::new(),
+            pair_reads: Vec::new(),
             rounded: Vec::new(),
         };
         if fixed { self.prepare.push(step) } else { self.steps.push(step) }

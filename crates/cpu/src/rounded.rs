@@ -2,55 +2,98 @@
 //!
 //! A product with bf16 operands reads pairs (see [`timm_kernels::bf16`]), which a step of its own makes from the numbers.
 //! Where a kernel can round what it has just computed, that step and its way through memory go; where nobody else reads
-//! the numbers, they are not stored at all.
+//! the numbers, or all others take pairs as well, they are not stored at all.
 
 use std::collections::HashMap;
 
-use crate::plan::{Place, Plan};
+use timm_kernels::bf16::Operands;
+
+use crate::memory::Lifetime;
+use crate::plan::{Buffer, Place, Plan, Span};
 
 /// The name of steps that round numbers to pairs.
 pub(crate) const ROUND: &str = "round to bf16";
 
 /// Lets results be rounded where they are made.
 pub fn results(plan: &mut Plan) {
+    if plan.precision == Operands::F32 {
+        return;
+    }
     let (mut readers, mut writers) =
-        (HashMap::<Place, Vec<usize>>::new(), HashMap::<Place, Vec<usize>>::new());
+        (HashMap::<Place, Vec<(usize, usize)>>::new(), HashMap::<Place, Vec<usize>>::new());
     for (s, step) in plan.steps.iter().enumerate() {
-        step.reads.iter().for_each(|span| readers.entry(span.place).or_default().push(s));
+        for (operand, span) in step.reads.iter().enumerate() {
+            readers.entry(span.place).or_default().push((s, operand));
+        }
         step.writes.iter().for_each(|span| writers.entry(span.place).or_default().push(s));
     }
     let end = plan.steps.len();
     for value in plan.outputs.iter().chain(plan.copies.iter().map(|(_, value)| value)) {
-        readers.entry(value.place).or_default().push(end);
+        readers.entry(value.place).or_default().push((end, 0));
     }
     let mut gone: Vec<usize> = Vec::new();
-    for round in 0..plan.steps.len() {
-        if plan.steps[round].name != ROUND {
-            continue;
+    for maker in 0..end {
+        for at in 0..plan.steps[maker].writes.len() {
+            let written = plan.steps[maker].writes[at];
+            let Place::Buffer(numbers) = written.place else { continue };
+            let whole = written.offset == 0 && plan.buffers[numbers].life.len == written.len;
+            if plan.steps[maker].rounds && whole && writers[&written.place] == [maker] {
+                let readers = readers.get(&written.place).map_or(&[][..], Vec::as_slice);
+                gone.extend(round(plan, maker, at, readers));
+            }
         }
-        let (from, to) = (plan.steps[round].reads[0], plan.steps[round].writes[0]);
-        let (Place::Buffer(numbers), Place::Buffer(pairs)) = (from.place, to.place) else { continue };
-        let (Some(&[maker]), 0) = (writers.get(&from.place).map(Vec::as_slice), from.offset) else {
-            continue;
-        };
-        let step = &mut plan.steps[maker];
-        let whole = plan.buffers[numbers].life.len == from.len;
-        let at = step.writes.iter().position(|write| *write == from);
-        let (true, true, Some(at)) = (step.rounds, whole, at) else { continue };
-        let others = || readers[&from.place].iter().copied().filter(|reader| *reader != round);
-        if let Some(last) = others().max() {
-            step.writes.push(to);
-            step.rounded.push((at, step.writes.len() - 1));
-            plan.buffers[numbers].life.last = last;
-        } else {
-            step.writes[at] = to;
-            step.rounded.push((at, at));
-            plan.buffers[numbers].life.len = 0;
-        }
-        plan.buffers[pairs].life.first = maker;
-        gone.push(round);
     }
+    gone.sort_unstable();
     remove(plan, &gone);
+}
+
+/// Lets a step round one of its results if that helps its readers, each a step and which of its operands; returns the step
+/// that rounded it so far.
+fn round(plan: &mut Plan, maker: usize, at: usize, readers: &[(usize, usize)]) -> Option<usize> {
+    let written = plan.steps[maker].writes[at];
+    let Place::Buffer(numbers) = written.place else { return None };
+    let step_of = |&(reader, operand): &(usize, usize)| {
+        plan.steps.get(reader).filter(|step| step.reads[operand] == written)
+    };
+    let rounds = |reader: &&(usize, usize)| step_of(reader).is_some_and(|step| step.name == ROUND);
+    let takes =
+        |reader: &&(usize, usize)| step_of(reader).is_some_and(|s| s.either_reads.contains(&reader.1));
+    let round = readers.iter().find(rounds).map(|reader| reader.0);
+    let taken: Vec<(usize, usize)> = readers.iter().filter(takes).copied().collect();
+    let others = readers.iter().filter(|reader| !rounds(reader));
+    let last = others.clone().map(|reader| reader.0).max();
+    let numbers_needed = others.clone().any(|reader| !takes(&reader));
+    if round.is_none() && (numbers_needed || taken.is_empty()) {
+        return None;
+    }
+    let pairs = round.map_or_else(
+        || {
+            let len = written.len.div_ceil(2);
+            let life = Lifetime { len, first: maker, last: maker };
+            plan.buffers.push(Buffer { fixed: false, life });
+            Span { place: Place::Buffer(plan.buffers.len() - 1), offset: 0, len }
+        },
+        |round| plan.steps[round].writes[0],
+    );
+    let Place::Buffer(target) = pairs.place else { return None };
+    plan.buffers[target].life.first = maker;
+    if numbers_needed {
+        let step = &mut plan.steps[maker];
+        step.writes.push(pairs);
+        step.rounded.push((at, step.writes.len() - 1));
+        plan.buffers[numbers].life.last = last.unwrap_or(maker);
+    } else {
+        plan.steps[maker].writes[at] = pairs;
+        plan.steps[maker].rounded.push((at, at));
+        plan.buffers[numbers].life.len = 0;
+        let life = &mut plan.buffers[target].life;
+        life.last = life.last.max(last.unwrap_or(maker));
+        for (reader, operand) in taken {
+            plan.steps[reader].reads[operand] = pairs;
+            plan.steps[reader].pair_reads.push(operand);
+        }
+    }
+    round
 }
 
 /// Takes steps out of a plan; `gone` is in order.
@@ -116,5 +159,19 @@ mod tests {
 ";
         assert_eq!(changes, expected.trim_start_matches('\n'));
         assert!(plan.steps.iter().all(|step| step.name != super::ROUND));
+    }
+
+    #[test]
+    fn residuals_are_read_in_pairs() {
+        let b = Builder::new(false);
+        let x = b.input("x", &[2, 8], DType::F32);
+        let weight = |name: &str| b.param(name, &[8, 8], Init::Fill(0.0));
+        let first = b.relu(b.matmul_t(x, weight("first")));
+        let second = b.relu(b.add(b.matmul_t(first, weight("second")), first));
+        b.output("y", b.add(b.matmul_t(second, weight("third")), second));
+        let (_, plan) = changes_at(b.finish().unwrap(), "rounded-results", Operands::Bf16);
+        let pair_reads: Vec<_> = plan.steps.iter().map(|step| step.pair_reads.as_slice()).collect();
+        assert_eq!(pair_reads, [&[][..], &[], &[2], &[2]]);
+        assert_eq!(plan.steps[1].rounded, [(0, 0)]);
     }
 }

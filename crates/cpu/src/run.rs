@@ -269,8 +269,9 @@ impl Memory {
             step.reads.iter().map(|s| (self.pointer(exe, s).cast_const(), s.len)).collect();
         let writes: Vec<(*mut f32, usize)> =
             step.writes.iter().map(|s| (self.pointer(exe, s), s.len)).collect();
-        let rounded = &step.rounded;
-        (step.kernel)(&Args { reads: &reads, writes: &writes, rounded, seed: self.seed, step: self.step });
+        let (rounded, pair_reads) = (&step.rounded, &step.pair_reads);
+        let (seed, number) = (self.seed, self.step);
+        (step.kernel)(&Args { reads: &reads, writes: &writes, rounded, pair_reads, seed, step: number });
     }
 
     fn tensor(&self, exe: &CpuExecutable, value: &Value) -> Tensor {

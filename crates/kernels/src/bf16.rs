@@ -65,7 +65,7 @@ pub(crate) fn rounded(x: f32) -> f32 {
 
 /// The pair (low, high) in the bits of one number.
 #[inline(always)]
-fn pair(low: f32, high: f32) -> f32 {
+pub(crate) fn pair(low: f32, high: f32) -> f32 {
     f32::from_bits(round(low) as u32 | (round(high) as u32) << 16)
 }
 
@@ -195,6 +195,22 @@ unsafe fn round_numbers_bf16(from: *const f32, to: *mut u16, count: usize) {
             at += 16;
         }
     }
+}
+
+multiversion!(
+    /// The numbers that `count` bf16 numbers are.
+    ///
+    /// # Safety
+    /// They can be read from `from` and written to `to`, which do not overlap.
+    pub(crate) fn widen_to<S>(from: *const u16, to: *mut f32, count: usize) = widen_body
+);
+
+#[inline(always)]
+unsafe fn widen_body<S: Simd>(from: *const u16, to: *mut f32, count: usize) {
+    // SAFETY: the caller's promise.
+    let (from, to) =
+        unsafe { (std::slice::from_raw_parts(from, count), std::slice::from_raw_parts_mut(to, count)) };
+    to.iter_mut().zip(from).for_each(|(to, from)| *to = f32::from_bits((*from as u32) << 16));
 }
 
 /// Rounds rows to pairs of rows: `pairs[i]` holds `x[2 i]` and `x[2 i + 1]` of rows of `width` numbers.

@@ -29,7 +29,7 @@ const DEEP: usize = 256;
 /// Lanes of a vector.
 pub(crate) fn lanes(isa: Isa) -> usize {
     match isa {
-        Isa::Avx512 => 16,
+        Isa::Avx512 | Isa::Amx => 16,
         Isa::Avx2 | Isa::Portable => 8,
         Isa::Neon => 4,
     }
@@ -39,7 +39,8 @@ pub(crate) fn lanes(isa: Isa) -> usize {
 pub(crate) fn max_vectors(isa: Isa) -> usize {
     match isa {
         Isa::Avx512 | Isa::Neon => 4,
-        Isa::Avx2 | Isa::Portable => 2,
+        // Two matrix registers side by side.
+        Isa::Avx2 | Isa::Portable | Isa::Amx => 2,
     }
 }
 

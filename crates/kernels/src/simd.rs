@@ -4,6 +4,8 @@ use std::cell::Cell;
 use std::marker::PhantomData;
 use std::sync::OnceLock;
 
+use crate::bf16::Operands;
+
 /// The instruction sets that kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
@@ -15,11 +17,25 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, DQ, VL: 16 lanes.
     Avx512,
+    /// AVX-512, and AMX for products of bf16: matrix registers of 16 rows of 64 bytes.
+    Amx,
 }
 
-/// The best instruction set of this machine; `TIMM_ISA=portable|avx2|avx512` lowers it (never raises it), on Arm
-/// `TIMM_ISA=portable`.
-pub fn isa() -> Isa {
+impl Isa {
+    /// What kernels of vectors use.
+    pub fn vectors(self) -> Isa {
+        if self == Isa::Amx { Isa::Avx512 } else { self }
+    }
+
+    /// What products of such operands use.
+    pub fn of(self, operands: Operands) -> Isa {
+        if operands == Operands::F32 { self.vectors() } else { self }
+    }
+}
+
+/// The best instruction set of this machine for products; `TIMM_ISA=portable|avx2|avx512|amx` lowers it (never raises it),
+/// on Arm `TIMM_ISA=portable`.
+pub fn best() -> Isa {
     if let Some(forced) = FORCED.get() {
         return forced;
     }
@@ -28,10 +44,16 @@ pub fn isa() -> Isa {
         let best = detect();
         match std::env::var("TIMM_ISA").as_deref() {
             Ok("portable") => Isa::Portable,
-            Ok("avx2") if best == Isa::Avx512 => Isa::Avx2,
+            Ok("avx2") if best.vectors() == Isa::Avx512 => Isa::Avx2,
+            Ok("avx512") => best.vectors(),
             _ => best,
         }
     })
+}
+
+/// The best instruction set of this machine for vectors: [`best`], without matrix registers.
+pub fn isa() -> Isa {
+    best().vectors()
 }
 
 thread_local! {
@@ -63,6 +85,7 @@ pub fn available() -> &'static [Isa] {
         Isa::Neon => &[Isa::Portable, Isa::Neon],
         Isa::Avx2 => &[Isa::Portable, Isa::Avx2],
         Isa::Avx512 => &[Isa::Portable, Isa::Avx2, Isa::Avx512],
+        Isa::Amx => &[Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Amx],
     }
 }
 
@@ -93,7 +116,7 @@ fn detect() -> Isa {
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl");
         if avx2 && avx512 {
-            return Isa::Avx512;
+            return if crate::gemm::amx::is_there() { Isa::Amx } else { Isa::Avx512 };
         }
         if avx2 {
             return Isa::Avx2;

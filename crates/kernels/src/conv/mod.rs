@@ -4,6 +4,8 @@
 mod band;
 mod geometry;
 mod grouped;
+pub mod image;
+mod planes;
 pub mod stem;
 pub(crate) mod weight_grad;
 pub mod winograd;
@@ -12,7 +14,7 @@ use crate::bf16::Operands;
 use crate::gemm::Epilogue;
 use crate::gemm::product::Product;
 use crate::pack::Layout;
-use crate::simd::{Isa, isa};
+use crate::simd::{Isa, best};
 use crate::threads::SendPtr;
 use geometry::{Maps, Sampling, with_maps};
 pub use weight_grad::weight_grad;
@@ -105,9 +107,22 @@ impl ConvShape {
         );
     }
 
+    /// # Panics
+    /// If a slice is too short.
+    fn check_output(&self, out: &[f32], epilogue: &Epilogue) {
+        let len = self.output_len();
+        assert!(out.len() >= epilogue.stored.output_len(len), "convolution: the output is too short");
+        assert!(epilogue.bias.is_none_or(|b| b.len() >= self.c_out), "convolution: the bias is too short");
+        let residual = epilogue.residual_len(len);
+        assert!(
+            epilogue.residual.is_none_or(|r| r.len() >= residual),
+            "convolution: the residual is too short"
+        );
+    }
+
     fn forward_layout(&self, isa: Isa) -> Layout {
         Layout {
-            isa,
+            isa: isa.of(self.operands),
             groups: self.groups,
             inputs: self.operands.elements(self.group_in()),
             outputs: self.group_out(),
@@ -117,7 +132,7 @@ impl ConvShape {
 
     fn input_grad_layout(&self, isa: Isa) -> Layout {
         Layout {
-            isa,
+            isa: isa.of(self.operands),
             groups: self.groups,
             inputs: self.operands.elements(self.group_out()),
             outputs: self.group_in(),
@@ -159,20 +174,20 @@ fn out_len(padded: usize, kernel: usize, stride: usize, dilation: usize) -> usiz
     if padded < extent { 0 } else { (padded - extent) / stride + 1 }
 }
 
-/// Whether [`forward`] can store a result in pairs of bf16.
+/// Whether [`forward`] can store a result in pairs of bf16, and read a residual so.
 pub fn stores_pairs(shape: &ConvShape) -> bool {
     !grouped::fits(shape) && (shape.groups == 1 || shape.groups != shape.c_in)
 }
 
 /// Numbers that [`pack_weights`] writes.
 pub fn packed_len(shape: &ConvShape) -> usize {
-    packed_len_isa(isa(), shape)
+    packed_len_isa(best(), shape)
 }
 
 pub(crate) fn packed_len_isa(isa: Isa, shape: &ConvShape) -> usize {
     shape.check();
     if grouped::fits(shape) {
-        return grouped::Channels::forward(isa, shape).packed_len();
+        return grouped::Channels::forward(isa.vectors(), shape).packed_len();
     }
     shape.forward_layout(isa).len()
 }
@@ -182,14 +197,14 @@ pub(crate) fn packed_len_isa(isa: Isa, shape: &ConvShape) -> usize {
 /// # Panics
 /// If a slice is too short.
 pub fn pack_weights(shape: &ConvShape, weights: &[f32], packed: &mut [f32]) {
-    pack_weights_isa(isa(), shape, weights, packed);
+    pack_weights_isa(best(), shape, weights, packed);
 }
 
 pub(crate) fn pack_weights_isa(isa: Isa, shape: &ConvShape, weights: &[f32], packed: &mut [f32]) {
     shape.check();
     assert!(weights.len() >= shape.weight_len(), "convolution: the weights are too short");
     if grouped::fits(shape) {
-        return grouped::pack_weights(isa, shape, weights, packed);
+        return grouped::pack_weights(isa.vectors(), shape, weights, packed);
     }
     let taps = shape.taps();
     let strides = [shape.group_in() * taps, taps, 1];
@@ -202,7 +217,7 @@ pub(crate) fn pack_weights_isa(isa: Isa, shape: &ConvShape, weights: &[f32], pac
 /// # Panics
 /// If a slice is too short.
 pub fn forward(shape: &ConvShape, x: &[f32], packed: &[f32], out: &mut [f32], epilogue: &Epilogue) {
-    forward_isa(isa(), shape, x, packed, out, epilogue);
+    forward_isa(best(), shape, x, packed, out, epilogue);
 }
 
 pub(crate) fn forward_isa(
@@ -217,34 +232,32 @@ pub(crate) fn forward_isa(
     let layout = shape.forward_layout(isa);
     let shape = &shape.input_elements();
     assert!(x.len() >= shape.input_len(), "convolution: the input is too short");
-    assert!(
-        out.len() >= epilogue.stored.output_len(shape.output_len()),
-        "convolution: the output is too short"
-    );
-    assert!(epilogue.bias.is_none_or(|b| b.len() >= shape.c_out), "convolution: the bias is too short");
-    assert!(
-        epilogue.residual.is_none_or(|r| r.len() >= shape.output_len()),
-        "convolution: the residual is too short"
-    );
+    shape.check_output(out, epilogue);
     assert!(packed.len() >= packed_len, "convolution: the packed weights are too short");
     if shape.output_len() == 0 {
         return;
     }
     if grouped::fits(shape) {
-        assert!(!epilogue.stored.in_pairs(), "convolution: narrow groups store numbers");
-        return grouped::forward(isa, shape, x, packed, SendPtr(out.as_mut_ptr()), epilogue);
+        let numbers = !epilogue.stored.in_pairs() && !epilogue.residual_in_pairs;
+        assert!(numbers, "convolution: narrow groups read and store numbers");
+        return grouped::forward(isa.vectors(), shape, x, packed, SendPtr(out.as_mut_ptr()), epilogue);
     }
     let fuse = shape.fuse_rows();
+    let by_planes = layout.isa == Isa::Amx && shape.groups == 1 && !shape.is_pointwise();
+    let fused = if by_planes { shape.dilation[1] == 1 } else { fuse != Fuse::No };
     let product = Product {
         layout,
         operands: shape.operands,
         packed,
-        fused_taps: if fuse == Fuse::No { 1 } else { shape.kw },
+        fused_taps: if fused { shape.kw } else { 1 },
         source_stride: 1,
         fewest_panels: 1,
         out: SendPtr(out.as_mut_ptr()),
         epilogue,
     };
+    if by_planes {
+        return planes::forward(shape, planes::Source::Pairs(x), &product);
+    }
     if fuse == Fuse::PaddedCopy {
         return forward_from_padded_copy(shape, x, &product);
     }
@@ -367,13 +380,13 @@ fn copy_band(shape: &ConvShape, x: &[f32], image: usize, first: usize, lines: us
 
 /// Numbers that [`pack_weights_for_input_grad`] writes.
 pub fn input_grad_packed_len(shape: &ConvShape) -> usize {
-    input_grad_packed_len_isa(isa(), shape)
+    input_grad_packed_len_isa(best(), shape)
 }
 
 pub(crate) fn input_grad_packed_len_isa(isa: Isa, shape: &ConvShape) -> usize {
     shape.check();
     if grouped::fits(shape) {
-        return grouped::Channels::input_grad(isa, shape).packed_len();
+        return grouped::Channels::input_grad(isa.vectors(), shape).packed_len();
     }
     shape.input_grad_layout(isa).len()
 }
@@ -383,7 +396,7 @@ pub(crate) fn input_grad_packed_len_isa(isa: Isa, shape: &ConvShape) -> usize {
 /// # Panics
 /// If a slice is too short.
 pub fn pack_weights_for_input_grad(shape: &ConvShape, weights: &[f32], packed: &mut [f32]) {
-    pack_weights_for_input_grad_isa(isa(), shape, weights, packed);
+    pack_weights_for_input_grad_isa(best(), shape, weights, packed);
 }
 
 pub(crate) fn pack_weights_for_input_grad_isa(
@@ -395,7 +408,7 @@ pub(crate) fn pack_weights_for_input_grad_isa(
     shape.check();
     assert!(weights.len() >= shape.weight_len(), "convolution: the weights are too short");
     if grouped::fits(shape) {
-        return grouped::pack_weights_for_input_grad(isa, shape, weights, packed);
+        return grouped::pack_weights_for_input_grad(isa.vectors(), shape, weights, packed);
     }
     let taps = shape.taps();
     let row = shape.group_in() * taps;
@@ -409,7 +422,7 @@ pub(crate) fn pack_weights_for_input_grad_isa(
 /// # Panics
 /// If a slice is too short.
 pub fn input_grad(shape: &ConvShape, dy: &[f32], packed: &[f32], dx: &mut [f32]) {
-    input_grad_isa(isa(), shape, dy, packed, dx);
+    input_grad_isa(best(), shape, dy, packed, dx);
 }
 
 pub(crate) fn input_grad_isa(isa: Isa, shape: &ConvShape, dy: &[f32], packed: &[f32], dx: &mut [f32]) {
@@ -423,7 +436,7 @@ pub(crate) fn input_grad_isa(isa: Isa, shape: &ConvShape, dy: &[f32], packed: &[
         return;
     }
     if grouped::fits(shape) {
-        return grouped::input_grad(isa, shape, dy, packed, SendPtr(dx.as_mut_ptr()));
+        return grouped::input_grad(isa.vectors(), shape, dy, packed, SendPtr(dx.as_mut_ptr()));
     }
     let product = Product {
         layout,

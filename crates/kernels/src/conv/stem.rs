@@ -67,6 +67,7 @@ pub fn forward(shape: &ConvShape, x: &[f32], packed: &[f32], out: &mut [f32], ep
     assert!(out.len() >= shape.output_len(), "convolution: the output is too short");
     assert!(packed.len() >= layout.len(), "convolution: the packed weights are too short");
     assert!(epilogue.bias.is_none_or(|b| b.len() >= shape.c_out), "convolution: the bias is too short");
+    assert!(!epilogue.residual_in_pairs, "convolution: this way reads a residual of numbers");
     assert!(
         epilogue.residual.is_none_or(|r| r.len() >= shape.output_len()),
         "convolution: the residual is too short"

@@ -57,10 +57,18 @@ fn check_operands(shape: &ConvShape, random: &mut Random, case: usize) {
     let (x, dy) = (&x[..], &dy[..]);
     let (x_operand, dy_operand) = (as_operands(x), as_operands(dy));
     let bias = random.numbers(shape.c_out);
-    let residual = random.numbers(shape.output_len());
+    let mut residual = random.numbers(shape.output_len());
+    let residual_in_pairs = case.is_multiple_of(6) && stores_pairs(shape) && Operands::Bf16.fit(shape.c_out);
+    let mut residual_pairs = vec![0.0; residual.len().div_ceil(2)];
+    if residual_in_pairs {
+        residual.iter_mut().for_each(|number| *number = rounded(*number));
+        to_pairs(&residual, &mut residual_pairs);
+    }
+    let stored_residual = if residual_in_pairs { &residual_pairs } else { &residual };
     let epilogue = Epilogue {
         bias: case.is_multiple_of(2).then_some(&bias[..]),
-        residual: case.is_multiple_of(3).then_some(&residual[..]),
+        residual: case.is_multiple_of(3).then_some(&stored_residual[..]),
+        residual_in_pairs,
         act: [None, Some(Unary::Relu), Some(Unary::Silu), None][case % 4],
         ..Epilogue::default()
     };
@@ -73,7 +81,7 @@ fn check_operands(shape: &ConvShape, random: &mut Random, case: usize) {
     });
     for (at, sum) in out.iter_mut().enumerate() {
         *sum += epilogue.bias.map_or(0.0, |b| b[at % shape.c_out] as f64);
-        *sum += epilogue.residual.map_or(0.0, |r| r[at] as f64);
+        *sum += epilogue.residual.map_or(0.0, |_| residual[at] as f64);
         *sum = epilogue.act.map_or(*sum, |act| act.eval(*sum));
     }
     for isa in isas() {
@@ -332,7 +340,8 @@ fn stems_match_the_naive_convolution() {
             operands: Operands::F32,
         };
         assert!(stem::fits(&shape));
-        let (x, weights) = (random.numbers(shape.input_len()), random.numbers(shape.weight_len()));
+        let [x, weights] = [shape.input_len(), shape.weight_len()]
+            .map(|len| random.numbers(len).into_iter().map(rounded).collect::<Vec<f32>>());
         let (bias, residual) = (random.numbers(shape.c_out), random.numbers(shape.output_len()));
         let epilogue = Epilogue {
             bias: case.is_multiple_of(2).then_some(&bias[..]),
@@ -361,6 +370,17 @@ fn stems_match_the_naive_convolution() {
                 got
             });
             assert_close(&got, &want, &format!("{isa:?} {shape:?}"));
+            with_isa(isa, || {
+                if !image::fits(&shape) {
+                    return;
+                }
+                let mut packed = vec![f32::NAN; image::packed_len(&shape)];
+                image::pack_weights(&shape, &weights, &mut packed);
+                let got = in_every_form(want.len(), "an image", |out, stored| {
+                    image::forward(&shape, &x, &packed, out, &Epilogue { stored, ..epilogue });
+                });
+                assert_close(&got, &want, &format!("image {shape:?}"));
+            });
         }
     }
 }

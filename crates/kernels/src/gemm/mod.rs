@@ -1,5 +1,7 @@
 //! Matrix products with packed weights, and what may follow them in the same pass.
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
 pub(crate) mod product;
 mod reordered;
 mod scaled;
@@ -11,7 +13,7 @@ use timm_graph::scalar::Unary;
 
 use crate::bf16::{Operands, Stored};
 use crate::pack::Layout;
-use crate::simd::{Isa, isa};
+use crate::simd::{Isa, best};
 use crate::threads::{SendPtr, for_each};
 use product::Product;
 pub use reordered::{RowMap, gemm_reordered};
@@ -24,14 +26,23 @@ pub struct Epilogue<'a> {
     pub bias: Option<&'a [f32]>,
     /// Laid out as the output.
     pub residual: Option<&'a [f32]>,
+    /// The residual is pairs of bf16, half as long as the output's numbers.
+    pub residual_in_pairs: bool,
     /// `Relu` is applied in registers, any other to the tile just stored.
     pub act: Option<Unary>,
     /// With pairs the output is half as long.
     pub stored: Stored<'a>,
 }
 
+impl Epilogue<'_> {
+    /// Numbers of the residual of an output of `len` numbers.
+    pub(crate) fn residual_len(&self, len: usize) -> usize {
+        if self.residual_in_pairs { Operands::Bf16.elements(len) } else { len }
+    }
+}
+
 fn layout(isa: Isa, operands: Operands, k: usize, n: usize) -> Layout {
-    Layout { isa, groups: 1, inputs: operands.elements(k), outputs: n, taps: 1 }
+    Layout { isa: isa.of(operands), groups: 1, inputs: operands.elements(k), outputs: n, taps: 1 }
 }
 
 /// Numbers that a packed `[k, n]` matrix takes.
@@ -39,7 +50,7 @@ fn layout(isa: Isa, operands: Operands, k: usize, n: usize) -> Layout {
 /// # Panics
 /// If k numbers do not fit the operands.
 pub fn gemm_packed_len(operands: Operands, k: usize, n: usize) -> usize {
-    layout(isa(), operands, k, n).len()
+    layout(best(), operands, k, n).len()
 }
 
 /// Packs the right-hand matrix `[k, n]`, whose element (i, j) is `b[i · row_stride + j · col_stride]`.
@@ -55,7 +66,7 @@ pub fn pack_b(
     col_stride: usize,
     packed: &mut [f32],
 ) {
-    layout(isa(), operands, k, n).pack_as(operands, b, 0, [col_stride, row_stride, 0], packed);
+    layout(best(), operands, k, n).pack_as(operands, b, 0, [col_stride, row_stride, 0], packed);
 }
 
 /// C = act(A · B + bias + residual): A `[m, k]` with element (i, j) at `a[i · a_row_stride + j · a_col_stride]`, B
@@ -77,7 +88,7 @@ pub fn gemm(
     c_row_stride: usize,
     epilogue: &Epilogue,
 ) {
-    gemm_isa(isa(), operands, m, n, k, a, a_row_stride, a_col_stride, packed_b, c, c_row_stride, epilogue);
+    gemm_isa(best(), operands, m, n, k, a, a_row_stride, a_col_stride, packed_b, c, c_row_stride, epilogue);
 }
 
 /// A product whose output takes up `c_len` numbers.
@@ -95,7 +106,10 @@ fn checked<'a>(
     assert!(c.len() >= epilogue.stored.output_len(c_len), "product: the output is too short");
     assert!(packed_b.len() >= layout.len(), "product: the packed matrix is too short");
     assert!(epilogue.bias.is_none_or(|b| b.len() >= layout.outputs), "product: the bias is too short");
-    assert!(epilogue.residual.is_none_or(|r| r.len() >= c_len), "product: the residual is too short");
+    assert!(
+        epilogue.residual.is_none_or(|r| r.len() >= epilogue.residual_len(c_len)),
+        "product: the residual is too short"
+    );
     Product {
         layout,
         operands,
@@ -132,6 +146,7 @@ pub(crate) fn gemm_isa(
     let k = layout.inputs;
     let c_len = (m - 1) * c_row_stride + n;
     assert!(m == 1 || c_row_stride >= n, "product: the output is too short");
+    assert!(operands == Operands::F32 || a_col_stride == 1, "product: pairs stand side by side");
     assert!(
         k == 0 || a.len() > (m - 1) * a_row_stride + (k - 1) * a_col_stride,
         "product: the left matrix is too short"
@@ -189,7 +204,7 @@ pub fn batched_matmul(
     c: &mut [f32],
     c_strides: Strides,
 ) {
-    batched_matmul_isa(isa(), batch, m, n, k, a, a_strides, b, b_strides, c, c_strides);
+    batched_matmul_isa(best(), batch, m, n, k, a, a_strides, b, b_strides, c, c_strides);
 }
 
 thread_local! {

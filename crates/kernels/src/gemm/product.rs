@@ -7,10 +7,11 @@ use timm_graph::scalar::Unary;
 
 use super::Epilogue;
 use super::tile::{MAX_ROWS, Tile, best_rows, fitting_rows, tile_fn};
-use crate::bf16::{Operands, Stored, round_to};
+use crate::bf16::{Operands, Stored, round_to, widen_to};
 use crate::elementwise::apply_unary_rows;
 use crate::pack::{Layout, lanes};
 use crate::scratch::with_scratch;
+use crate::simd::Isa;
 use crate::threads::{self, SendPtr, for_each};
 
 /// A product of gathered rows with packed weights.
@@ -43,7 +44,12 @@ pub(crate) struct Rows {
     pub band: Vec<f32>,
     pub order: Vec<u32>,
     pub class_counts: Vec<u32>,
+    /// Rows next to each other, where the product wants them so.
+    pub copy: Cell<Vec<f32>>,
 }
+
+/// The offset of a row that is computed but not written.
+pub(crate) const SKIPPED: usize = usize::MAX;
 
 thread_local! {
     static ROWS: Cell<Rows> = Cell::default();
@@ -86,12 +92,16 @@ impl Order {
 const SMALLEST_JOB: usize = 1 << 20;
 /// Multiply-adds that could be done while a weight comes from memory.
 const FETCH: usize = 16;
+/// Products that matrix registers take in the time in which vectors take one.
+const AMX_GAIN: usize = 8;
 /// [`Product::fewest_panels`] where jobs copy their rows.
 pub(crate) const COPIED_PANELS: usize = 4;
 /// Jobs that keep a large machine busy.
 const ENOUGH_JOBS: usize = 64;
 /// Tiles of a job, when there are plenty.
 const JOB_TILES: usize = 32;
+/// Outputs of the widest panel.
+const WIDEST: usize = 64;
 /// Numbers of a panel's weights that stay in the second-level cache beside the rows that they meet.
 const NEAR_WEIGHTS: usize = 64 << 10;
 /// Bytes of input that a job should keep in the second-level cache.
@@ -101,6 +111,22 @@ impl Product<'_> {
     /// Rows of a full tile.
     pub fn tile_rows(&self) -> usize {
         best_rows(self.layout.isa, self.layout.widest())
+    }
+
+    /// Whether matrix registers multiply it.
+    pub fn is_amx(&self) -> bool {
+        self.layout.isa == Isa::Amx
+    }
+
+    /// Where the residual of an output channel begins, null without one.
+    pub fn residual(&self, output: usize) -> *const f32 {
+        match self.epilogue.residual {
+            None => std::ptr::null(),
+            Some(residual) if self.epilogue.residual_in_pairs => {
+                residual.as_ptr().cast::<u16>().wrapping_add(output).cast()
+            }
+            Some(residual) => residual[output..].as_ptr(),
+        }
     }
 
     /// Taps as the tile sees them.
@@ -125,10 +151,11 @@ impl Product<'_> {
         }
         let weights = self.layout.len();
         let rows = blocks * work_per_block / weights.max(1);
+        let gain = if self.is_amx() { AMX_GAIN } else { 1 };
         // With few rows the time goes into bringing the weights.
-        let work_per_block = work_per_block.max(FETCH * weights / blocks);
+        let work_per_block = (work_per_block / gain).max(FETCH * weights / blocks);
         let most = panels.div_ceil(self.fewest_panels).min((work_per_block / SMALLEST_JOB).max(1));
-        let parts = ENOUGH_JOBS.div_ceil(blocks).min(most);
+        let parts = (ENOUGH_JOBS / gain).div_ceil(blocks).min(most);
         let per_part = panels.div_ceil(parts);
         let parts = panels.div_ceil(per_part);
         let order = Order::new(blocks, parts, rows, weights / self.layout.inputs.max(1));
@@ -191,6 +218,10 @@ impl Product<'_> {
 
     /// Runs all rows of a job through a range of panels.
     pub fn run_panels(&self, rows: &Rows, panels: Range<usize>) {
+        #[cfg(target_arch = "x86_64")]
+        if self.is_amx() {
+            return super::amx::run_panels(self, rows, panels);
+        }
         // Where only pairs are stored, numbers stay here: those of a tile, or of all tiles where weights come in pieces.
         let tiles = rows.count.div_ceil(self.tile_rows());
         let near = if matches!(self.epilogue.stored, Stored::Pairs) {
@@ -207,7 +238,9 @@ impl Product<'_> {
         let tiles = rows.count.div_ceil(tile_rows);
         let panel = self.layout.panel(index);
         let bias = self.epilogue.bias.map_or(std::ptr::null(), |b| b[panel.first_output..].as_ptr());
-        let residual = self.epilogue.residual.map_or(std::ptr::null(), |r| r[panel.first_output..].as_ptr());
+        let residual = self.residual(panel.first_output);
+        let in_pairs = self.epilogue.residual_in_pairs && !residual.is_null();
+        let mut widened = [0.0; MAX_ROWS * WIDEST];
         let run = panel.inputs * self.fused_taps;
         let width = panel.vectors * lanes(isa);
         let tap_len = run * width;
@@ -276,7 +309,16 @@ impl Product<'_> {
                 } else {
                     tile.out = near[if whole { 0 } else { first * width }..].as_mut_ptr();
                 }
-                (tile.residual, tile.residual_offsets) = if first_piece {
+                (tile.residual, tile.residual_offsets) = if first_piece && in_pairs {
+                    for (row, offset) in offsets.iter().enumerate() {
+                        // SAFETY: the residual has the rows of the output, and a row fits in its place.
+                        unsafe {
+                            let from = residual.cast::<u16>().add(*offset);
+                            widen_to(from, widened[row * width..].as_mut_ptr(), panel.outputs);
+                        }
+                    }
+                    (widened.as_ptr(), near_offsets.as_ptr())
+                } else if first_piece {
                     (residual, offsets.as_ptr())
                 } else {
                     (tile.out.cast_const(), tile.offsets)
@@ -307,7 +349,7 @@ impl Product<'_> {
 
 /// Rows of the tile kernel that serves `rows` rows where full tiles have `tile_rows`.
 pub(crate) fn tile_height(rows: usize, tile_rows: usize) -> usize {
-    if rows == tile_rows { tile_rows } else { fitting_rows(rows) }
+    if rows == tile_rows || tile_rows > MAX_ROWS { tile_rows } else { fitting_rows(rows) }
 }
 
 impl Rows {

@@ -2,7 +2,7 @@
 
 use super::{Epilogue, checked, layout};
 use crate::bf16::Operands;
-use crate::simd::isa;
+use crate::simd::best;
 
 /// Which row of a matrix each row of a product is.
 #[derive(Clone, Debug)]
@@ -41,7 +41,7 @@ pub fn gemm_reordered(
     if m == 0 || n == 0 {
         return;
     }
-    let layout = layout(isa(), operands, k, n);
+    let layout = layout(best(), operands, k, n);
     let k = layout.inputs;
     let [read, written] = [from, to].map(|map| map.map_or(m, |map| map.end));
     assert!([from, to].iter().flatten().all(|map| map.rows.len() == m), "product: a map of {m} rows");

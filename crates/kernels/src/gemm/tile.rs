@@ -13,7 +13,7 @@ use crate::simd::Neon;
 use crate::simd::{Avx2, Avx512, Avx512Bf16, has_bf16};
 use crate::simd::{Isa, Pairs, Portable, Simd};
 
-/// Most rows of a tile.
+/// Most rows of a tile of vectors.
 pub(crate) const MAX_ROWS: usize = 12;
 
 /// What a tile kernel reads and writes: `out[row] = epilogue(Σ_tap Σ_k source(tap, row)[k · stride] · weights)`.
@@ -264,11 +264,11 @@ macro_rules! dispatch {
     ($isa:expr, $operands:expr, $kind:ident($($argument:expr),*)) => {
         match ($isa, $operands) {
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512, Operands::F32) => avx512::$kind($($argument),*),
+            (Isa::Avx512 | Isa::Amx, Operands::F32) => avx512::$kind($($argument),*),
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512, Operands::Bf16) if has_bf16() => avx512_bf16::$kind($($argument),*),
+            (Isa::Avx512 | Isa::Amx, Operands::Bf16) if has_bf16() => avx512_bf16::$kind($($argument),*),
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512, Operands::Bf16) => avx512_widened::$kind($($argument),*),
+            (Isa::Avx512 | Isa::Amx, Operands::Bf16) => avx512_widened::$kind($($argument),*),
             #[cfg(target_arch = "x86_64")]
             (Isa::Avx2, Operands::F32) => avx2::$kind($($argument),*),
             #[cfg(target_arch = "x86_64")]
@@ -296,6 +296,8 @@ pub(crate) fn outer_tile_fn(isa: Isa, operands: Operands, rows: usize, vectors: 
 /// Rows of the best tile whose widest panel has `vectors` vectors.
 pub(crate) fn best_rows(isa: Isa, vectors: usize) -> usize {
     match (isa, vectors) {
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Amx, _) => super::amx::ROWS,
         (Isa::Avx512, 4) => 6,
         // Twelve rows of two vectors would fit the registers, but the compiler keeps their sums in memory.
         (Isa::Avx512, _) => 8,

@@ -23,7 +23,7 @@ use crate::lanes::Lanes;
 use crate::multiversion;
 use crate::pack::{Layout, Panel, lanes};
 use crate::scratch::with_scratch;
-use crate::simd::{Isa, isa};
+use crate::simd::{Isa, best, isa};
 use crate::threads::{SendPtr, for_each};
 
 use super::ConvShape;
@@ -143,10 +143,11 @@ impl Winograd {
         self.pass
     }
 
-    /// Whether it takes less time in `f32` than the direct way takes with pairs of bf16, of which a machine multiplies
-    /// twice as many at best. Weights that change are transformed anew each time, which costs what is gained.
+    /// Whether it takes less time in `f32` than the direct way takes with pairs of bf16, of which vectors multiply twice
+    /// as many at best, matrix registers far more. Weights that change are transformed anew each time, which costs what
+    /// is gained.
     pub fn beats_pairs(&self) -> bool {
-        self.kind == Kind::F4 && self.pass == Pass::Inference
+        self.kind == Kind::F4 && self.pass == Pass::Inference && best() != Isa::Amx
     }
 
     /// Numbers that [`Winograd::pack_weights`] writes.
@@ -292,6 +293,7 @@ fn run(kind: Kind, shape: &ConvShape, x: &[f32], packed: &[f32], out: &mut [f32]
     );
     assert!(packed.len() >= kind.points() * layout.len(), "convolution: the packed weights are too short");
     assert!(epilogue.bias.is_none_or(|b| b.len() >= shape.c_out), "convolution: the bias is too short");
+    assert!(!epilogue.residual_in_pairs, "convolution: this way reads a residual of numbers");
     assert!(
         epilogue.residual.is_none_or(|r| r.len() >= shape.output_len()),
         "convolution: the residual is too short"
