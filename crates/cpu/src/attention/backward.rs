@@ -39,7 +39,7 @@ impl Planner<'_> {
         derivatives: &Derivatives,
     ) -> Result<(), EngineError> {
         let graph = self.graph;
-        let Forward { shape, reads, factors } = self.forward(found);
+        let Forward { shape, reads, factors, .. } = self.forward(found);
         let d_out = self.side((derivatives.d_out, false));
         let Attention { queries, keys, dim, width, .. } = shape;
         let (count, biased) = (shape.q.offsets.len(), shape.bias.is_some());

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use timm_graph::{EngineError, Graph, NodeId, Op};
 use timm_kernels::attention::{self, Attention, Heads};
+use timm_kernels::bf16::Operands;
 
 use crate::claims::Claims;
 use crate::layout::Layout;
@@ -88,6 +89,7 @@ fn is_view(op: &Op) -> bool {
 
 /// A side of an attention in memory.
 struct Side {
+    id: NodeId,
     value: Value,
     heads: Heads,
     rows: usize,
@@ -100,6 +102,8 @@ struct Side {
 struct Forward {
     shape: Attention,
     reads: Vec<Value>,
+    /// The nodes that q, k and v are read from.
+    nodes: [NodeId; 3],
     /// Factors of queries and keys that the scale includes.
     factors: [f32; 2],
 }
@@ -107,7 +111,13 @@ struct Forward {
 impl Planner<'_> {
     /// An attention as one step. `kept`: its derivatives will ask for the logarithms of its sums.
     fn lower_attention(&mut self, found: &Found, kept: bool) -> Result<(), EngineError> {
-        let Forward { shape, reads, .. } = self.forward(found);
+        let Forward { shape, mut reads, nodes, .. } = self.forward(found);
+        let in_pairs = !kept && self.precision == Operands::Bf16 && attention::takes_pairs(&shape);
+        if in_pairs {
+            for (id, value) in nodes.into_iter().zip(&mut reads) {
+                *value = self.as_operands(id, value.clone(), Operands::Bf16);
+            }
+        }
         let Attention { queries, keys, dim, width, .. } = shape;
         let count = shape.q.offsets.len();
         let out = self.new_value(found.last, Layout::row_major(self.graph.shape(found.last)));
@@ -119,6 +129,10 @@ impl Planner<'_> {
         }
         let kernel: Kernel = Arc::new(move |args| {
             let bias = shape.bias.is_some().then(|| args.read(3));
+            if in_pairs {
+                let (q, k, v) = (args.read(0), args.read(1), args.read(2));
+                return attention::forward_pairs(&shape, q, k, v, bias, args.write(0), args.stored(0));
+            }
             let sums = kept.then(|| args.write(1));
             attention::forward(&shape, args.read(0), args.read(1), args.read(2), bias, args.write(0), sums);
         });
@@ -126,6 +140,7 @@ impl Planner<'_> {
         let name = format!("attention {count}x {queries}x{keys}x{dim}");
         let reads = reads.iter().map(Value::span).collect();
         self.push_counted(&name, found.product, reads, writes, kernel, flops);
+        self.pushed(found.product).rounds = in_pairs;
         self.set(found.last, out);
         Ok(())
     }
@@ -145,8 +160,9 @@ impl Planner<'_> {
             bias,
             out: found.out.clone(),
         };
+        let nodes = [q.id, k.id, v.id];
         let reads = [q.value, k.value, v.value].into_iter().chain(bias_value).collect();
-        Forward { shape, reads, factors: [q.factor, k.factor] }
+        Forward { shape, reads, nodes, factors: [q.factor, k.factor] }
     }
 
     /// A bias and where each head's stands in it.
@@ -186,7 +202,8 @@ impl Planner<'_> {
         };
         let whole = Strided::new(&value.layout);
         let strided = chain[1..].iter().try_fold(whole, after);
-        if let Some(side) = strided.and_then(|strided| Side::new(value, &strided, rank, transposed, number)) {
+        let side = strided.and_then(|strided| Side::new(chain[0], value, &strided, rank, transposed, number));
+        if let Some(side) = side {
             return side;
         }
         // What lies between is needed after all.
@@ -199,15 +216,22 @@ impl Planner<'_> {
         }
         let value = self.value(id);
         let strided = Strided::new(&value.layout);
-        Side::new(value, &strided, rank, transposed, 1.0).expect("whole axes")
+        Side::new(id, value, &strided, rank, transposed, 1.0).expect("whole axes")
     }
 }
 
 impl Side {
     /// None where rows or columns are not evenly apart.
-    fn new(value: Value, strided: &Strided, rank: usize, transposed: bool, factor: f32) -> Option<Side> {
+    fn new(
+        id: NodeId,
+        value: Value,
+        strided: &Strided,
+        rank: usize,
+        transposed: bool,
+        factor: f32,
+    ) -> Option<Side> {
         let (heads, rows, cols) = matrices(strided, rank, transposed)?;
-        Some(Side { value, heads, rows, cols, factor })
+        Some(Side { id, value, heads, rows, cols, factor })
     }
 }
 

@@ -5,6 +5,7 @@
 //! Queries, keys and values are read where they stand, by strides, so that the projection before needs no
 //! transpose, and the result is written where the projection after reads it.
 
+mod amx;
 mod backward;
 mod softmax;
 #[cfg(test)]
@@ -19,6 +20,7 @@ use crate::simd::{isa, prefetch};
 use crate::threads::{SendPtr, for_each};
 use softmax::Scores;
 
+pub use amx::{forward_pairs, takes_pairs};
 pub use backward::{Backward, Derivatives, Operands as BackwardOperands, Target};
 
 /// One matrix for each head: element (i, j) of head h at `offsets[h] + i · row + j · col`.
@@ -105,15 +107,24 @@ impl Attention {
 
     fn check(&self, q: &[f32], k: &[f32], v: &[f32], bias: Option<&[f32]>, out: &[f32]) {
         self.check_operands(q, k, v, bias);
-        self.out.check("results", self.q.offsets.len(), self.queries, self.width, out.len());
+        self.check_output(out.len());
+    }
+
+    fn check_output(&self, len: usize) {
+        self.out.check("results", self.q.offsets.len(), self.queries, self.width, len);
         assert!(self.out.col == 1 || self.width == 1, "attention: the result's columns must be adjacent");
     }
 
     fn check_operands(&self, q: &[f32], k: &[f32], v: &[f32], bias: Option<&[f32]>) {
+        self.check_lengths([q.len(), k.len(), v.len()], bias);
+    }
+
+    /// For so many numbers of queries, keys and values.
+    fn check_lengths(&self, [q, k, v]: [usize; 3], bias: Option<&[f32]>) {
         let heads = self.q.offsets.len();
-        self.q.check("queries", heads, self.queries, self.dim, q.len());
-        self.k.check("keys", heads, self.keys, self.dim, k.len());
-        self.v.check("values", heads, self.keys, self.width, v.len());
+        self.q.check("queries", heads, self.queries, self.dim, q);
+        self.k.check("keys", heads, self.keys, self.dim, k);
+        self.v.check("values", heads, self.keys, self.width, v);
         assert_eq!(self.bias.is_some(), bias.is_some(), "attention: a bias and where it stands");
         if let (Some(at), Some(bias)) = (&self.bias, bias) {
             at.check("biases", heads, self.queries, self.keys, bias.len());

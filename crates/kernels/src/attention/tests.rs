@@ -1,4 +1,5 @@
 use super::*;
+use crate::bf16::{Stored, assert_rounded, rounded, to_pairs};
 use crate::simd::{available, with_isa};
 use crate::testing::Random;
 use crate::threads::with_count;
@@ -113,6 +114,48 @@ fn the_forward_pass_matches_the_naive_one() {
                     assert!(untouched.into_iter().all(|(x, _)| *x == 7.0), "{what}: wrote between rows");
                 });
             }
+        }
+    }
+}
+
+#[test]
+fn pairs_give_what_rounded_operands_give() {
+    const SHAPES: [(usize, usize, usize, usize, usize); 4] =
+        [(2, 3, 5, 6, 4), (3, 49, 49, 32, 32), (12, 197, 197, 64, 64), (2, 70, 33, 24, 40)];
+    for (heads, queries, keys, dim, width) in SHAPES {
+        for biased in [false, true] {
+            let (a, mut operands) = case(heads, queries, keys, dim, width, biased);
+            let even =
+                |side: &Heads| Heads { offsets: side.offsets.iter().map(|o| o - 1).collect(), ..*side };
+            let a = Attention { q: even(&a.q), k: even(&a.k), v: even(&a.v), ..a };
+            operands[..3].iter_mut().flatten().for_each(|x| *x = rounded(*x));
+            let (p, _) = weights(&a, &operands);
+            if !takes_pairs(&a) {
+                return;
+            }
+            let [q, k, v] = [0, 1, 2].map(|side: usize| {
+                let mut pairs = vec![0.0; operands[side].len() / 2];
+                to_pairs(&operands[side], &mut pairs);
+                pairs
+            });
+            let run = |out: &mut [f32], stored: Stored| {
+                forward_pairs(&a, &q, &k, &v, biased.then_some(&operands[3]), out, stored);
+            };
+            let len = queries * (heads * width + 2);
+            let (mut numbers, mut pairs) = (vec![0f32; len], vec![0f32; len / 2]);
+            run(&mut numbers, Stored::Numbers);
+            run(&mut pairs, Stored::Pairs);
+            let what = format!("{heads} {queries} {keys} {dim} {width} {biased}");
+            assert_rounded(&pairs, &numbers, &what);
+            let (mut got, mut want) = (Vec::new(), Vec::new());
+            for n in 0..heads * queries * width {
+                let (h, i, j) = (n / width / queries, n / width % queries, n % width);
+                let row = &p[(h * queries + i) * keys..][..keys];
+                want.push((0..keys).map(|m| row[m] * operands[2][at(&a.v, h, m, j)] as f64).sum());
+                got.push(numbers[at(&a.out, h, i, j)]);
+            }
+            // Weights are rounded, too.
+            assert_close(&got, &want, 3e-3, &what);
         }
     }
 }

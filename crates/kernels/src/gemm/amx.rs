@@ -365,6 +365,7 @@ pub(crate) fn run_panels(product: &Product, rows: &Rows, panels: Range<usize>) {
         {
             alike.push(panel);
         }
+        let targets: Vec<Target> = alike.iter().map(|panel| Target::new(product, panel)).collect();
         let weights: usize = alike.iter().map(|panel| taps * run * panel.vectors * PAIRS).sum();
         let steps = taps * run.div_ceil(PAIRS);
         // Where parts of registers are multiplied, their places are taken from the second register of rows.
@@ -382,7 +383,7 @@ pub(crate) fn run_panels(product: &Product, rows: &Rows, panels: Range<usize>) {
                         rest = others;
                     }
                     // SAFETY: see `store`; these are the sums of these rows.
-                    unsafe { store(product, &alike, &lefts, pair.clone(), sums) };
+                    unsafe { store(product, &targets, &lefts, pair.clone(), sums) };
                 }
             });
             continue;
@@ -391,20 +392,17 @@ pub(crate) fn run_panels(product: &Product, rows: &Rows, panels: Range<usize>) {
         let pieces = steps.div_ceil(PIECE).max(1);
         let per_piece = steps.div_ceil(pieces);
         with_scratch(registers * 2 * REGISTER, |sums| {
-            for panel in &alike {
+            for (panel, target) in alike.iter().zip(&targets) {
                 let register_sums = panel.vectors * REGISTER;
                 for piece in 0..pieces {
                     let range = piece * per_piece..((piece + 1) * per_piece).min(steps);
                     for pair in pairs.clone() {
                         let sums = &mut sums[pair.start * register_sums..pair.end * register_sums];
                         let last = piece + 1 == pieces;
-                        if last {
-                            prefetch(product, panel, &lefts, pair.clone());
-                        }
                         multiply(product, &lefts, panel, pair.clone(), range.clone(), sums, piece > 0);
                         if last {
                             // SAFETY: as above.
-                            unsafe { store(product, std::slice::from_ref(panel), &lefts, pair, sums) };
+                            unsafe { store(product, std::slice::from_ref(target), &lefts, pair, sums) };
                         }
                     }
                 }
@@ -463,43 +461,43 @@ fn multiply(
     }
 }
 
-/// Asks for the places where the sums of some rows will be stored: they are far apart, and the processor does not see them
-/// coming.
-fn prefetch(product: &Product, panel: &Panel, lefts: &Lefts, registers: Range<usize>) {
-    let rows = registers.start * ROWS..(registers.end * ROWS).min(lefts.rows.count);
-    let numbers = product.out.0.wrapping_add(panel.first_output);
-    let pairs = product.epilogue.stored.pairs(product.out).map(|p| p.0.wrapping_add(panel.first_output));
-    let numbers_too = !matches!(product.epilogue.stored, Stored::Pairs);
-    for &offset in lefts.rows.offsets[rows].iter().filter(|offset| **offset != SKIPPED) {
-        // SAFETY: a prefetch never faults.
-        unsafe {
-            if let Some(pairs) = pairs {
-                _mm_prefetch::<_MM_HINT_ET0>(pairs.wrapping_add(offset).cast());
-            }
-            if numbers_too {
-                _mm_prefetch::<_MM_HINT_ET0>(numbers.wrapping_add(offset).cast());
-                _mm_prefetch::<_MM_HINT_ET0>(numbers.wrapping_add(offset + PAIRS).cast());
-            }
-        }
-    }
-}
-
 /// Stores the sums `[panels][registers][vectors]` of some rows.
 ///
 /// # Safety
 /// Jobs store disjoint rows and channels.
 unsafe fn store(
     product: &Product,
-    panels: &[Panel],
+    targets: &[Target],
     lefts: &Lefts,
     registers: Range<usize>,
     sums: &mut [f32],
 ) {
     let rows = registers.start * ROWS..(registers.end * ROWS).min(lefts.rows.count);
-    let vectors: usize = panels.iter().map(|panel| panel.vectors).sum();
+    let vectors: usize = targets.iter().map(|target| target.vectors).sum();
     let sums = &mut sums[..registers.len() * vectors * REGISTER];
-    // SAFETY: an AMX machine has the vectors; rows lie inside the output, whose length the entry points check.
-    unsafe { finish(product, panels, &lefts.rows.offsets[rows], registers.len(), sums) };
+    let offsets = &lefts.rows.offsets[rows];
+    // SAFETY: an AMX machine has the vectors; rows lie inside the output, whose length the entry points check; the only
+    // row of the activation is all sums.
+    unsafe {
+        match product.epilogue.act.filter(|act| *act != Unary::Relu) {
+            None => finish_rows(targets, Stage::Whole, offsets, registers.len(), sums.as_mut_ptr()),
+            Some(act) => {
+                finish_rows(targets, Stage::Before, offsets, registers.len(), sums.as_mut_ptr());
+                apply_unary_rows(act, sums.as_mut_ptr(), &[0], sums.len());
+                finish_rows(targets, Stage::After, offsets, registers.len(), sums.as_mut_ptr());
+            }
+        }
+    }
+}
+
+/// Parts of the epilogue.
+#[derive(Clone, Copy, PartialEq)]
+enum Stage {
+    Whole,
+    /// What comes before an activation, left in the sums.
+    Before,
+    /// What comes after it.
+    After,
 }
 
 /// Where the outputs of a panel go, and what is added before.
@@ -536,33 +534,15 @@ impl Target {
     }
 }
 
-/// Applies the epilogue to sums, and writes rows at their offsets.
+/// Applies the epilogue, or a part of it, to sums and writes rows at their offsets.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-unsafe fn finish(product: &Product, panels: &[Panel], offsets: &[usize], registers: usize, sums: &mut [f32]) {
-    let mut targets: Vec<Target> = panels.iter().map(|panel| Target::new(product, panel)).collect();
-    // SAFETY: as the caller promises; the only row of the activation is all sums.
-    unsafe {
-        if let Some(act) = product.epilogue.act.filter(|act| *act != Unary::Relu) {
-            let places: Vec<_> = targets.iter_mut().map(|t| (t.out.take(), t.pairs.take())).collect();
-            finish_rows(&targets, offsets, registers, sums.as_mut_ptr());
-            apply_unary_rows(act, sums.as_mut_ptr(), &[0], sums.len());
-            for (target, (out, pairs)) in targets.iter_mut().zip(places) {
-                (target.out, target.pairs) = (out, pairs);
-                (target.bias, target.residual) = (std::ptr::null(), std::ptr::null());
-            }
-        }
-        finish_rows(&targets, offsets, registers, sums.as_mut_ptr());
-    }
-}
-
-/// Stores rows in the targets or, if these have no place for them, where they are.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-unsafe fn finish_rows(targets: &[Target], offsets: &[usize], registers: usize, sums: *mut f32) {
+unsafe fn finish_rows(targets: &[Target], stage: Stage, offsets: &[usize], registers: usize, sums: *mut f32) {
     for (row, &offset) in offsets.iter().enumerate().filter(|(_, offset)| **offset != SKIPPED) {
         let mut at = sums.wrapping_add(row % ROWS * PAIRS);
         for target in targets {
+            let sums = at.wrapping_add(row / ROWS * target.vectors * REGISTER);
             // SAFETY: as the caller promises.
-            unsafe { finish_row(target, at.wrapping_add(row / ROWS * target.vectors * REGISTER), offset) };
+            unsafe { finish_row(target, stage, sums, offset) };
             at = at.wrapping_add(registers * target.vectors * REGISTER);
         }
     }
@@ -570,7 +550,7 @@ unsafe fn finish_rows(targets: &[Target], offsets: &[usize], registers: usize, s
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-unsafe fn finish_row(target: &Target, sums: *mut f32, offset: usize) {
+unsafe fn finish_row(target: &Target, stage: Stage, sums: *mut f32, offset: usize) {
     let (vectors, masks) = (target.vectors, target.masks);
     // SAFETY: as the caller promises; masks cover the panel's outputs.
     unsafe {
@@ -578,11 +558,11 @@ unsafe fn finish_row(target: &Target, sums: *mut f32, offset: usize) {
         let mut values = [zero; 2];
         for v in 0..vectors {
             let mut value = _mm512_loadu_ps(sums.add(v * REGISTER));
-            if !target.bias.is_null() {
+            if stage != Stage::After && !target.bias.is_null() {
                 let bias = target.bias.wrapping_add(v * PAIRS);
                 value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(masks[v], bias));
             }
-            if !target.residual.is_null() {
+            if stage != Stage::After && !target.residual.is_null() {
                 let at = offset + v * PAIRS;
                 let residual = if target.residual_in_pairs {
                     let from = target.residual.cast::<i16>().wrapping_add(at);
@@ -599,10 +579,11 @@ unsafe fn finish_row(target: &Target, sums: *mut f32, offset: usize) {
             }
             values[v] = value;
         }
-        if target.out.is_none() && target.pairs.is_none() {
+        if stage == Stage::Before {
             for v in 0..vectors {
                 _mm512_storeu_ps(sums.add(v * REGISTER), values[v]);
             }
+            return;
         }
         if let Some(out) = target.out {
             for v in 0..vectors {

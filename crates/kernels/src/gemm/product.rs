@@ -158,7 +158,11 @@ impl Product<'_> {
         let parts = (ENOUGH_JOBS / gain).div_ceil(blocks).min(most);
         let per_part = panels.div_ceil(parts);
         let parts = panels.div_ceil(per_part);
-        let order = Order::new(blocks, parts, rows, weights / self.layout.inputs.max(1));
+        let mut order = Order::new(blocks, parts, rows, weights / self.layout.inputs.max(1));
+        if self.is_amx() {
+            // Rows are read again for every panel, more often than any weight.
+            order.stretch = 1;
+        }
         let job = |index: usize| {
             let (block, part) = order.at(index);
             with_rows(|rows| {
