@@ -99,14 +99,17 @@ multiversion!(
 #[inline(always)]
 unsafe fn interleave_body<S>(channels: [&[f32]; 4], count: usize, pairs: &mut [f32]) {
     let [a, b, c, d] = channels;
-    let number = |channel: usize, x: f32| if channel < count { x } else { 0.0 };
-    if count <= 2 {
-        for ((to, a), b) in pairs.iter_mut().zip(a).zip(b) {
-            *to = pair(*a, number(1, *b));
-        }
-    } else {
-        for ((((to, a), b), c), d) in pairs.as_chunks_mut::<2>().0.iter_mut().zip(a).zip(b).zip(c).zip(d) {
-            *to = [pair(*a, *b), pair(*c, number(3, *d))];
+    match count {
+        1 => pairs.iter_mut().zip(a).for_each(|(to, a)| *to = pair(*a, 0.0)),
+        2 => pairs.iter_mut().zip(a).zip(b).for_each(|((to, a), b)| *to = pair(*a, *b)),
+        _ => {
+            let pixels = pairs.as_chunks_mut::<2>().0;
+            let len = pixels.len();
+            let (a, b, c, d) = (&a[..len], &b[..len], &c[..len], &d[..len]);
+            let last = if count == 4 { u32::MAX } else { 0 };
+            for x in 0..len {
+                pixels[x] = [pair(a[x], b[x]), pair(c[x], f32::from_bits(d[x].to_bits() & last))];
+            }
         }
     }
 }
@@ -119,6 +122,7 @@ fn row_pixels(shape: &ConvShape) -> usize {
 /// Runs a product over all pixels of the output; the shape is in elements of the input.
 pub(super) fn forward(shape: &ConvShape, source: Source, product: &Product) {
     let (out_h, out_w, row) = (shape.out_h(), shape.out_w(), row_pixels(shape));
+    let register = product.tile_rows();
     let copied = Planes::new(shape, 1).firsts.len() * shape.stride[1] * shape.c_in;
     let wanted = (NEAR_COPY / copied.max(1)).clamp(FEWEST_ROWS, MOST_ROWS);
     let parts = out_h.div_ceil((wanted / row).clamp(1, out_h));
@@ -134,31 +138,35 @@ pub(super) fn forward(shape: &ConvShape, source: Source, product: &Product) {
         let (images, lines) = (images.min(shape.n - first_image), lines.min(out_h - first));
         let planes = Planes::new(shape, lines);
         let mut copy = std::mem::take(&mut rows.band);
-        // What is read over the end of the last line.
-        let beyond = ((shape.kw - 1) * shape.dilation[1] + 1) * shape.c_in;
+        // What is read over the end of the last line, by rows of the last register that are not wanted.
+        let beyond = (register * shape.stride[1] + (shape.kw - 1) * shape.dilation[1] + 1) * shape.c_in;
         copy.resize(images * planes.len() + beyond, 0.0);
         copy[images * planes.len()..].fill(0.0);
         for (image, copy) in copy.chunks_exact_mut(planes.len()).take(images).enumerate() {
             planes.fill(shape, source, first_image + image, first, copy);
         }
-        let start = copy.as_ptr();
         let columns = shape.kw / product.fused_taps;
-        let taps: Vec<usize> = (0..product.taps())
-            .map(|tap| planes.tap(shape, tap / columns) + tap % columns * shape.dilation[1] * shape.c_in)
-            .collect();
-        rows.fill(images * lines * row, product.tile_rows(), taps.len(), 0, false, |index, table, height| {
-            let (line, column) = (index / row, index % row);
-            let (image, line) = (line / lines, line % lines);
-            let at = image * planes.len() + line * planes.line_len + column * shape.stride[1] * shape.c_in;
-            for (tap, offset) in taps.iter().enumerate() {
-                table[tap * height] = start.wrapping_add(at + offset);
+        rows.even.taps.clear();
+        rows.even
+            .taps
+            .extend((0..product.taps()).map(|tap| {
+                planes.tap(shape, tap / columns) + tap % columns * shape.dilation[1] * shape.c_in
+            }));
+        rows.even.stride = shape.stride[1] * shape.c_in;
+        rows.offsets.clear();
+        for image in 0..images {
+            let start = copy[image * planes.len()..].as_ptr();
+            let registers = (lines * row).div_ceil(register);
+            let first_row = |index: usize| start.wrapping_add(index * register * rows.even.stride);
+            rows.even.starts.extend((0..registers).map(first_row));
+            for line in 0..lines {
+                let pixel = ((first_image + image) * out_h + first + line) * out_w;
+                rows.offsets.extend((0..out_w).map(|column| (pixel + column) * shape.c_out));
+                rows.offsets.extend((out_w..row).map(|_| SKIPPED));
             }
-            if column < out_w {
-                (((first_image + image) * out_h + first + line) * out_w + column) * shape.c_out
-            } else {
-                SKIPPED
-            }
-        });
+            rows.offsets.resize(rows.even.starts.len() * register, SKIPPED);
+        }
+        rows.count = rows.offsets.len();
         rows.band = copy;
     });
 }

@@ -14,8 +14,11 @@ use timm_graph::scalar::Unary;
 use super::product::{Product, Rows, SKIPPED};
 use crate::bf16::Stored;
 use crate::elementwise::apply_unary_rows;
+use crate::gemm::Epilogue;
+use crate::math;
 use crate::pack::Panel;
 use crate::scratch::with_scratch;
+use crate::simd::Avx512;
 use crate::threads::SendPtr;
 
 /// Rows of a register.
@@ -281,6 +284,9 @@ fn copied_row(taps: usize, run: usize) -> usize {
 
 impl<'a> Lefts<'a> {
     fn new(rows: &'a Rows, taps: usize, run: usize, source_offset: usize, copy: &'a mut Vec<f32>) -> Self {
+        if !rows.even.starts.is_empty() {
+            return Lefts { rows, taps, run, source_offset, registers: Vec::new(), copy };
+        }
         let row_len = copied_row(taps, run);
         let mut registers: Vec<Left> = Vec::with_capacity(rows.count.div_ceil(ROWS));
         let mut copied = 0;
@@ -323,6 +329,10 @@ impl<'a> Lefts<'a> {
 
     /// Where a register's rows of a tap begin, and the bytes between them.
     fn at(&self, register: usize, tap: usize) -> (*const f32, usize) {
+        let even = &self.rows.even;
+        if let Some(start) = even.starts.get(register) {
+            return (start.wrapping_add(even.taps[tap] + self.source_offset), 4 * even.stride);
+        }
         match self.registers[register] {
             Left::InPlace(stride) => {
                 let first = self.rows.pointers[(register * self.taps + tap) * ROWS];
@@ -336,7 +346,8 @@ impl<'a> Lefts<'a> {
 
     /// Whether nothing of a tap is inside the source.
     fn is_empty(&self, register: usize, tap: usize) -> bool {
-        self.rows.pointers[(register * self.taps + tap) * ROWS..][..ROWS].iter().all(|p| p.is_null())
+        self.rows.even.starts.is_empty()
+            && self.rows.pointers[(register * self.taps + tap) * ROWS..][..ROWS].iter().all(|p| p.is_null())
     }
 }
 
@@ -479,25 +490,102 @@ unsafe fn store(
     // SAFETY: an AMX machine has the vectors; rows lie inside the output, whose length the entry points check; the only
     // row of the activation is all sums.
     unsafe {
-        match product.epilogue.act.filter(|act| *act != Unary::Relu) {
-            None => finish_rows(targets, Stage::Whole, offsets, registers.len(), sums.as_mut_ptr()),
-            Some(act) => {
-                finish_rows(targets, Stage::Before, offsets, registers.len(), sums.as_mut_ptr());
+        let finish = |stage, sums: &mut [f32]| {
+            finish_rows(targets, stage, offsets, registers.len(), sums.as_mut_ptr());
+        };
+        match Activation::of(product.epilogue) {
+            Some(act) => finish(Stage::Whole(act), sums),
+            None => {
+                finish(Stage::Before, sums);
+                let act = product.epilogue.act.expect("the others are known");
                 apply_unary_rows(act, sums.as_mut_ptr(), &[0], sums.len());
-                finish_rows(targets, Stage::After, offsets, registers.len(), sums.as_mut_ptr());
+                finish(Stage::After, sums);
             }
         }
     }
 }
 
 /// Parts of the epilogue.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy)]
 enum Stage {
-    Whole,
+    Whole(Activation),
     /// What comes before an activation, left in the sums.
     Before,
     /// What comes after it.
     After,
+}
+
+/// Activations that are applied in registers.
+#[derive(Clone, Copy)]
+enum Activation {
+    Identity,
+    Relu,
+    Relu6,
+    Silu,
+    HardSwish,
+    Gelu,
+    /// For results that are rounded to bf16.
+    RoughGelu,
+}
+
+impl Activation {
+    /// None for one that is applied to what is stored.
+    fn of(epilogue: &Epilogue) -> Option<Activation> {
+        Some(match epilogue.act {
+            None => Activation::Identity,
+            Some(Unary::Relu) => Activation::Relu,
+            Some(Unary::Relu6) => Activation::Relu6,
+            Some(Unary::Silu) => Activation::Silu,
+            Some(Unary::HardSwish) => Activation::HardSwish,
+            Some(Unary::Gelu) if matches!(epilogue.stored, Stored::Pairs) => Activation::RoughGelu,
+            Some(Unary::Gelu) => Activation::Gelu,
+            Some(_) => return None,
+        })
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+    unsafe fn apply(self, x: __m512) -> __m512 {
+        // SAFETY: the instruction set is enabled here.
+        unsafe {
+            match self {
+                Activation::Identity => x,
+                Activation::Relu => math::unary::<Avx512>(Unary::Relu, x),
+                Activation::Relu6 => math::unary::<Avx512>(Unary::Relu6, x),
+                Activation::Silu => math::unary::<Avx512>(Unary::Silu, x),
+                Activation::HardSwish => math::unary::<Avx512>(Unary::HardSwish, x),
+                Activation::Gelu => math::unary::<Avx512>(Unary::Gelu, x),
+                Activation::RoughGelu => rough_gelu(x),
+            }
+        }
+    }
+}
+
+/// x · Φ(x) within 2e-5: Φ(x) − ½ as x times a polynomial of x², fitted on |x| ≤ 4.5, where it becomes ½.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+fn rough_gelu(x: __m512) -> __m512 {
+    const BOUND: f32 = 4.5;
+    const POLYNOMIAL: [f32; 10] = [
+        0.3989802,
+        -0.0664930195,
+        0.00992428884,
+        -0.00114945904,
+        0.000102395476,
+        -6.83146573e-06,
+        3.25675188e-07,
+        -1.03448698e-08,
+        1.94366995e-10,
+        -1.62405929e-12,
+    ];
+    // The second operand wins over a NaN, which stays one.
+    let near = _mm512_min_ps(_mm512_set1_ps(BOUND), _mm512_max_ps(_mm512_set1_ps(-BOUND), x));
+    let square = _mm512_mul_ps(near, near);
+    let mut sum = _mm512_set1_ps(POLYNOMIAL[9]);
+    for coefficient in POLYNOMIAL[..9].iter().rev() {
+        sum = _mm512_fmadd_ps(sum, square, _mm512_set1_ps(*coefficient));
+    }
+    _mm512_mul_ps(x, _mm512_fmadd_ps(near, sum, _mm512_set1_ps(0.5)))
 }
 
 /// Where the outputs of a panel go, and what is added before.
@@ -508,7 +596,6 @@ struct Target {
     bias: *const f32,
     residual: *const f32,
     residual_in_pairs: bool,
-    relu: bool,
     out: Option<*mut f32>,
     pairs: Option<SendPtr<u16>>,
 }
@@ -527,7 +614,6 @@ impl Target {
             bias: epilogue.bias.map_or(std::ptr::null(), |b| b[first..].as_ptr()),
             residual: product.residual(first),
             residual_in_pairs: epilogue.residual_in_pairs,
-            relu: epilogue.act == Some(Unary::Relu),
             out: (!matches!(epilogue.stored, Stored::Pairs)).then_some(out),
             pairs: epilogue.stored.pairs(product.out).map(|p| SendPtr(p.0.wrapping_add(first))),
         }
@@ -558,11 +644,12 @@ unsafe fn finish_row(target: &Target, stage: Stage, sums: *mut f32, offset: usiz
         let mut values = [zero; 2];
         for v in 0..vectors {
             let mut value = _mm512_loadu_ps(sums.add(v * REGISTER));
-            if stage != Stage::After && !target.bias.is_null() {
+            let before = !matches!(stage, Stage::After);
+            if before && !target.bias.is_null() {
                 let bias = target.bias.wrapping_add(v * PAIRS);
                 value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(masks[v], bias));
             }
-            if stage != Stage::After && !target.residual.is_null() {
+            if before && !target.residual.is_null() {
                 let at = offset + v * PAIRS;
                 let residual = if target.residual_in_pairs {
                     let from = target.residual.cast::<i16>().wrapping_add(at);
@@ -573,13 +660,12 @@ unsafe fn finish_row(target: &Target, stage: Stage, sums: *mut f32, offset: usiz
                 };
                 value = _mm512_add_ps(value, residual);
             }
-            if target.relu {
-                // The second operand wins over a NaN on either side: NaN stays NaN.
-                value = _mm512_max_ps(zero, value);
+            if let Stage::Whole(act) = stage {
+                value = act.apply(value);
             }
             values[v] = value;
         }
-        if stage == Stage::Before {
+        if matches!(stage, Stage::Before) {
             for v in 0..vectors {
                 _mm512_storeu_ps(sums.add(v * REGISTER), values[v]);
             }

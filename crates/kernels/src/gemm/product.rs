@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use timm_graph::scalar::Unary;
 
@@ -44,8 +45,29 @@ pub(crate) struct Rows {
     pub band: Vec<f32>,
     pub order: Vec<u32>,
     pub class_counts: Vec<u32>,
-    /// Rows next to each other, where the product wants them so.
+    /// For matrix registers: rows next to each other, where they are not equally far apart.
     pub copy: Cell<Vec<f32>>,
+    /// For matrix registers: rows that are.
+    pub even: Even,
+    /// The run and the block of rows that stand here.
+    filled: (u64, usize),
+}
+
+/// Rows that are equally far apart, register by register, without a table.
+#[derive(Default)]
+pub(crate) struct Even {
+    /// Where the first row of each register begins; empty if the table has the rows.
+    pub starts: Vec<*const f32>,
+    /// Numbers from a row's beginning to those of each tap.
+    pub taps: Vec<usize>,
+    /// Numbers from row to row.
+    pub stride: usize,
+}
+
+/// The number of a run, to know its rows again.
+fn next_run() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Relaxed)
 }
 
 /// The offset of a row that is computed but not written.
@@ -137,6 +159,12 @@ impl Product<'_> {
     /// Cuts `count` rows into ranges by shape alone, `source_bytes` being read for each row.
     pub fn row_blocks(&self, count: usize, source_bytes: usize) -> (usize, usize) {
         let tiles = count.div_ceil(self.tile_rows());
+        if self.is_amx() {
+            let bytes = (source_bytes * self.taps()).max(1);
+            let blocks = count.div_ceil((JOB_SOURCE_BYTES / bytes).clamp(128, 512)).max(1);
+            let rows = tiles.div_ceil(blocks).max(1) * self.tile_rows();
+            return (count.div_ceil(rows), rows);
+        }
         let cap = (JOB_SOURCE_BYTES / (source_bytes * self.tile_rows()).max(1)).clamp(8, JOB_TILES);
         let blocks = if tiles < 24 { 1 } else { tiles.div_ceil(cap).next_multiple_of(4) };
         let rows = tiles.div_ceil(blocks.max(1)).max(1) * self.tile_rows();
@@ -163,10 +191,15 @@ impl Product<'_> {
             // Rows are read again for every panel, more often than any weight.
             order.stretch = 1;
         }
+        let run = next_run();
         let job = |index: usize| {
             let (block, part) = order.at(index);
             with_rows(|rows| {
-                fill(block, rows);
+                if rows.filled != (run, block) {
+                    rows.clear();
+                    fill(block, rows);
+                    rows.filled = (run, block);
+                }
                 self.run_panels(rows, part * per_part..((part + 1) * per_part).min(panels));
             });
         };
@@ -357,6 +390,12 @@ pub(crate) fn tile_height(rows: usize, tile_rows: usize) -> usize {
 }
 
 impl Rows {
+    /// Forgets the rows.
+    fn clear(&mut self) {
+        self.filled = (0, 0);
+        self.even.starts.clear();
+    }
+
     /// Sets the pointers of `count` rows: `row(index, table, height)` sets `table[tap * height]` for every tap (null
     /// for none) and returns the output's offset. `zero_len` numbers are read in the place of a missing tap.
     pub fn fill(
@@ -368,6 +407,7 @@ impl Rows {
         padded: bool,
         mut row: impl FnMut(usize, &mut [*const f32], usize) -> usize,
     ) {
+        self.clear();
         if padded && self.zeros.len() < zero_len {
             self.zeros.resize(zero_len, 0.0);
         }
