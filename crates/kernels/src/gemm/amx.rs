@@ -76,6 +76,27 @@ fn permitted() -> bool {
     false
 }
 
+/// How the pairs of a tap are cut into registers.
+#[derive(Clone, Copy)]
+struct Steps {
+    /// Pairs that one multiplies.
+    pairs: usize,
+    of_tap: usize,
+    /// Pairs of the last one of a tap, if it has fewer.
+    tail: usize,
+}
+
+impl Steps {
+    /// Equal steps where the number of pairs allows it.
+    fn new(run: usize) -> Steps {
+        let least = run.div_ceil(PAIRS);
+        match (least.max(1)..=least + least / 2).find(|steps| run.is_multiple_of(*steps)) {
+            Some(steps) if run > 0 => Steps { pairs: run / steps, of_tap: steps, tail: 0 },
+            _ => Steps { pairs: PAIRS, of_tap: least, tail: run % PAIRS },
+        }
+    }
+}
+
 /// The shapes of the eight registers.
 #[repr(C, align(64))]
 struct Shapes {
@@ -87,14 +108,17 @@ struct Shapes {
 }
 
 impl Shapes {
-    /// Whole registers, but for the last three if sums end with `tail` pairs: they take those.
-    fn new(tail: usize) -> Shapes {
+    /// Four of sums, two of left and two of right factors; or if sums end with parts of registers, the last three for those.
+    fn new(steps: Steps) -> Shapes {
         let (mut row_bytes, mut rows) = ([0; 16], [0; 16]);
         row_bytes[..8].fill(64);
         rows[..8].fill(16);
-        if tail > 0 {
-            row_bytes[5] = 4 * tail as u16;
-            rows[6..8].fill(tail as u8);
+        if steps.tail > 0 {
+            row_bytes[5] = 4 * steps.tail as u16;
+            rows[6..8].fill(steps.tail as u8);
+        } else {
+            row_bytes[4..6].fill(4 * steps.pairs as u16);
+            rows[6..8].fill(steps.pairs as u8);
         }
         Shapes { palette: 1, start_row: 0, reserved: [0; 14], row_bytes, rows }
     }
@@ -124,15 +148,15 @@ impl Segment {
     };
 }
 
-/// A kernel: adds the products of `count` segments to `sums`, or sets them.
-type Kernel = unsafe fn(segments: *const Segment, count: usize, sums: *mut f32, add: bool);
+/// A kernel: adds the products of `count` segments, with so many pairs in a step, to `sums`, or sets them.
+type Kernel = unsafe fn(segments: *const Segment, count: usize, pairs: usize, sums: *mut f32, add: bool);
 
 /// Defines a kernel: `$prepare` makes the sums zero, `$load` and `$store` move them, `$step` multiplies whole registers at
 /// `{a0}`, `{a1}` and `{b}`, `$tail` parts of them.
 macro_rules! kernel {
     ($name:ident, $weight_row:literal, [$($zero:literal)*], [$($load:literal)*], [$($step:literal)*], [$($tail:literal)*],
      [$($store:literal)*]) => {
-        unsafe fn $name(segments: *const Segment, count: usize, sums: *mut f32, add: bool) {
+        unsafe fn $name(segments: *const Segment, count: usize, pairs: usize, sums: *mut f32, add: bool) {
             // SAFETY: the caller set the registers' shapes and promises that the segments and sums are there.
             unsafe {
                 asm!(
@@ -157,9 +181,9 @@ macro_rules! kernel {
                     "jz 6f",
                     "5:",
                     $($step,)*
-                    "add {a0}, 64",
-                    "add {a1}, 64",
-                    concat!("add {b}, ", $weight_row, " * 16"),
+                    "add {a0}, {p}",
+                    "add {a1}, {p}",
+                    "add {b}, {q}",
                     "dec {n}",
                     "jnz 5b",
                     "6:",
@@ -178,6 +202,8 @@ macro_rules! kernel {
                     count = inout(reg) count => _,
                     c = in(reg) sums,
                     w = in(reg) $weight_row as usize,
+                    p = in(reg) 4 * pairs,
+                    q = in(reg) $weight_row as usize * pairs,
                     a0 = out(reg) _, a1 = out(reg) _, d0 = out(reg) _, d1 = out(reg) _, b = out(reg) _,
                     out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                     out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
@@ -213,6 +239,23 @@ kernel!(
     one_by_two, 128,
     ["tilezero tmm0" "tilezero tmm1"],
     ["tileloadd tmm0, [{c} + {n}*1]" "tileloadd tmm1, [{c} + {n}*1 + 1024]"],
+    ["tileloadd tmm4, [{a0} + {d0}*1]" "tileloadd tmm6, [{b} + {w}*1]" "tdpbf16ps tmm0, tmm4, tmm6"
+     "tileloadd tmm7, [{b} + {w}*1 + 64]" "tdpbf16ps tmm1, tmm4, tmm7"],
+    [],
+    ["tilestored [{c} + {n}*1], tmm0" "tilestored [{c} + {n}*1 + 1024], tmm1"]
+);
+kernel!(
+    one_by_one, 64,
+    ["tilezero tmm0"],
+    ["tileloadd tmm0, [{c} + {n}*1]"],
+    ["tileloadd tmm4, [{a0} + {d0}*1]" "tileloadd tmm6, [{b} + {w}*1]" "tdpbf16ps tmm0, tmm4, tmm6"],
+    [],
+    ["tilestored [{c} + {n}*1], tmm0"]
+);
+kernel!(
+    parts_by_two, 128,
+    ["tilezero tmm0" "tilezero tmm1"],
+    ["tileloadd tmm0, [{c} + {n}*1]" "tileloadd tmm1, [{c} + {n}*1 + 1024]"],
     ["tileloadd tmm2, [{a0} + {d0}*1]" "tileloadd tmm3, [{b} + {w}*1]" "tdpbf16ps tmm0, tmm2, tmm3"
      "tileloadd tmm4, [{b} + {w}*1 + 64]" "tdpbf16ps tmm1, tmm2, tmm4"],
     ["tileloadd tmm5, [{a0} + {d0}*1]" "tileloadd tmm6, [{b} + {w}*1]" "tdpbf16ps tmm0, tmm5, tmm6"
@@ -220,7 +263,7 @@ kernel!(
     ["tilestored [{c} + {n}*1], tmm0" "tilestored [{c} + {n}*1 + 1024], tmm1"]
 );
 kernel!(
-    one_by_one, 64,
+    parts_by_one, 64,
     ["tilezero tmm0"],
     ["tileloadd tmm0, [{c} + {n}*1]"],
     ["tileloadd tmm2, [{a0} + {d0}*1]" "tileloadd tmm3, [{b} + {w}*1]" "tdpbf16ps tmm0, tmm2, tmm3"],
@@ -229,12 +272,14 @@ kernel!(
 );
 
 /// The kernel of that many registers of rows and of outputs.
-fn kernel(rows: usize, columns: usize) -> Kernel {
-    match (rows, columns) {
-        (2, 2) => two_by_two,
-        (2, 1) => two_by_one,
-        (1, 2) => one_by_two,
-        _ => one_by_one,
+fn kernel(rows: usize, columns: usize, steps: Steps) -> Kernel {
+    match (rows, columns, steps.tail) {
+        (2, 2, 0) => two_by_two,
+        (2, _, 0) => two_by_one,
+        (_, 2, 0) => one_by_two,
+        (_, _, 0) => one_by_one,
+        (_, 2, _) => parts_by_two,
+        _ => parts_by_one,
     }
 }
 
@@ -242,8 +287,8 @@ fn kernel(rows: usize, columns: usize) -> Kernel {
 struct Registers;
 
 impl Registers {
-    fn new(tail: usize) -> Registers {
-        let shapes = Shapes::new(tail);
+    fn new(steps: Steps) -> Registers {
+        let shapes = Shapes::new(steps);
         // SAFETY: the machine has the registers: a layout for them says so.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &shapes, options(nostack, readonly)) };
         Registers
@@ -368,8 +413,8 @@ pub(crate) fn run_panels(product: &Product, rows: &Rows, panels: Range<usize>) {
     while let Some(first) = panels.peek().copied() {
         let run = first.inputs * product.fused_taps;
         let lefts = Lefts::new(rows, taps, run, first.first_input, &mut copy);
-        let tail = run % PAIRS;
-        let _shapes = Registers::new(tail);
+        let cut = Steps::new(run);
+        let _shapes = Registers::new(cut);
         let mut alike: Vec<Panel> = Vec::new();
         while let Some(panel) =
             panels.next_if(|p| p.first_input == first.first_input && p.inputs == first.inputs)
@@ -378,9 +423,9 @@ pub(crate) fn run_panels(product: &Product, rows: &Rows, panels: Range<usize>) {
         }
         let targets: Vec<Target> = alike.iter().map(|panel| Target::new(product, panel)).collect();
         let weights: usize = alike.iter().map(|panel| taps * run * panel.vectors * PAIRS).sum();
-        let steps = taps * run.div_ceil(PAIRS);
+        let steps = taps * cut.of_tap;
         // Where parts of registers are multiplied, their places are taken from the second register of rows.
-        let together = if tail == 0 { 2 } else { 1 };
+        let together = if cut.tail == 0 { 2 } else { 1 };
         let pairs = (0..registers).step_by(together).map(|first| first..(first + together).min(registers));
         if steps <= SHORT && weights <= NEAR_WEIGHTS || registers <= together {
             // All outputs of some rows, one panel after the other: rows are written as a whole.
@@ -390,7 +435,7 @@ pub(crate) fn run_panels(product: &Product, rows: &Rows, panels: Range<usize>) {
                     let mut rest = &mut sums[..];
                     for panel in &alike {
                         let (sums, others) = rest.split_at_mut(pair.len() * panel.vectors * REGISTER);
-                        multiply(product, &lefts, panel, pair.clone(), 0..steps, sums, false);
+                        multiply(product, &lefts, panel, cut, pair.clone(), 0..steps, sums, false);
                         rest = others;
                     }
                     // SAFETY: see `store`; these are the sums of these rows.
@@ -410,7 +455,7 @@ pub(crate) fn run_panels(product: &Product, rows: &Rows, panels: Range<usize>) {
                     for pair in pairs.clone() {
                         let sums = &mut sums[pair.start * register_sums..pair.end * register_sums];
                         let last = piece + 1 == pieces;
-                        multiply(product, &lefts, panel, pair.clone(), range.clone(), sums, piece > 0);
+                        multiply(product, &lefts, panel, cut, pair.clone(), range.clone(), sums, piece > 0);
                         if last {
                             // SAFETY: as above.
                             unsafe { store(product, std::slice::from_ref(target), &lefts, pair, sums) };
@@ -429,6 +474,7 @@ fn multiply(
     product: &Product,
     lefts: &Lefts,
     panel: &Panel,
+    cut: Steps,
     registers: Range<usize>,
     steps: Range<usize>,
     sums: &mut [f32],
@@ -436,34 +482,33 @@ fn multiply(
 ) {
     let (run, width) = (lefts.run, panel.vectors * PAIRS);
     let weights = &product.packed[panel.offset..];
-    let steps_of_tap = run.div_ceil(PAIRS);
     let pair = [registers.start, registers.end - 1];
     let mut segments = [const { Segment::NONE }; MOST_SEGMENTS];
     let (mut count, mut step, mut add) = (0, steps.start, add);
     loop {
         if step < steps.end {
-            let (tap, first) = (step / steps_of_tap, step % steps_of_tap);
-            let last = (first + steps.end - step).min(steps_of_tap);
+            let (tap, first) = (step / cut.of_tap, step % cut.of_tap);
+            let last = (first + steps.end - step).min(cut.of_tap);
             step += last - first;
             if pair.iter().all(|&register| lefts.is_empty(register, tap)) {
                 continue;
             }
             let places = pair.map(|register| lefts.at(register, tap));
-            let tail = usize::from(last * PAIRS > run);
+            let tail = usize::from(last * cut.pairs > run);
             segments[count] = Segment {
-                left: places.map(|(at, _)| at.wrapping_add(first * PAIRS)),
+                left: places.map(|(at, _)| at.wrapping_add(first * cut.pairs)),
                 strides: places.map(|(_, stride)| stride),
-                weights: weights[(tap * run + first * PAIRS) * width..].as_ptr(),
+                weights: weights[(tap * run + first * cut.pairs) * width..].as_ptr(),
                 steps: last - first - tail,
                 tail,
             };
             count += 1;
         }
         if step >= steps.end || count == MOST_SEGMENTS {
-            let kernel = kernel(registers.len(), panel.vectors);
+            let kernel = kernel(registers.len(), panel.vectors, cut);
             // SAFETY: registers have the shapes that these kernels want; segments lie inside the rows and the packed
             // weights, whose lengths the entry points check; there are sums for as many registers.
-            unsafe { kernel(segments.as_ptr(), count, sums.as_mut_ptr(), add) };
+            unsafe { kernel(segments.as_ptr(), count, cut.pairs, sums.as_mut_ptr(), add) };
             (count, add) = (0, true);
         }
         if step >= steps.end {
@@ -680,7 +725,12 @@ unsafe fn finish_row(target: &Target, stage: Stage, sums: *mut f32, offset: usiz
             let to = pairs.0.add(offset);
             let both = _mm512_cvtne2ps_pbh(values[1], values[0]);
             let mask = masks[0] as __mmask32 | (masks[1] as __mmask32) << 16;
-            _mm512_mask_storeu_epi16(to.cast(), mask, std::mem::transmute::<__m512bh, __m512i>(both));
+            let both = std::mem::transmute::<__m512bh, __m512i>(both);
+            if mask == u32::MAX {
+                _mm512_storeu_si512(to.cast(), both);
+            } else {
+                _mm512_mask_storeu_epi16(to.cast(), mask, both);
+            }
         }
     }
 }
