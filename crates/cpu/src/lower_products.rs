@@ -302,7 +302,7 @@ impl Planner<'_> {
         let mut shape = conv_shape(conv, graph.shape(x), graph.shape(id));
         let (mut input, mut gradient) = (self.channels_last(x), self.channels_last(dy));
         if as_depthwise(&shape).is_none() && self.operands(shape.c_in) == self.operands(shape.c_out) {
-            shape.operands = self.operands(shape.c_in);
+            shape.operands = conv::weight_grad_operands(&shape, self.operands(shape.c_in));
             input = self.as_operands(x, input, shape.operands);
             gradient = self.as_operands(dy, gradient, shape.operands);
         }

@@ -127,7 +127,7 @@ mod tests {
         let weight = |name: &str| b.param(name, &[8, 8], Init::Fill(0.0));
         let only = b.matmul_t(b.unary(Unary::Exp, x), weight("first"));
         let both = b.mul(only, x);
-        b.output("y", b.add(b.matmul_t(both, weight("second")), both));
+        b.output("y", b.mul(b.matmul_t(both, weight("second")), both));
         let (changes, plan) = changes_at(b.finish().unwrap(), "rounded-results", Operands::Bf16);
         let expected = "
   … 1 unchanged
@@ -139,23 +139,27 @@ mod tests {
 - s2        linear 2x8->8        (b1, b2) -> b3                    %3
 + s2        elementwise (3 ops)  (b3, input x) -> b4, b5 in pairs  %4
 - s3        elementwise (3 ops)  (b3, input x) -> b4               %4
-+ s3        linear 2x8->8        (b5, b6, b4) -> b7                %7
++ s3        linear 2x8->8        (b5, b6) -> b7                    %6
 - s4        round to bf16        (b4) -> b5                        %4
-- s5        linear 2x8->8        (b5, b6, b4) -> b7                %7
++ s4        elementwise (3 ops)  (b7, b4) -> b8                    %7
+- s5        linear 2x8->8        (b5, b6) -> b7                    %6
+- s6        elementwise (3 ops)  (b7, b4) -> b8                    %7
 - b0        16 numbers           from s0 to s1
 - b1        8 numbers            from s1 to s2
 + b1        8 numbers            from s0 to s1
   b2        64 numbers           from p0 for good
 - b3        16 numbers           from s2 to s3
 + b3        16 numbers           from s1 to s2
-- b4        16 numbers           from s3 to s5
-+ b4        16 numbers           from s2 to s3
+- b4        16 numbers           from s3 to s6
++ b4        16 numbers           from s2 to s4
 - b5        8 numbers            from s4 to s5
 + b5        8 numbers            from s2 to s3
   b6        64 numbers           from p1 for good
 - b7        16 numbers           from s5 to s6
 + b7        16 numbers           from s3 to s4
-  output y  b7
+- b8        16 numbers           from s6 to s7
++ b8        16 numbers           from s4 to s5
+  output y  b8
 ";
         assert_eq!(changes, expected.trim_start_matches('\n'));
         assert!(plan.steps.iter().all(|step| step.name != super::ROUND));

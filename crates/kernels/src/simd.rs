@@ -116,7 +116,7 @@ fn detect() -> Isa {
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl");
         if avx2 && avx512 {
-            return if crate::gemm::amx::is_there() { Isa::Amx } else { Isa::Avx512 };
+            return if crate::gemm::amx::registers::is_there() { Isa::Amx } else { Isa::Avx512 };
         }
         if avx2 {
             return Isa::Avx2;

@@ -8,6 +8,8 @@ pub mod image;
 mod planes;
 pub mod stem;
 pub(crate) mod weight_grad;
+#[cfg(target_arch = "x86_64")]
+mod weight_grad_amx;
 pub mod winograd;
 
 use crate::bf16::Operands;
@@ -17,7 +19,7 @@ use crate::pack::Layout;
 use crate::simd::{Isa, best};
 use crate::threads::SendPtr;
 use geometry::{Maps, Sampling, with_maps};
-pub use weight_grad::weight_grad;
+pub use weight_grad::{weight_grad, weight_grad_operands};
 
 /// The shape of a 2-D convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,7 +13,7 @@ use crate::bf16::Operands;
 use crate::gemm::tile::{OuterTile, best_rows, outer_tile_fn};
 use crate::multiversion;
 use crate::pack::{Layout, Panel, lanes};
-use crate::simd::{Isa, Simd, isa};
+use crate::simd::{Isa, Simd, best};
 use crate::threads::{self, SendPtr, for_each};
 
 /// Rows of a block, a pixel each, or with bf16 a pair of pixels: its part of dy, packed, and a channel tile of x stay in
@@ -39,7 +39,13 @@ const SMALLEST_JOB: usize = 1 << 20;
 /// # Panics
 /// If a slice is too short or channels are not even where they come in pairs.
 pub fn weight_grad(shape: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [f32]) {
-    weight_grad_isa(isa(), shape, x, dy, dw);
+    weight_grad_isa(best(), shape, x, dy, dw);
+}
+
+/// What [`weight_grad`] had best multiply where other products multiply `wanted`.
+pub fn weight_grad_operands(shape: &ConvShape, wanted: Operands) -> Operands {
+    // Matrix registers take no groups, and vectors of such a machine are no faster with bf16.
+    if best() == Isa::Amx && shape.groups > 1 { Operands::F32 } else { wanted }
 }
 
 /// How the work is cut.
@@ -90,6 +96,10 @@ pub(crate) fn weight_grad_isa(isa: Isa, shape: &ConvShape, x: &[f32], dy: &[f32]
     let dw = &mut dw[..shape.weight_len()];
     if shape.output_len() == 0 || shape.input_len() == 0 {
         return dw.fill(0.0);
+    }
+    #[cfg(target_arch = "x86_64")]
+    if super::weight_grad_amx::fits(isa, shape) {
+        return super::weight_grad_amx::weight_grad(shape, x, dy, dw);
     }
     let fuse = shape.fuse_rows();
     let mut layout = ConvShape { operands: Operands::F32, ..*shape }.forward_layout(isa);

@@ -297,7 +297,7 @@ pub(crate) fn outer_tile_fn(isa: Isa, operands: Operands, rows: usize, vectors: 
 pub(crate) fn best_rows(isa: Isa, vectors: usize) -> usize {
     match (isa, vectors) {
         #[cfg(target_arch = "x86_64")]
-        (Isa::Amx, _) => super::amx::ROWS,
+        (Isa::Amx, _) => super::amx::registers::ROWS,
         (Isa::Avx512, 4) => 6,
         // Twelve rows of two vectors would fit the registers, but the compiler keeps their sums in memory.
         (Isa::Avx512, _) => 8,

@@ -1,0 +1,326 @@
+//! The gradient of a convolution's weights by matrix registers.
+//!
+//! What is multiplied are couples of pixels. The output gradient becomes the left factor, couple after couple for each
+//! output channel; the input, as each tap reads it, the right one. Sums are registers: for each tap, 32 outputs and 32
+//! inputs four of them. Where lines are split, each split has sums of its own, added up in order at the end: how they
+//! are split follows from the shape alone.
+
+use std::arch::x86_64::*;
+use std::cell::Cell;
+use std::ops::Range;
+
+use super::ConvShape;
+use crate::bf16::Operands;
+use crate::gemm::amx::registers::{PAIRS, REGISTER, ROWS, Registers, Segment, Steps, kernel};
+use crate::simd::Isa;
+use crate::threads::{self, SendPtr, for_each};
+
+/// Channels of two registers.
+const CHANNELS: usize = 2 * ROWS;
+/// Numbers of the sums of as many outputs and inputs.
+const SUMS: usize = 4 * REGISTER;
+/// Fewest pixels worth sums of their own.
+const SPLIT_PIXELS: usize = 1024;
+const MOST_SPLITS: usize = 16;
+/// Numbers that the sums of all splits may take, unless one alone takes more.
+const MOST_SUMS: usize = 1 << 20;
+/// Numbers of bf16 that a block's factors may take: they stay in the second-level cache.
+const NEAR: usize = 384 << 10;
+const BLOCK_PIXELS: std::ops::RangeInclusive<usize> = 256..=2048;
+
+/// Whether [`weight_grad`] takes a convolution.
+pub(super) fn fits(isa: Isa, shape: &ConvShape) -> bool {
+    isa == Isa::Amx && shape.operands == Operands::Bf16 && shape.groups == 1
+}
+
+/// How the work is cut.
+struct Plan<'a> {
+    shape: &'a ConvShape,
+    /// Pairs of registers of output channels, and of input channels.
+    outputs: usize,
+    inputs: usize,
+    splits: usize,
+    lines_per_split: usize,
+    lines_per_block: usize,
+}
+
+/// A job's scratch, reused from job to job.
+#[derive(Default)]
+struct Scratch {
+    left: Vec<f32>,
+    right: Vec<f32>,
+    couples: Vec<[*const u16; 2]>,
+    /// In the place of a pixel that is missing.
+    zeros: Vec<u16>,
+}
+
+thread_local! {
+    static SCRATCH: Cell<Scratch> = Cell::default();
+    static ALL_SUMS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
+
+/// As [`super::weight_grad`], whose checks it relies on.
+pub(super) fn weight_grad(shape: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [f32]) {
+    let (out_w, lines) = (shape.out_w(), shape.n * shape.out_h());
+    let (outputs, inputs) = (shape.c_out.div_ceil(CHANNELS), shape.c_in.div_ceil(CHANNELS));
+    let sums_len = shape.taps() * outputs * inputs * SUMS;
+    let splits = (lines * out_w / SPLIT_PIXELS).clamp(1, MOST_SPLITS).min(lines);
+    let splits = splits.min((MOST_SUMS / sums_len).max(1));
+    let lines_per_split = lines.div_ceil(splits);
+    let pixels = (NEAR / (shape.c_in + shape.c_out)).clamp(*BLOCK_PIXELS.start(), *BLOCK_PIXELS.end());
+    let plan = Plan {
+        shape,
+        outputs,
+        inputs,
+        splits: lines.div_ceil(lines_per_split),
+        lines_per_split,
+        lines_per_block: (pixels / out_w).max(1),
+    };
+    let mut sums = ALL_SUMS.take();
+    let len = plan.splits * sums_len + 16;
+    if sums.len() < len {
+        sums.resize(len, 0.0);
+    }
+    let skip = sums.as_ptr().align_offset(64).min(15);
+    let target = SendPtr(sums[skip..].as_mut_ptr());
+    plan.add_up_splits(x, dy, target);
+    plan.finish(target, SendPtr(dw.as_mut_ptr()));
+    ALL_SUMS.set(sums);
+}
+
+impl Plan<'_> {
+    /// Where the sums of a split, a tap, and pairs of registers of outputs and inputs begin.
+    fn at(&self, split: usize, tap: usize, output: usize, input: usize) -> usize {
+        (((split * self.shape.taps() + tap) * self.outputs + output) * self.inputs + input) * SUMS
+    }
+
+    fn add_up_splits(&self, x: &[f32], dy: &[f32], sums: SendPtr<f32>) {
+        let lines = self.shape.n * self.shape.out_h();
+        // How outputs are divided changes no sum, so it may follow the number of threads.
+        let parts = threads::count().div_ceil(self.splits).min(self.outputs);
+        let per_part = self.outputs.div_ceil(parts);
+        for_each(self.splits * parts, |job| {
+            let (split, part) = (job / parts, job % parts);
+            let outputs = part * per_part..((part + 1) * per_part).min(self.outputs);
+            let end = ((split + 1) * self.lines_per_split).min(lines);
+            let mut scratch = SCRATCH.take();
+            let missing = self.shape.c_in.max(self.shape.c_out) + CHANNELS;
+            if scratch.zeros.len() < missing {
+                scratch.zeros.resize(missing, 0);
+            }
+            for first in (split * self.lines_per_split..end).step_by(self.lines_per_block) {
+                let block = first..(first + self.lines_per_block).min(end);
+                self.block(x, dy, split, block, outputs.clone(), sums, &mut scratch);
+            }
+            SCRATCH.set(scratch);
+        });
+    }
+
+    /// Adds some lines of the output to the sums of some outputs, or sets them if they are the split's first.
+    fn block(
+        &self,
+        x: &[f32],
+        dy: &[f32],
+        split: usize,
+        lines: Range<usize>,
+        outputs: Range<usize>,
+        sums: SendPtr<f32>,
+        scratch: &mut Scratch,
+    ) {
+        let (shape, add) = (self.shape, lines.start > split * self.lines_per_split);
+        let pixels = lines.len() * shape.out_w();
+        let couples = pixels.div_ceil(2).next_multiple_of(PAIRS);
+        let zeros = scratch.zeros.as_ptr();
+        // Output gradient.
+        let gradient = dy.as_ptr().cast::<u16>().wrapping_add(lines.start * shape.out_w() * shape.c_out);
+        let pixel = |p: usize| if p < pixels { gradient.wrapping_add(p * shape.c_out) } else { zeros };
+        scratch.couples.clear();
+        scratch.couples.extend((0..couples).map(|c| [pixel(2 * c), pixel(2 * c + 1)]));
+        let channels = outputs.start * CHANNELS..(outputs.end * CHANNELS).min(shape.c_out);
+        let left = aligned(&mut scratch.left, outputs.len() * CHANNELS * couples);
+        // SAFETY: an AMX machine has the vectors; the rows have the channels, the scratch a place for each.
+        unsafe { transpose(&scratch.couples, channels, left) };
+        let steps = Steps::new(couples);
+        let _shapes = Registers::new(steps);
+        for tap in 0..shape.taps() {
+            self.couple_input(x, lines.clone(), couples, tap, scratch);
+            let right = aligned(&mut scratch.right, self.inputs * CHANNELS * couples);
+            // SAFETY: as above.
+            unsafe { couple(&scratch.couples, shape.c_in, right) };
+            let left = aligned(&mut scratch.left, outputs.len() * CHANNELS * couples);
+            for input in 0..self.inputs {
+                for output in outputs.clone() {
+                    let row = (output - outputs.start) * CHANNELS * couples;
+                    let segment = Segment {
+                        left: [left[row..].as_ptr(), left[row + ROWS * couples..].as_ptr()],
+                        strides: [4 * couples; 2],
+                        weights: right[input * CHANNELS * couples..].as_ptr(),
+                        steps: steps.of_tap,
+                        tail: 0,
+                    };
+                    // SAFETY: the registers have these shapes; a job owns the sums of its split and outputs.
+                    unsafe {
+                        let sums = sums.add(self.at(split, tap, output, input));
+                        kernel(2, 2, steps)(&segment, 1, steps.pairs, sums, add);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Finds the pixels that a tap reads for some lines of the output.
+    fn couple_input(
+        &self,
+        x: &[f32],
+        lines: Range<usize>,
+        couples: usize,
+        tap: usize,
+        scratch: &mut Scratch,
+    ) {
+        let shape = self.shape;
+        let (out_h, out_w) = (shape.out_h(), shape.out_w());
+        let (tap_y, tap_x) = (tap / shape.kw * shape.dilation[0], tap % shape.kw * shape.dilation[1]);
+        let zeros = scratch.zeros.as_ptr();
+        let x = x.as_ptr().cast::<u16>();
+        scratch.couples.clear();
+        let mut pixels = lines.flat_map(|line| {
+            let (image, y) = (line / out_h, line % out_h);
+            let y = (y * shape.stride[0] + tap_y).checked_sub(shape.pad[0]).filter(|y| *y < shape.h);
+            (0..out_w).map(move |column| {
+                let column = (column * shape.stride[1] + tap_x).checked_sub(shape.pad[2]);
+                match (y, column.filter(|column| *column < shape.w)) {
+                    (Some(y), Some(column)) => {
+                        x.wrapping_add(((image * shape.h + y) * shape.w + column) * shape.c_in)
+                    }
+                    _ => zeros,
+                }
+            })
+        });
+        while let Some(low) = pixels.next() {
+            scratch.couples.push([low, pixels.next().unwrap_or(zeros)]);
+        }
+        scratch.couples.resize(couples, [zeros; 2]);
+    }
+
+    /// Adds the splits' sums in order and writes them as `[c_out, c_in, kh, kw]`.
+    fn finish(&self, sums: SendPtr<f32>, dw: SendPtr<f32>) {
+        let (shape, taps) = (self.shape, self.shape.taps());
+        let job = |output: usize| {
+            let row_len = CHANNELS * taps;
+            let mut rows = vec![0.0; CHANNELS * row_len];
+            let outputs = output * CHANNELS..((output + 1) * CHANNELS).min(shape.c_out);
+            for input in 0..self.inputs {
+                for tap in 0..taps {
+                    // SAFETY: jobs own the sums of their outputs; splits are distinct.
+                    let total = unsafe { sums.slice(self.at(0, tap, output, input), SUMS) };
+                    for split in 1..self.splits {
+                        // SAFETY: as above.
+                        let part = unsafe { sums.slice(self.at(split, tap, output, input), SUMS) };
+                        total.iter_mut().zip(part).for_each(|(t, p)| *t += *p);
+                    }
+                    for (index, sums) in total.chunks_exact(PAIRS).enumerate() {
+                        let (register, row) = (index / ROWS, index % ROWS);
+                        let (row, column) = (register / 2 * ROWS + row, register % 2 * PAIRS);
+                        let to = rows[row * row_len + column * taps + tap..].iter_mut().step_by(taps);
+                        to.zip(sums).for_each(|(to, sum)| *to = *sum);
+                    }
+                }
+                let inputs = input * CHANNELS..((input + 1) * CHANNELS).min(shape.c_in);
+                for (row, output) in rows.chunks_exact(row_len).zip(outputs.clone()) {
+                    let at = (output * shape.c_in + inputs.start) * taps;
+                    // SAFETY: inside dw, whose length was checked; each number is written by one job.
+                    let to = unsafe { dw.slice(at, inputs.len() * taps) };
+                    to.copy_from_slice(&row[..to.len()]);
+                }
+            }
+        };
+        for_each(self.outputs, job);
+    }
+}
+
+/// `len` numbers that begin with a cache line.
+fn aligned(scratch: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    if scratch.len() < len + 16 {
+        scratch.resize(len + 16, 0.0);
+    }
+    let skip = scratch.as_ptr().align_offset(64).min(15);
+    &mut scratch[skip..skip + len]
+}
+
+/// Sixteen channels of two pixels from `first` on, of which `count` are there, as pairs.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+unsafe fn pairs([low, high]: [*const u16; 2], first: usize, count: usize) -> __m512i {
+    let mask = ((1u32 << count.min(16)) - 1) as __mmask16;
+    // SAFETY: the caller's promise; lanes past the channels are not touched.
+    unsafe {
+        let load = |from: *const u16| {
+            _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from.wrapping_add(first).cast()))
+        };
+        _mm512_or_si512(load(low), _mm512_slli_epi32::<16>(load(high)))
+    }
+}
+
+/// Writes couples of pixels `[channels of 32][couple][32]`, zeros after the last channel.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+unsafe fn couple(couples: &[[*const u16; 2]], channels: usize, to: &mut [f32]) {
+    for (panel, to) in to.chunks_exact_mut(couples.len() * CHANNELS).enumerate() {
+        for (couple, to) in couples.iter().zip(to.chunks_exact_mut(CHANNELS)) {
+            for (half, to) in to.chunks_exact_mut(PAIRS).enumerate() {
+                let first = panel * CHANNELS + half * PAIRS;
+                // SAFETY: the caller's promise; there is room for a vector.
+                unsafe {
+                    let pairs = pairs(*couple, first, channels.saturating_sub(first));
+                    _mm512_storeu_si512(to.as_mut_ptr().cast(), pairs);
+                }
+            }
+        }
+    }
+}
+
+/// Writes couples of pixels `[channel][couple]` for a range of channels; zeros after the last.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+unsafe fn transpose(couples: &[[*const u16; 2]], channels: Range<usize>, to: &mut [f32]) {
+    let row = couples.len();
+    for first in (0..to.len() / row).step_by(16) {
+        let at = channels.start + first;
+        for (block, couples) in couples.as_chunks::<16>().0.iter().enumerate() {
+            // SAFETY: the caller's promise; rows of the target have a place for each couple.
+            unsafe {
+                let rows = couples.map(|couple| pairs(couple, at, channels.end.saturating_sub(at)));
+                for (index, row_of) in transposed(rows).into_iter().enumerate() {
+                    _mm512_storeu_si512(to[(first + index) * row + block * 16..].as_mut_ptr().cast(), row_of);
+                }
+            }
+        }
+    }
+}
+
+/// Sixteen rows of sixteen numbers of 32 bits, transposed.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+fn transposed(r: [__m512i; 16]) -> [__m512i; 16] {
+    // Within each quarter of the vectors: pairs of rows, then fours.
+    let twos: [__m512i; 16] = std::array::from_fn(|i| {
+        let (a, b) = (r[i / 2 * 2], r[i / 2 * 2 + 1]);
+        if i % 2 == 0 { _mm512_unpacklo_epi32(a, b) } else { _mm512_unpackhi_epi32(a, b) }
+    });
+    let fours: [__m512i; 16] = std::array::from_fn(|i| {
+        let (group, column) = (i / 4 * 4, i % 4);
+        let (a, b) = (twos[group + column / 2], twos[group + 2 + column / 2]);
+        if column % 2 == 0 { _mm512_unpacklo_epi64(a, b) } else { _mm512_unpackhi_epi64(a, b) }
+    });
+    // Quarter q of fours[4 g + c] has column 4 q + c of rows 4 g to 4 g + 3.
+    std::array::from_fn(|column| {
+        let (quarter, c) = (column / 4, column % 4);
+        let pick = |a: __m512i, b: __m512i| match quarter / 2 {
+            0 => _mm512_shuffle_i32x4::<0b01_00_01_00>(a, b),
+            _ => _mm512_shuffle_i32x4::<0b11_10_11_10>(a, b),
+        };
+        let (low, high) = (pick(fours[c], fours[4 + c]), pick(fours[8 + c], fours[12 + c]));
+        match quarter % 2 {
+            0 => _mm512_shuffle_i32x4::<0b10_00_10_00>(low, high),
+            _ => _mm512_shuffle_i32x4::<0b11_01_11_01>(low, high),
+        }
+    })
+}

@@ -1,0 +1,241 @@
+//! Products of bf16 by AMX: registers of 16 rows of 64 bytes, and an instruction that multiplies whole registers.
+//!
+//! A left register holds 16 rows of 16 pairs, a right one 16 pairs of 16 outputs as [`crate::pack`] lays them out, a sum 16
+//! rows of 16 outputs. Two by two sums take four loads for four products, just what the first-level cache can bring:
+//! the weights of two columns are taken in pieces that stay there, while the rows come from the second level. Rows that
+//! are equally far apart are read in place, all others are copied next to each other first.
+
+mod finish;
+pub(crate) mod registers;
+
+use std::ops::Range;
+
+use super::product::{Product, Rows};
+use crate::pack::Panel;
+use crate::scratch::with_scratch;
+use finish::{Target, store};
+use registers::{PAIRS, REGISTER, ROWS, Registers, Segment, Steps, kernel};
+
+/// Registers that a piece of the weights takes for each 16 outputs: with two, 32 KiB.
+const PIECE: usize = 16;
+/// Registers of a row from which on its rows leave no room in the first-level cache.
+const SHORT: usize = 24;
+/// Numbers of weights that stay in the second-level cache.
+const NEAR_WEIGHTS: usize = 256 << 10;
+/// Segments that a kernel is called with at most.
+const MOST_SEGMENTS: usize = 16;
+
+/// Where a left register's rows are read.
+#[derive(Clone, Copy)]
+enum Left {
+    /// At the first pointers of the table, rows so many bytes apart.
+    InPlace(usize),
+    /// In the copy, from this number on.
+    Copied(usize),
+}
+
+/// The rows of a job for some range of input channels.
+struct Lefts<'a> {
+    rows: &'a Rows,
+    taps: usize,
+    /// Pairs of a tap.
+    run: usize,
+    source_offset: usize,
+    registers: Vec<Left>,
+    copy: &'a [f32],
+}
+
+/// Numbers from row to row of a copy: whole cache lines.
+fn copied_row(taps: usize, run: usize) -> usize {
+    (taps * run).next_multiple_of(16)
+}
+
+impl<'a> Lefts<'a> {
+    fn new(rows: &'a Rows, taps: usize, run: usize, source_offset: usize, copy: &'a mut Vec<f32>) -> Self {
+        if !rows.even.starts.is_empty() {
+            return Lefts { rows, taps, run, source_offset, registers: Vec::new(), copy };
+        }
+        let row_len = copied_row(taps, run);
+        let mut registers: Vec<Left> = Vec::with_capacity(rows.count.div_ceil(ROWS));
+        let mut copied = 0;
+        for index in 0..rows.count.div_ceil(ROWS) {
+            let table = &rows.pointers[index * ROWS * taps..][..ROWS * taps];
+            let whole = (index + 1) * ROWS <= rows.count;
+            registers.push(match even_stride(table).filter(|_| whole) {
+                Some(stride) => Left::InPlace(stride),
+                None => {
+                    copied += 1;
+                    Left::Copied((copied - 1) * ROWS * row_len)
+                }
+            });
+        }
+        // Cache lines of their own; what comes from earlier jobs is never read.
+        if copy.len() < copied * ROWS * row_len + 16 {
+            copy.resize(copied * ROWS * row_len + 16, 0.0);
+        }
+        let skip = copy.as_ptr().align_offset(64).min(15);
+        for (index, left) in registers.iter().enumerate() {
+            let &Left::Copied(at) = left else { continue };
+            let table = &rows.pointers[index * ROWS * taps..][..ROWS * taps];
+            for (row, to) in copy[skip + at..].chunks_exact_mut(row_len).take(ROWS).enumerate() {
+                for (to, pointers) in to.chunks_exact_mut(run.max(1)).take(taps).zip(table.chunks_exact(ROWS))
+                {
+                    let from = pointers[row];
+                    if from.is_null() {
+                        to.fill(0.0);
+                    } else {
+                        // SAFETY: the table's pointers have `run` numbers after the offset.
+                        to.copy_from_slice(unsafe {
+                            std::slice::from_raw_parts(from.add(source_offset), run)
+                        });
+                    }
+                }
+            }
+        }
+        Lefts { rows, taps, run, source_offset, registers, copy: &copy[skip..] }
+    }
+
+    /// Where a register's rows of a tap begin, and the bytes between them.
+    fn at(&self, register: usize, tap: usize) -> (*const f32, usize) {
+        let even = &self.rows.even;
+        if let Some(start) = even.starts.get(register) {
+            return (start.wrapping_add(even.taps[tap] + self.source_offset), 4 * even.stride);
+        }
+        match self.registers[register] {
+            Left::InPlace(stride) => {
+                let first = self.rows.pointers[(register * self.taps + tap) * ROWS];
+                (first.wrapping_add(self.source_offset), stride)
+            }
+            Left::Copied(at) => {
+                (self.copy[at + tap * self.run..].as_ptr(), 4 * copied_row(self.taps, self.run))
+            }
+        }
+    }
+
+    /// Whether nothing of a tap is inside the source.
+    fn is_empty(&self, register: usize, tap: usize) -> bool {
+        self.rows.even.starts.is_empty()
+            && self.rows.pointers[(register * self.taps + tap) * ROWS..][..ROWS].iter().all(|p| p.is_null())
+    }
+}
+
+/// The bytes between the rows of a register, if they are the same between all rows of all taps.
+fn even_stride(table: &[*const f32]) -> Option<usize> {
+    let stride = table.get(1)?.addr().wrapping_sub(table[0].addr());
+    let even = |row: &[*const f32]| {
+        !row[0].is_null() && row.windows(2).all(|p| p[1].addr().wrapping_sub(p[0].addr()) == stride)
+    };
+    table.chunks_exact(ROWS).all(even).then_some(stride)
+}
+
+/// Runs all rows of a job through a range of panels.
+pub(crate) fn run_panels(product: &Product, rows: &Rows, panels: Range<usize>) {
+    let (taps, registers) = (product.taps(), rows.count.div_ceil(ROWS));
+    let mut copy = rows.copy.take();
+    let mut panels = panels.map(|index| product.layout.panel(index)).peekable();
+    while let Some(first) = panels.peek().copied() {
+        let run = first.inputs * product.fused_taps;
+        let lefts = Lefts::new(rows, taps, run, first.first_input, &mut copy);
+        let cut = Steps::new(run);
+        let _shapes = Registers::new(cut);
+        let mut alike: Vec<Panel> = Vec::new();
+        while let Some(panel) =
+            panels.next_if(|p| p.first_input == first.first_input && p.inputs == first.inputs)
+        {
+            alike.push(panel);
+        }
+        let targets: Vec<Target> = alike.iter().map(|panel| Target::new(product, panel)).collect();
+        let weights: usize = alike.iter().map(|panel| taps * run * panel.vectors * PAIRS).sum();
+        let steps = taps * cut.of_tap;
+        // Where parts of registers are multiplied, their places are taken from the second register of rows.
+        let together = if cut.tail == 0 { 2 } else { 1 };
+        let pairs = (0..registers).step_by(together).map(|first| first..(first + together).min(registers));
+        if steps <= SHORT && weights <= NEAR_WEIGHTS || registers <= together {
+            // All outputs of some rows, one panel after the other: rows are written as a whole.
+            let vectors: usize = alike.iter().map(|panel| panel.vectors).sum();
+            with_scratch(2 * vectors * REGISTER, |sums| {
+                for pair in pairs {
+                    let mut rest = &mut sums[..];
+                    for panel in &alike {
+                        let (sums, others) = rest.split_at_mut(pair.len() * panel.vectors * REGISTER);
+                        multiply(product, &lefts, panel, cut, pair.clone(), 0..steps, sums, false);
+                        rest = others;
+                    }
+                    // SAFETY: see `store`; these are the sums of these rows.
+                    unsafe { store(product, &targets, &lefts, pair.clone(), sums) };
+                }
+            });
+            continue;
+        }
+        // All rows of a panel, one piece of its weights after the other.
+        let pieces = steps.div_ceil(PIECE).max(1);
+        let per_piece = steps.div_ceil(pieces);
+        with_scratch(registers * 2 * REGISTER, |sums| {
+            for (panel, target) in alike.iter().zip(&targets) {
+                let register_sums = panel.vectors * REGISTER;
+                for piece in 0..pieces {
+                    let range = piece * per_piece..((piece + 1) * per_piece).min(steps);
+                    for pair in pairs.clone() {
+                        let sums = &mut sums[pair.start * register_sums..pair.end * register_sums];
+                        let last = piece + 1 == pieces;
+                        multiply(product, &lefts, panel, cut, pair.clone(), range.clone(), sums, piece > 0);
+                        if last {
+                            // SAFETY: as above.
+                            unsafe { store(product, std::slice::from_ref(target), &lefts, pair, sums) };
+                        }
+                    }
+                }
+            }
+        });
+    }
+    rows.copy.set(copy);
+}
+
+/// Adds a range of steps, each a register's pairs of a tap, to the sums `[rows][vectors]` of one or two registers of rows,
+/// or sets them.
+fn multiply(
+    product: &Product,
+    lefts: &Lefts,
+    panel: &Panel,
+    cut: Steps,
+    registers: Range<usize>,
+    steps: Range<usize>,
+    sums: &mut [f32],
+    add: bool,
+) {
+    let (run, width) = (lefts.run, panel.vectors * PAIRS);
+    let weights = &product.packed[panel.offset..];
+    let pair = [registers.start, registers.end - 1];
+    let mut segments = [const { Segment::NONE }; MOST_SEGMENTS];
+    let (mut count, mut step, mut add) = (0, steps.start, add);
+    loop {
+        if step < steps.end {
+            let (tap, first) = (step / cut.of_tap, step % cut.of_tap);
+            let last = (first + steps.end - step).min(cut.of_tap);
+            step += last - first;
+            if pair.iter().all(|&register| lefts.is_empty(register, tap)) {
+                continue;
+            }
+            let places = pair.map(|register| lefts.at(register, tap));
+            let tail = usize::from(last * cut.pairs > run);
+            segments[count] = Segment {
+                left: places.map(|(at, _)| at.wrapping_add(first * cut.pairs)),
+                strides: places.map(|(_, stride)| stride),
+                weights: weights[(tap * run + first * cut.pairs) * width..].as_ptr(),
+                steps: last - first - tail,
+                tail,
+            };
+            count += 1;
+        }
+        if step >= steps.end || count == MOST_SEGMENTS {
+            let kernel = kernel(registers.len(), panel.vectors, cut);
+            // SAFETY: registers have the shapes that these kernels want; segments lie inside the rows and the packed
+            // weights, whose lengths the entry points check; there are sums for as many registers.
+            unsafe { kernel(segments.as_ptr(), count, cut.pairs, sums.as_mut_ptr(), add) };
+            (count, add) = (0, true);
+        }
+        if step >= steps.end {
+            return;
+        }
+    }
+}
