@@ -215,6 +215,14 @@ unsafe fn widen_body<S: Simd>(from: *const u16, to: *mut f32, count: usize) {
 
 /// Rounds rows to pairs of rows: `pairs[i]` holds `x[2 i]` and `x[2 i + 1]` of rows of `width` numbers.
 pub(crate) fn rows_to_pairs(x: &[f32], width: usize, pairs: &mut [f32]) {
+    // SAFETY: nothing but the instruction set, which the dispatcher found.
+    unsafe { rows_to_pairs_of(x, width, pairs) }
+}
+
+multiversion!(fn rows_to_pairs_of<S>(x: &[f32], width: usize, pairs: &mut [f32]) = rows_to_pairs_body);
+
+#[inline(always)]
+unsafe fn rows_to_pairs_body<S: Simd>(x: &[f32], width: usize, pairs: &mut [f32]) {
     for (to, rows) in pairs.chunks_exact_mut(width).zip(x.chunks_exact(2 * width)) {
         let (low, high) = rows.split_at(width);
         for ((to, low), high) in to.iter_mut().zip(low).zip(high) {

@@ -8,17 +8,12 @@
 //! Groups narrower than a vector are merged into blocks whose cross terms are zero: wasteful in arithmetic, but
 //! never in lanes. Narrow groups with a kernel of their own do not come here.
 
-use std::cell::Cell;
 use std::ops::Range;
 
 use crate::bf16::{Operands, rows_to_pairs};
+use crate::scratch::with_scratch;
 use crate::simd::Isa;
 use crate::threads::{SendPtr, for_each};
-
-thread_local! {
-    /// Packed weights before they are rounded.
-    static WHOLE: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
-}
 
 /// Rows and columns of the blocks in which weights are transposed.
 const BLOCK: usize = 16;
@@ -164,54 +159,27 @@ impl Layout {
             packed.len()
         );
         let whole = Layout { inputs: 2 * self.inputs, ..*self };
-        let mut unrounded = WHOLE.take();
-        if unrounded.len() < whole.len() {
-            unrounded.resize(whole.len(), 0.0);
-        }
-        // The panels are those of the pairs: twice the inputs might be cut otherwise.
-        let panel = |index| {
-            let panel = self.panel(index);
-            let (first_input, inputs, offset) = (2 * panel.first_input, 2 * panel.inputs, 2 * panel.offset);
-            Panel { first_input, inputs, offset, ..panel }
-        };
-        whole.pack_panels(
-            self.panels(),
-            panel,
-            weights,
-            group_stride,
-            strides,
-            &mut unrounded,
-            whole.is_large(),
-        );
         let target = SendPtr(packed.as_mut_ptr());
         for_each(self.panels(), |index| {
+            // The panels are those of the pairs: twice the inputs might be cut otherwise.
             let panel = self.panel(index);
-            let width = panel.vectors * lanes(self.isa);
+            let (offset, width) = (panel.offset, panel.vectors * lanes(self.isa));
             let len = self.taps * self.merged() * self.inputs * width;
-            // SAFETY: panels are disjoint.
-            let to = unsafe { target.slice(panel.offset, len) };
-            rows_to_pairs(&unrounded[2 * panel.offset..2 * (panel.offset + len)], width, to);
+            let (first_input, inputs) = (2 * panel.first_input, 2 * panel.inputs);
+            with_scratch(2 * len, |unrounded| {
+                let numbers = SendPtr(unrounded.as_mut_ptr());
+                let panel = Panel { first_input, inputs, offset: 0, ..panel };
+                whole.pack_panel(&panel, 0..whole.inputs, weights, group_stride, strides, numbers);
+                // SAFETY: panels are disjoint.
+                let to = unsafe { target.slice(offset, len) };
+                rows_to_pairs(unrounded, width, to);
+            });
         });
-        WHOLE.set(unrounded);
     }
 
     /// As [`Layout::pack`], on this thread alone unless `parallel`.
     pub fn pack_with(
         &self,
-        weights: &[f32],
-        group_stride: usize,
-        strides: [usize; 3],
-        packed: &mut [f32],
-        parallel: bool,
-    ) {
-        let panel = |index| self.panel(index);
-        self.pack_panels(self.panels(), panel, weights, group_stride, strides, packed, parallel);
-    }
-
-    fn pack_panels(
-        &self,
-        panels: usize,
-        panel: impl Fn(usize) -> Panel + Sync,
         weights: &[f32],
         group_stride: usize,
         strides: [usize; 3],
@@ -231,7 +199,7 @@ impl Layout {
         // Panels of merged groups have rows in common with no other: they stay whole.
         let parts = if self.merged() > 1 { 1 } else { self.inputs.div_ceil(self.inputs_per_job()) };
         let job = |index: usize| {
-            let panel = panel(index / parts);
+            let panel = self.panel(index / parts);
             let inputs = if parts == 1 {
                 0..self.inputs
             } else {
@@ -240,7 +208,7 @@ impl Layout {
             };
             self.pack_panel(&panel, inputs, weights, group_stride, strides, target);
         };
-        let jobs = panels * parts;
+        let jobs = self.panels() * parts;
         if parallel { for_each(jobs, job) } else { (0..jobs).for_each(job) }
     }
 
