@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use timm_graph::scalar::Binary;
 use timm_graph::{EngineError, NodeId, Op, Pool, ReduceOp};
+use timm_kernels::bf16::{self, Stored};
 use timm_kernels::copy::Along;
 use timm_kernels::pool::PoolShape;
+use timm_kernels::scratch::with_scratch;
 use timm_kernels::{copy, layer_norm, norm, pool, random, reduce, softmax};
 
 use crate::layout::Layout;
-use crate::plan::{Kernel, Planner, Value};
+use crate::plan::{Args, Kernel, Planner, Value};
 
 /// Copies a value of any layout to row-major order.
 pub fn copy_to_row_major(layout: &Layout, from: &[f32], to: &mut [f32]) {
@@ -74,11 +76,16 @@ impl Planner<'_> {
                     id,
                     vec![value],
                     layout,
-                    move |args| {
-                        let forward = if max { pool::max_pool } else { pool::avg_pool };
-                        forward(&shape, args.read(0), args.write(0));
+                    move |args| match (max, args.reads_pairs(0)) {
+                        (true, true) => max_pool_pairs(&shape, args),
+                        (true, false) => pool::max_pool(&shape, args.read(0), args.write(0)),
+                        (false, _) => pool::avg_pool(&shape, args.read(0), args.write(0)),
                     },
                 );
+                if max && shape.c.is_multiple_of(2) {
+                    let step = self.pushed(id);
+                    (step.either_reads, step.keeps_pairs) = (vec![0], true);
+                }
             }
             Op::MaxPoolGrad(p) => {
                 let shape = pool_shape(p, &node.shape, graph.shape(node.inputs[1]));
@@ -159,7 +166,7 @@ impl Planner<'_> {
         id: NodeId,
         operands: Vec<Value>,
         layout: Layout,
-        kernel: impl Fn(&crate::plan::Args) + Send + Sync + 'static,
+        kernel: impl Fn(&Args) + Send + Sync + 'static,
     ) {
         let out = self.new_value(id, layout);
         let reads = operands.iter().map(Value::span).collect();
@@ -293,6 +300,21 @@ impl Planner<'_> {
             reduce::reduce(kind, &dims, &mask, args.read(0), args.write(0));
         });
     }
+}
+
+/// Max pooling of what is read in pairs.
+fn max_pool_pairs(shape: &PoolShape, args: &Args) {
+    if let Stored::Pairs = args.stored(0) {
+        return pool::max_pool_pairs(shape, args.read(0), args.write(0));
+    }
+    let numbers = args.write(0);
+    with_scratch(numbers.len() / 2, |pairs| {
+        pool::max_pool_pairs(shape, args.read(0), pairs);
+        bf16::from_pairs(pairs, numbers);
+        if let Some(target) = args.pairs_beside(0) {
+            target.copy_from_slice(pairs);
+        }
+    });
 }
 
 /// The order of another layout for a shape of the same rank.

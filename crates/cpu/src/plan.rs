@@ -114,6 +114,11 @@ impl Args<'_> {
         self.pair_reads.contains(&i)
     }
 
+    /// Where the pairs of the `i`-th result go, if it is stored in both forms.
+    pub fn pairs_beside(&self, i: usize) -> Option<&mut [f32]> {
+        self.rounded.iter().find(|&&(result, at)| result == i && at != i).map(|&(_, at)| self.write(at))
+    }
+
     /// In which form the `i`-th result is stored; [`Args::write`] gives what is as long as that.
     pub fn stored(&self, i: usize) -> Stored<'_> {
         match self.rounded.iter().find(|(result, _)| *result == i) {
@@ -144,6 +149,8 @@ pub struct Step {
     pub exact_reads: Vec<usize>,
     /// Whether the kernel stores its results as [`Args::stored`] says.
     pub rounds: bool,
+    /// Whether it does so if it reads pairs, and only then.
+    pub keeps_pairs: bool,
     /// Operands that the kernel reads in either form, as [`Args::reads_pairs`] says.
     pub either_reads: Vec<usize>,
     /// Those of them that are pairs of bf16.
@@ -464,6 +471,7 @@ impl<'g> Planner<'g> {
             flops,
             exact_reads: Vec::new(),
             rounds: false,
+            keeps_pairs: false,
             either_reads: Vec::new(),
             pair_reads: Vec::new(),
             rounded: Vec::new(),

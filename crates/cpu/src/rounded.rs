@@ -37,7 +37,9 @@ pub fn results(plan: &mut Plan) {
             let written = plan.steps[maker].writes[at];
             let Place::Buffer(numbers) = written.place else { continue };
             let whole = written.offset == 0 && plan.buffers[numbers].life.len == written.len;
-            if plan.steps[maker].rounds && whole && writers[&written.place] == [maker] {
+            let step = &plan.steps[maker];
+            let rounds = step.rounds || step.keeps_pairs && !step.pair_reads.is_empty();
+            if rounds && whole && writers[&written.place] == [maker] {
                 let readers = readers.get(&written.place).map_or(&[][..], Vec::as_slice);
                 gone.extend(round(plan, maker, at, readers));
             }

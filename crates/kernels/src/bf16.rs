@@ -197,6 +197,21 @@ unsafe fn round_numbers_bf16(from: *const f32, to: *mut u16, count: usize) {
     }
 }
 
+/// The numbers of pairs: `x[2 i]` and `x[2 i + 1]` are those of `pairs[i]`.
+///
+/// # Panics
+/// If `x` is not twice as long as `pairs`.
+pub fn from_pairs(pairs: &[f32], x: &mut [f32]) {
+    assert_eq!(x.len(), 2 * pairs.len(), "numbers of pairs");
+    let (len, to) = (x.len(), SendPtr(x.as_mut_ptr()));
+    let from = SendPtr(pairs.as_ptr().cast::<u16>().cast_mut());
+    for_each(len.div_ceil(JOB), |job| {
+        let (first, count) = (job * JOB, JOB.min(len - job * JOB));
+        // SAFETY: jobs write disjoint ranges of `x`.
+        unsafe { widen_to(from.add(first), to.add(first), count) };
+    });
+}
+
 multiversion!(
     /// The numbers that `count` bf16 numbers are.
     ///
@@ -273,5 +288,8 @@ mod tests {
         let mut pairs = vec![0.0; x.len() / 2];
         to_pairs(&x, &mut pairs);
         assert_rounded(&pairs, &x, "pairs");
+        let mut again = vec![0.0; x.len()];
+        from_pairs(&pairs, &mut again);
+        assert!(again.iter().zip(&x).all(|(again, x)| *again == rounded(*x)));
     }
 }

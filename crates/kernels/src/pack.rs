@@ -11,6 +11,8 @@
 use std::ops::Range;
 
 use crate::bf16::{Operands, rows_to_pairs};
+#[cfg(target_arch = "x86_64")]
+use crate::gemm::amx::pack as amx;
 use crate::scratch::with_scratch;
 use crate::simd::Isa;
 use crate::threads::{SendPtr, for_each};
@@ -160,6 +162,15 @@ impl Layout {
         );
         let whole = Layout { inputs: 2 * self.inputs, ..*self };
         let target = SendPtr(packed.as_mut_ptr());
+        #[cfg(target_arch = "x86_64")]
+        if amx::fits(self, strides) && self.inputs > 0 {
+            return for_each(self.panels(), |index| {
+                let panel = self.panel(index);
+                // SAFETY: panels are disjoint.
+                let to = unsafe { target.slice(panel.offset, self.inputs * panel.vectors * lanes(self.isa)) };
+                amx::pack_panel(self, &panel, weights, strides, to);
+            });
+        }
         for_each(self.panels(), |index| {
             // The panels are those of the pairs: twice the inputs might be cut otherwise.
             let panel = self.panel(index);

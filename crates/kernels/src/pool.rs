@@ -111,6 +111,49 @@ pub fn max_pool(shape: &PoolShape, x: &[f32], y: &mut [f32]) {
     });
 }
 
+/// [`max_pool`] of pairs of bf16, two neighbouring channels each, to what the shape counts in channels.
+///
+/// # Panics
+/// If the lengths do not fit, or channels are odd.
+pub fn max_pool_pairs(shape: &PoolShape, x: &[f32], y: &mut [f32]) {
+    assert!(shape.c.is_multiple_of(2), "pooling: {} channels in pairs", shape.c);
+    let shape = &PoolShape { c: shape.c / 2, ..*shape };
+    shape.check(x.len(), y.len());
+    let len = shape.out_w * shape.c;
+    let out = SendPtr(y.as_mut_ptr());
+    for_each_row(shape.n, shape.out_h, shape.w * shape.c * shape.stride[0], |image, oy| {
+        // SAFETY: each row is written once.
+        unsafe {
+            let to = out.slice((image * shape.out_h + oy) * len, len);
+            max_row_pairs(shape, &x[image * shape.h * shape.w * shape.c..], oy, to);
+        }
+    });
+}
+
+multiversion!(fn max_row_pairs<S>(shape: &PoolShape, x: &[f32], oy: usize, y: &mut [f32]) = max_row_pairs_body);
+
+#[inline(always)]
+unsafe fn max_row_pairs_body<S>(s: &PoolShape, x: &[f32], oy: usize, y: &mut [f32]) {
+    const NONE: u32 = 0xff80_ff80;
+    let larger = |a: u32, b: u32| {
+        let (a, b) = (f32::from_bits(a), f32::from_bits(b));
+        if a > b || a.is_nan() { a.to_bits() } else { b.to_bits() }
+    };
+    let (y0, y1) = s.taps(0, oy);
+    for (ox, to) in y.chunks_exact_mut(s.c.max(1)).enumerate() {
+        let (x0, x1) = s.taps(1, ox);
+        to.fill(f32::from_bits(NONE));
+        for (ky, kx) in (y0..y1).flat_map(|ky| (x0..x1).map(move |kx| (ky, kx))) {
+            let from = &x[pixel(s, oy, ox, ky, kx) * s.c..][..to.len()];
+            for (to, from) in to.iter_mut().zip(from) {
+                let (a, b) = (to.to_bits(), from.to_bits());
+                let (low, high) = (larger(a << 16, b << 16), larger(a & 0xffff_0000, b & 0xffff_0000));
+                *to = f32::from_bits(low >> 16 | high & 0xffff_0000);
+            }
+        }
+    }
+}
+
 multiversion!(fn max_row<S>(shape: &PoolShape, x: &[f32], oy: usize, y: &mut [f32]) = max_row_body);
 
 #[inline(always)]
@@ -395,6 +438,7 @@ unsafe fn avg_back_row_body<S: Lanes>(s: &PoolShape, dy: &[f32], iy: usize, dx: 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bf16::{assert_rounded, to_pairs};
     use crate::simd::{available, with_isa};
     use crate::twin::{assert_close, random};
 
@@ -507,6 +551,12 @@ mod tests {
                         want_dx[best] += dy[o] as f64;
                     });
                     assert_close(&y, &want, 0.0, &what);
+                    if s.c.is_multiple_of(2) {
+                        let (mut pairs, mut pooled) = (vec![0.0; x.len() / 2], vec![0.0; y.len() / 2]);
+                        to_pairs(&x, &mut pairs);
+                        max_pool_pairs(&s, &pairs, &mut pooled);
+                        assert_rounded(&pooled, &y, &what);
+                    }
                     assert_close(&dx, &want_dx, 1e-6, &what);
                 }
             });

@@ -245,7 +245,7 @@ pub(crate) fn forward_isa(
         return grouped::forward(isa.vectors(), shape, x, packed, SendPtr(out.as_mut_ptr()), epilogue);
     }
     let fuse = shape.fuse_rows();
-    let by_planes = layout.isa == Isa::Amx && shape.groups == 1 && !shape.is_pointwise();
+    let by_planes = layout.isa == Isa::Amx && shape.groups == 1 && shape.taps() > 1;
     let fused = if by_planes { shape.dilation[1] == 1 } else { fuse != Fuse::No };
     let product = Product {
         layout,

@@ -14,7 +14,8 @@ use crate::multiversion;
 const MOST_ROWS: usize = 512;
 /// And at least, where the copy is large.
 const FEWEST_ROWS: usize = 64;
-/// Numbers of a copy that stays in the second-level cache.
+/// Numbers of a copy that stays in the second-level cache; twice as many where the weights, which each job brings, are
+/// more than that.
 const NEAR_COPY: usize = 192 << 10;
 
 /// What is convolved.
@@ -124,7 +125,8 @@ pub(super) fn forward(shape: &ConvShape, source: Source, product: &Product) {
     let (out_h, out_w, row) = (shape.out_h(), shape.out_w(), row_pixels(shape));
     let register = product.tile_rows();
     let copied = Planes::new(shape, 1).firsts.len() * shape.stride[1] * shape.c_in;
-    let wanted = (NEAR_COPY / copied.max(1)).clamp(FEWEST_ROWS, MOST_ROWS);
+    let near = if product.layout.len() > NEAR_COPY { 2 * NEAR_COPY } else { NEAR_COPY };
+    let wanted = (near / copied.max(1)).clamp(FEWEST_ROWS, MOST_ROWS);
     let parts = out_h.div_ceil((wanted / row).clamp(1, out_h));
     let groups = shape.n.div_ceil((wanted / (row * out_h)).clamp(1, shape.n));
     let (images, lines) = (shape.n.div_ceil(groups), out_h.div_ceil(parts));

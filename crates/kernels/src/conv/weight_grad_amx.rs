@@ -11,6 +11,7 @@ use std::ops::Range;
 
 use super::ConvShape;
 use crate::bf16::Operands;
+use crate::gemm::amx::pack::transposed;
 use crate::gemm::amx::registers::{PAIRS, REGISTER, ROWS, Registers, Segment, Steps, kernel};
 use crate::simd::Isa;
 use crate::threads::{self, SendPtr, for_each};
@@ -294,33 +295,4 @@ unsafe fn transpose(couples: &[[*const u16; 2]], channels: Range<usize>, to: &mu
             }
         }
     }
-}
-
-/// Sixteen rows of sixteen numbers of 32 bits, transposed.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-fn transposed(r: [__m512i; 16]) -> [__m512i; 16] {
-    // Within each quarter of the vectors: pairs of rows, then fours.
-    let twos: [__m512i; 16] = std::array::from_fn(|i| {
-        let (a, b) = (r[i / 2 * 2], r[i / 2 * 2 + 1]);
-        if i % 2 == 0 { _mm512_unpacklo_epi32(a, b) } else { _mm512_unpackhi_epi32(a, b) }
-    });
-    let fours: [__m512i; 16] = std::array::from_fn(|i| {
-        let (group, column) = (i / 4 * 4, i % 4);
-        let (a, b) = (twos[group + column / 2], twos[group + 2 + column / 2]);
-        if column % 2 == 0 { _mm512_unpacklo_epi64(a, b) } else { _mm512_unpackhi_epi64(a, b) }
-    });
-    // Quarter q of fours[4 g + c] has column 4 q + c of rows 4 g to 4 g + 3.
-    std::array::from_fn(|column| {
-        let (quarter, c) = (column / 4, column % 4);
-        let pick = |a: __m512i, b: __m512i| match quarter / 2 {
-            0 => _mm512_shuffle_i32x4::<0b01_00_01_00>(a, b),
-            _ => _mm512_shuffle_i32x4::<0b11_10_11_10>(a, b),
-        };
-        let (low, high) = (pick(fours[c], fours[4 + c]), pick(fours[8 + c], fours[12 + c]));
-        match quarter % 2 {
-            0 => _mm512_shuffle_i32x4::<0b10_00_10_00>(low, high),
-            _ => _mm512_shuffle_i32x4::<0b11_01_11_01>(low, high),
-        }
-    })
 }

@@ -6,6 +6,7 @@
 //! are equally far apart are read in place, all others are copied next to each other first.
 
 mod finish;
+pub(crate) mod pack;
 pub(crate) mod registers;
 
 use std::ops::Range;
@@ -13,6 +14,7 @@ use std::ops::Range;
 use super::product::{Product, Rows};
 use crate::pack::Panel;
 use crate::scratch::with_scratch;
+use crate::simd::prefetch;
 use finish::{Target, store};
 use registers::{PAIRS, REGISTER, ROWS, Registers, Segment, Steps, kernel};
 
@@ -157,6 +159,11 @@ pub(crate) fn run_panels(product: &Product, rows: &Rows, panels: Range<usize>) {
                 for pair in pairs {
                     let mut rest = &mut sums[..];
                     for panel in &alike {
+                        if registers <= together {
+                            // Weights are read once: they come from far away.
+                            let len = taps * run * panel.vectors * PAIRS;
+                            prefetch_numbers(product.packed, panel.offset + len, len);
+                        }
                         let (sums, others) = rest.split_at_mut(pair.len() * panel.vectors * REGISTER);
                         multiply(product, &lefts, panel, cut, pair.clone(), 0..steps, sums, false);
                         rest = others;
@@ -175,7 +182,12 @@ pub(crate) fn run_panels(product: &Product, rows: &Rows, panels: Range<usize>) {
                 let register_sums = panel.vectors * REGISTER;
                 for piece in 0..pieces {
                     let range = piece * per_piece..((piece + 1) * per_piece).min(steps);
+                    let width = panel.vectors * PAIRS;
+                    let mut next = panel.offset + (range.end * cut.pairs).min(taps * run) * width;
+                    let share = (range.len() * cut.pairs * width).div_ceil(pairs.len());
                     for pair in pairs.clone() {
+                        prefetch_numbers(product.packed, next, share);
+                        next += share;
                         let sums = &mut sums[pair.start * register_sums..pair.end * register_sums];
                         let last = piece + 1 == pieces;
                         multiply(product, &lefts, panel, cut, pair.clone(), range.clone(), sums, piece > 0);
@@ -189,6 +201,14 @@ pub(crate) fn run_panels(product: &Product, rows: &Rows, panels: Range<usize>) {
         });
     }
     rows.copy.set(copy);
+}
+
+/// Asks for some of the numbers that come next.
+fn prefetch_numbers(numbers: &[f32], first: usize, count: usize) {
+    const LINE: usize = 16;
+    for line in numbers.get(first..).unwrap_or_default().chunks(LINE).take(count.div_ceil(LINE)) {
+        prefetch(line.as_ptr().cast());
+    }
 }
 
 /// Adds a range of steps, each a register's pairs of a tap, to the sums `[rows][vectors]` of one or two registers of rows,
