@@ -134,24 +134,39 @@ multiversion!(fn max_row_pairs<S>(shape: &PoolShape, x: &[f32], oy: usize, y: &m
 
 #[inline(always)]
 unsafe fn max_row_pairs_body<S>(s: &PoolShape, x: &[f32], oy: usize, y: &mut [f32]) {
-    const NONE: u32 = 0xff80_ff80;
+    /// Pairs that are compared at a time: two vectors, or four.
+    const TOGETHER: usize = 32;
+    let (y0, y1) = s.taps(0, oy);
+    for (ox, to) in y.chunks_exact_mut(s.c.max(1)).enumerate() {
+        let (x0, x1) = s.taps(1, ox);
+        for (at, to) in to.chunks_mut(TOGETHER).enumerate() {
+            let mut best = [0xff80_ff80; TOGETHER];
+            for ky in y0..y1 {
+                for kx in x0..x1 {
+                    let from = &x[pixel(s, oy, ox, ky, kx) * s.c + at * TOGETHER..][..to.len()];
+                    match <&[f32; TOGETHER]>::try_from(from) {
+                        Ok(from) => (0..TOGETHER).for_each(|i| best[i] = larger_pair(best[i], from[i])),
+                        Err(_) => {
+                            best.iter_mut().zip(from).for_each(|(best, x)| *best = larger_pair(*best, *x));
+                        }
+                    }
+                }
+            }
+            to.iter_mut().zip(best).for_each(|(to, best)| *to = f32::from_bits(best));
+        }
+    }
+}
+
+/// The larger of each of two numbers in pairs; NaN is larger than all.
+#[inline(always)]
+fn larger_pair(best: u32, x: f32) -> u32 {
     let larger = |a: u32, b: u32| {
         let (a, b) = (f32::from_bits(a), f32::from_bits(b));
         if a > b || a.is_nan() { a.to_bits() } else { b.to_bits() }
     };
-    let (y0, y1) = s.taps(0, oy);
-    for (ox, to) in y.chunks_exact_mut(s.c.max(1)).enumerate() {
-        let (x0, x1) = s.taps(1, ox);
-        to.fill(f32::from_bits(NONE));
-        for (ky, kx) in (y0..y1).flat_map(|ky| (x0..x1).map(move |kx| (ky, kx))) {
-            let from = &x[pixel(s, oy, ox, ky, kx) * s.c..][..to.len()];
-            for (to, from) in to.iter_mut().zip(from) {
-                let (a, b) = (to.to_bits(), from.to_bits());
-                let (low, high) = (larger(a << 16, b << 16), larger(a & 0xffff_0000, b & 0xffff_0000));
-                *to = f32::from_bits(low >> 16 | high & 0xffff_0000);
-            }
-        }
-    }
+    let x = x.to_bits();
+    let (low, high) = (larger(best << 16, x << 16), larger(best & 0xffff_0000, x & 0xffff_0000));
+    low >> 16 | high & 0xffff_0000
 }
 
 multiversion!(fn max_row<S>(shape: &PoolShape, x: &[f32], oy: usize, y: &mut [f32]) = max_row_body);

@@ -12,7 +12,7 @@ use crate::gemm::Epilogue;
 use crate::gemm::product::{Product, with_rows};
 use crate::pack::{Layout, lanes};
 use crate::scratch::with_scratch;
-use crate::simd::isa;
+use crate::simd::best;
 use crate::threads::{self, SendPtr};
 
 /// Numbers of widened rows that stay in the second-level cache.
@@ -77,7 +77,7 @@ pub fn expanded(
     let s = &shape.depthwise;
     assert!(shape.fits(), "no kernel for {shape:?}");
     let inputs = shape.operands.elements(shape.inputs);
-    let isa = isa();
+    let isa = best().of(shape.operands);
     let layout = Layout { isa, groups: 1, inputs, outputs: s.c, taps: 1 };
     s.check(s.n * s.h * s.w * s.c, y.len());
     assert_eq!(x.len(), s.n * s.h * s.w * inputs, "input of {shape:?}");

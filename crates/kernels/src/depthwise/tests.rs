@@ -119,24 +119,29 @@ fn forward_and_gradients_equal_nested_loops() {
 #[test]
 fn expansion_and_depthwise_equal_one_after_the_other() {
     use super::expanded::{ExpandedShape, Weights, expanded};
-    use crate::bf16::Operands;
+    use crate::bf16::{Operands, rounded, to_pairs};
     use crate::conv::{self, ConvShape};
 
     for &isa in available() {
         with_isa(isa, || {
-            for depthwise in shapes() {
+            let cases = shapes().into_iter().flat_map(|s| [(s, Operands::F32), (s, Operands::Bf16)]);
+            for (depthwise, operands) in cases {
                 let s = DepthwiseShape { multiplier: 1, ..depthwise };
-                let inputs = 1 + s.c / 3;
+                let inputs = if operands == Operands::F32 { 1 + s.c / 3 } else { 2 + s.c / 3 * 2 };
                 let (act, depthwise_act) = (Some(Unary::Silu), Some(Unary::HardSwish));
-                let shape =
-                    ExpandedShape { depthwise: s, inputs, operands: Operands::F32, act, depthwise_act };
+                let shape = ExpandedShape { depthwise: s, inputs, operands, act, depthwise_act };
                 if !shape.fits() {
                     continue;
                 }
                 let what = format!("{isa:?} {shape:?}");
                 let pixels = s.n * s.h * s.w;
-                let x = random(1, pixels * inputs);
-                let (wide, bias) = (random(2, s.c * inputs), random(3, s.c));
+                let (mut x, mut wide) = (random(1, pixels * inputs), random(2, s.c * inputs));
+                let mut pairs = vec![0.0; x.len() / 2];
+                if operands == Operands::Bf16 {
+                    [&mut x, &mut wide].into_iter().flatten().for_each(|number| *number = rounded(*number));
+                    to_pairs(&x, &mut pairs);
+                }
+                let bias = random(3, s.c);
                 let (weight, depthwise_bias) = (random(4, s.c * s.kh * s.kw), random(5, s.c));
                 let conv = ConvShape {
                     n: s.n,
@@ -150,7 +155,7 @@ fn expansion_and_depthwise_equal_one_after_the_other() {
                     pad: [0; 4],
                     dilation: [1; 2],
                     groups: 1,
-                    operands: Operands::F32,
+                    operands,
                 };
                 let mut packed = vec![0f32; conv::packed_len(&conv)];
                 conv::pack_weights(&conv, &wide, &mut packed);
@@ -184,7 +189,8 @@ fn expansion_and_depthwise_equal_one_after_the_other() {
                     depthwise_bias: Some(&depthwise_bias),
                 };
                 let (mut y, mut means) = (vec![9f32; len], vec![9f32; s.n * s.c]);
-                expanded(&shape, &x, &weights, &mut y, Some(&mut means));
+                let x = if operands == Operands::F32 { &x } else { &pairs };
+                expanded(&shape, x, &weights, &mut y, Some(&mut means));
                 assert_close(&y, &want, 4e-6, &what);
                 assert_close(&means, &want_means, 4e-6, &what);
             }
