@@ -38,6 +38,7 @@ pub(super) unsafe fn store(
             finish_rows(targets, stage, offsets, registers.len(), sums.as_mut_ptr());
         };
         match Activation::of(product.epilogue) {
+            Some(act) if finish_whole(act, targets, offsets, registers.len(), sums) => {}
             Some(act) => finish(Stage::Whole(act), sums),
             None => {
                 finish(Stage::Before, sums);
@@ -164,6 +165,137 @@ impl Target {
     }
 }
 
+/// An activation that a loop is compiled for.
+trait Act {
+    const ACT: Activation;
+}
+
+macro_rules! acts {
+    ($($name:ident)*) => {
+        $(
+            struct $name;
+            impl Act for $name {
+                const ACT: Activation = Activation::$name;
+            }
+        )*
+
+        /// Applies the epilogue to sums of whole panels side by side with a bias, and writes rows at their offsets; false,
+        /// with nothing done, for others.
+        ///
+        /// # Safety
+        /// As for [`store`].
+        unsafe fn finish_whole(
+            act: Activation,
+            targets: &[Target],
+            offsets: &[usize],
+            registers: usize,
+            sums: &mut [f32],
+        ) -> bool {
+            let whole = |t: &Target| t.masks == [u16::MAX; 2] && !t.bias.is_null();
+            let Some(first) = targets.first().filter(|_| targets.iter().all(whole)) else { return false };
+            let residual = match (first.residual.is_null(), first.residual_in_pairs) {
+                (true, _) => Form::None,
+                (false, false) => Form::Numbers,
+                (false, true) => Form::Pairs,
+            };
+            let stored = match (first.out.is_some(), first.pairs.is_some()) {
+                (true, true) => Form::Both,
+                (true, false) => Form::Numbers,
+                _ => Form::Pairs,
+            };
+            let rows = Rows { first, panels: targets.len(), offsets, registers, sums: sums.as_mut_ptr() };
+            macro_rules! forms {
+                ($act:ident, $residual:expr, $stored:expr) => {
+                    match ($residual, $stored) {
+                        (Form::None, Form::Numbers) => whole_rows::<$act, 0, 1>(&rows),
+                        (Form::None, Form::Both) => whole_rows::<$act, 0, 3>(&rows),
+                        (Form::None, _) => whole_rows::<$act, 0, 2>(&rows),
+                        (Form::Numbers, Form::Numbers) => whole_rows::<$act, 1, 1>(&rows),
+                        (Form::Numbers, Form::Both) => whole_rows::<$act, 1, 3>(&rows),
+                        (Form::Numbers, _) => whole_rows::<$act, 1, 2>(&rows),
+                        (_, Form::Numbers) => whole_rows::<$act, 2, 1>(&rows),
+                        (_, Form::Both) => whole_rows::<$act, 2, 3>(&rows),
+                        _ => whole_rows::<$act, 2, 2>(&rows),
+                    }
+                };
+            }
+            // SAFETY: the caller's promise.
+            unsafe {
+                match act {
+                    $(Activation::$name => forms!($name, residual, stored),)*
+                }
+            }
+            true
+        }
+    };
+}
+
+acts!(Identity Relu Relu6 Silu HardSwish Gelu RoughGelu);
+
+/// Bits of the forms in which a residual is read and a result stored.
+#[derive(Clone, Copy)]
+enum Form {
+    None,
+    Numbers,
+    Pairs,
+    Both,
+}
+
+/// Rows of whole panels side by side.
+struct Rows<'a> {
+    /// Of the first panel; the others are 32 outputs further each.
+    first: &'a Target,
+    panels: usize,
+    offsets: &'a [usize],
+    registers: usize,
+    sums: *mut f32,
+}
+
+/// The forms in bits: 1 numbers, 2 pairs.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+unsafe fn whole_rows<A: Act, const RESIDUAL: u8, const STORED: u8>(rows: &Rows) {
+    let first = rows.first;
+    let out = first.out.unwrap_or(std::ptr::null_mut());
+    let pairs = first.pairs.map_or(std::ptr::null_mut(), |pairs| pairs.0);
+    for (row, &offset) in rows.offsets.iter().enumerate().filter(|(_, offset)| **offset != SKIPPED) {
+        let mut sums = rows.sums.wrapping_add(row / ROWS * 2 * REGISTER + row % ROWS * PAIRS).cast_const();
+        for panel in 0..rows.panels {
+            let (column, at) = (panel * 2 * PAIRS, offset + panel * 2 * PAIRS);
+            // SAFETY: as the caller promises.
+            unsafe {
+                let mut values = [_mm512_loadu_ps(sums), _mm512_loadu_ps(sums.add(REGISTER))];
+                for (v, value) in values.iter_mut().enumerate() {
+                    *value = _mm512_add_ps(*value, _mm512_loadu_ps(first.bias.add(column + v * PAIRS)));
+                    if RESIDUAL == 1 {
+                        let residual = first.residual.wrapping_add(at + v * PAIRS);
+                        *value = _mm512_add_ps(*value, _mm512_loadu_ps(residual));
+                    } else if RESIDUAL == 2 {
+                        let residual = first.residual.cast::<i16>().wrapping_add(at + v * PAIRS);
+                        *value = _mm512_add_ps(*value, widened(_mm256_loadu_epi16(residual)));
+                    }
+                    *value = A::ACT.apply(*value);
+                    if STORED & 1 != 0 {
+                        _mm512_storeu_ps(out.wrapping_add(at + v * PAIRS), *value);
+                    }
+                }
+                if STORED & 2 != 0 {
+                    let both = _mm512_cvtne2ps_pbh(values[1], values[0]);
+                    let both = std::mem::transmute::<__m512bh, __m512i>(both);
+                    _mm512_storeu_si512(pairs.wrapping_add(at).cast(), both);
+                }
+            }
+            sums = sums.wrapping_add(rows.registers * 2 * REGISTER);
+        }
+    }
+}
+
+/// Sixteen bf16 numbers as `f32`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+fn widened(halves: __m256i) -> __m512 {
+    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
+}
+
 /// Applies the epilogue, or a part of it, to sums and writes rows at their offsets.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
 unsafe fn finish_rows(targets: &[Target], stage: Stage, offsets: &[usize], registers: usize, sums: *mut f32) {
@@ -197,8 +329,7 @@ unsafe fn finish_row(target: &Target, stage: Stage, sums: *mut f32, offset: usiz
                 let at = offset + v * PAIRS;
                 let residual = if target.residual_in_pairs {
                     let from = target.residual.cast::<i16>().wrapping_add(at);
-                    let halves = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(masks[v], from));
-                    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves))
+                    widened(_mm256_maskz_loadu_epi16(masks[v], from))
                 } else {
                     _mm512_maskz_loadu_ps(masks[v], target.residual.wrapping_add(at))
                 };
