@@ -56,8 +56,9 @@ pub use timm_kernels::threads::set_count as set_threads;
 /// The engine for this machine's cores: one thread each, or as many as [`set_threads`] says.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CpuEngine {
-    /// With [`Precision::Bf16`] convolutions and products with plain weights round what they multiply; parameters,
-    /// activations, sums, attention, norms and losses stay `f32`. Results then differ from `f32` by about 1e-2.
+    /// With [`Precision::Bf16`] convolutions and products with plain weights, on machines with matrix registers the
+    /// attention of inference too, round what they multiply, and values that only they read are kept so; parameters, sums,
+    /// norms and losses stay `f32`. Results then differ from `f32` by about 1e-2.
     pub precision: Precision,
 }
 

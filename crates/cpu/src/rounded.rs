@@ -12,7 +12,7 @@ use crate::memory::Lifetime;
 use crate::plan::{Buffer, Place, Plan, Span};
 
 /// The name of steps that round numbers to pairs.
-pub(crate) const ROUND: &str = "round to bf16";
+pub(crate) const ROUND: &str = "round to pairs";
 
 /// Lets results be rounded where they are made.
 pub fn results(plan: &mut Plan) {
@@ -136,13 +136,13 @@ mod tests {
   p1        pack weights         (second) -> b6                    %5
 - s0        elementwise (2 ops)  (input x) -> b0                   %1
 + s0        elementwise (2 ops)  (input x) -> b1 in pairs          %1
-- s1        round to bf16        (b0) -> b1                        %1
+- s1        round to pairs       (b0) -> b1                        %1
 + s1        linear 2x8->8        (b1, b2) -> b3                    %3
 - s2        linear 2x8->8        (b1, b2) -> b3                    %3
 + s2        elementwise (3 ops)  (b3, input x) -> b4, b5 in pairs  %4
 - s3        elementwise (3 ops)  (b3, input x) -> b4               %4
 + s3        linear 2x8->8        (b5, b6) -> b7                    %6
-- s4        round to bf16        (b4) -> b5                        %4
+- s4        round to pairs       (b4) -> b5                        %4
 + s4        elementwise (3 ops)  (b7, b4) -> b8                    %7
 - s5        linear 2x8->8        (b5, b6) -> b7                    %6
 - s6        elementwise (3 ops)  (b7, b4) -> b8                    %7

@@ -1,12 +1,17 @@
 //! What this machine can do at most: the yardsticks of benchmarks.
 
 use std::hint::black_box;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use crate::bf16::Operands;
+#[cfg(target_arch = "x86_64")]
+use crate::gemm::amx::registers::multiply_over_and_over;
 use crate::gemm::{self, Epilogue};
 use crate::lanes::Lanes;
 use crate::multiversion;
+#[cfg(target_arch = "x86_64")]
+use crate::simd::{Isa, best};
 use crate::threads::{self, SendPtr, for_each};
 
 /// Independent sums: enough to hide the latency of two multipliers, few enough for 16 registers.
@@ -45,18 +50,33 @@ fn least(time: Duration, mut work: impl FnMut()) -> f64 {
     least
 }
 
-/// Floating-point operations per second of multiply-adds in registers on all threads, an add and a multiplication
-/// counted as two. Takes about a tenth of a second.
-pub fn flops() -> f64 {
+/// Floating-point operations per second of such products on all threads, an add and a multiplication counted as two: in
+/// registers, for matrix registers from the first-level cache. Takes about a tenth of a second.
+pub fn flops(operands: Operands) -> f64 {
     let jobs = threads::count();
-    let lanes = std::sync::atomic::AtomicUsize::new(0);
+    #[cfg(target_arch = "x86_64")]
+    if best().of(operands) == Isa::Amx {
+        let done = AtomicUsize::new(0);
+        let seconds = least(Duration::from_millis(100), || {
+            done.store(0, Relaxed);
+            for_each(jobs, |_| {
+                let count: usize = (0..64).map(|_| multiply_over_and_over()).sum();
+                done.fetch_add(count, Relaxed);
+            });
+        });
+        return done.into_inner() as f64 / seconds;
+    }
+    if operands == Operands::Bf16 {
+        return bf16_gain() * flops(Operands::F32);
+    }
+    let lanes = AtomicUsize::new(0);
     let seconds = least(Duration::from_millis(100), || {
         for_each(jobs, |_| {
             let mut out = 0.0;
             for _ in 0..8 {
                 // SAFETY: nothing but the instruction set, which the dispatcher found.
                 let width = unsafe { multiply(black_box(0.5), &mut out) };
-                lanes.store(width, std::sync::atomic::Ordering::Relaxed);
+                lanes.store(width, Relaxed);
                 black_box(out);
             }
         });
@@ -106,7 +126,8 @@ mod tests {
     #[test]
     fn yardsticks_are_plausible() {
         // An emulated machine reaches some millions.
-        assert!(super::flops() > 1e6);
+        assert!(super::flops(super::Operands::F32) > 1e6);
+        assert!(super::flops(super::Operands::Bf16) > 1e6);
         assert!(super::bandwidth() > 1e7);
     }
 }

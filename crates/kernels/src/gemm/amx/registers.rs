@@ -3,6 +3,8 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
+use crate::scratch::with_scratch;
+
 /// Rows of a register.
 pub(crate) const ROWS: usize = 16;
 /// Pairs of a left register's rows, rows of a right one, and outputs of a sum's rows.
@@ -274,4 +276,31 @@ impl Drop for Registers {
         // SAFETY: as above.
         unsafe { asm!("tilerelease", options(nostack, nomem)) };
     }
+}
+
+/// Multiplies factors in the first-level cache over and over; returns the floating-point operations done, a product and a
+/// sum counted as two. For yardsticks.
+pub(crate) fn multiply_over_and_over() -> usize {
+    const STEPS: usize = 8;
+    const SEGMENTS: usize = 64;
+    with_scratch((2 * 2 * STEPS + 4) * REGISTER, |numbers| {
+        numbers.fill(0.0);
+        let (sums, factors) = numbers.split_at_mut(4 * REGISTER);
+        let (left, weights) = factors.split_at(2 * STEPS * REGISTER);
+        let row = STEPS * PAIRS;
+        let segment = Segment {
+            left: [left.as_ptr(), left[ROWS * row..].as_ptr()],
+            strides: [4 * row; 2],
+            weights: weights.as_ptr(),
+            steps: STEPS,
+            tail: 0,
+        };
+        let steps = Steps::new(row);
+        let _shapes = Registers::new(steps);
+        // SAFETY: the registers have these shapes; factors and sums are there.
+        unsafe {
+            kernel(2, 2, steps)([segment; SEGMENTS].as_ptr(), SEGMENTS, PAIRS, sums.as_mut_ptr(), false)
+        };
+    });
+    SEGMENTS * STEPS * 4 * 2 * ROWS * PAIRS * 2 * PAIRS
 }

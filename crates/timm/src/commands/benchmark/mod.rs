@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 use timm::{CpuEngine, DataConfig};
-use timm_cpu::CpuExecutable;
+use timm_cpu::{CpuExecutable, Precision};
 use timm_graph::{Builder, DType, Executable, Graph, InputData, Op, Run, Store, flops};
 use timm_models::init::init_tensor;
 use timm_models::pretrained::{ModelFilter, list_models};
@@ -274,7 +274,7 @@ fn measure(name: &str, options: &Options) -> Result<serde_json::Value> {
         if !options.json {
             let (rate, flops) = (batch as f64 / seconds, 2.0 * macs * batch as f64 * passes / seconds);
             let size = format!("{height}x{width}");
-            let (ms, gflops, share) = (seconds * 1e3, flops / 1e9, 100.0 * flops / peak());
+            let (ms, gflops, share) = (seconds * 1e3, flops / 1e9, 100.0 * flops / peak(engine.precision));
             say!(
                 "{:<24} {what:<10} {batch:>5} {size:>9} {rate:>10.2} {ms:>10.2} {gflops:>9.1} {share:>7.1}%",
                 name
@@ -297,7 +297,7 @@ fn measure(name: &str, options: &Options) -> Result<serde_json::Value> {
         put("infer_macts", json!(round(activations / 1e6)));
         if let Some(rows) = options.profile {
             let seconds = case.profile(options.num_bench_iter)?;
-            profile::print(&case.executable, &seconds, peak(), rows);
+            profile::print(&case.executable, &seconds, peak(engine.precision), rows);
         }
     }
     if options.bench != Bench::Inference {
@@ -329,10 +329,10 @@ fn measure(name: &str, options: &Options) -> Result<serde_json::Value> {
         put("train_img_size", size);
         if let Some(rows) = options.profile {
             let seconds = case.profile(options.num_bench_iter)?;
-            profile::print(&case.executable, &seconds, peak(), rows);
+            profile::print(&case.executable, &seconds, peak(engine.precision), rows);
         }
     }
-    put("peak_gflops", json!(round(peak() / 1e9)));
+    put("peak_gflops", json!(round(peak(engine.precision) / 1e9)));
     put("param_count", json!(round(model.param_count() as f64 / 1e6)));
     if let Some(peak) = peak_memory_mb() {
         put("process_peak_memory_mb", json!(peak));
@@ -343,10 +343,11 @@ fn measure(name: &str, options: &Options) -> Result<serde_json::Value> {
     Ok(result.into())
 }
 
-/// Floating-point operations per second that this machine can do at most: measured once, when first asked for.
-fn peak() -> f64 {
-    static PEAK: OnceLock<f64> = OnceLock::new();
-    *PEAK.get_or_init(timm_kernels::peak::flops)
+/// Floating-point operations per second that this machine can do at most with such operands: measured once, when first
+/// asked for.
+fn peak(precision: Precision) -> f64 {
+    static PEAKS: [OnceLock<f64>; 2] = [const { OnceLock::new() }; 2];
+    *PEAKS[usize::from(precision == Precision::Bf16)].get_or_init(|| timm_kernels::peak::flops(precision))
 }
 
 fn median(mut times: Vec<f64>) -> f64 {

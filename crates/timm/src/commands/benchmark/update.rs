@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 use indexmap::IndexMap;
 use serde_json::json;
-use timm_cpu::CpuExecutable;
+use timm_cpu::{CpuExecutable, Precision};
 use timm_graph::random::uniform_at;
 use timm_graph::{Builder, DType, Graph, Init, StateKind};
 use timm_models::Model;
@@ -102,7 +102,7 @@ pub fn measure(model: &mut Model, options: &Options) -> Result<Cost> {
     let seconds = median(case.times(options.num_warm_iter, options.num_bench_iter)?);
     if let Some(rows) = options.profile {
         let seconds = case.profile(options.num_bench_iter)?;
-        super::profile::print(&case.executable, &seconds, super::peak(), rows);
+        super::profile::print(&case.executable, &seconds, super::peak(Precision::F32), rows);
     }
     let each = |bytes: usize| bytes as f64 / parameters as f64;
     Ok(Cost {
