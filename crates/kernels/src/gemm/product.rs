@@ -161,7 +161,7 @@ impl Product<'_> {
         let tiles = count.div_ceil(self.tile_rows());
         if self.is_amx() {
             let bytes = (source_bytes * self.taps()).max(1);
-            let blocks = count.div_ceil((JOB_SOURCE_BYTES / bytes).clamp(128, 512)).max(1);
+            let blocks = count.div_ceil((JOB_SOURCE_BYTES / bytes).clamp(256, 512)).max(1);
             let rows = tiles.div_ceil(blocks).max(1) * self.tile_rows();
             return (count.div_ceil(rows), rows);
         }

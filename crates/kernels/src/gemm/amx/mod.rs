@@ -9,6 +9,7 @@ mod finish;
 pub(crate) mod pack;
 pub(crate) mod registers;
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::product::{Product, Rows};
@@ -132,14 +133,11 @@ fn even_stride(table: &[*const f32]) -> Option<usize> {
 
 /// Runs all rows of a job through a range of panels.
 pub(crate) fn run_panels(product: &Product, rows: &Rows, panels: Range<usize>) {
-    let (taps, registers) = (product.taps(), rows.count.div_ceil(ROWS));
     let mut copy = rows.copy.take();
     let mut panels = panels.map(|index| product.layout.panel(index)).peekable();
     while let Some(first) = panels.peek().copied() {
         let run = first.inputs * product.fused_taps;
-        let lefts = Lefts::new(rows, taps, run, first.first_input, &mut copy);
-        let cut = Steps::new(run);
-        let _shapes = Registers::new(cut);
+        let lefts = Lefts::new(rows, product.taps(), run, first.first_input, &mut copy);
         let mut alike: Vec<Panel> = Vec::new();
         while let Some(panel) =
             panels.next_if(|p| p.first_input == first.first_input && p.inputs == first.inputs)
@@ -147,60 +145,154 @@ pub(crate) fn run_panels(product: &Product, rows: &Rows, panels: Range<usize>) {
             alike.push(panel);
         }
         let targets: Vec<Target> = alike.iter().map(|panel| Target::new(product, panel)).collect();
-        let weights: usize = alike.iter().map(|panel| taps * run * panel.vectors * PAIRS).sum();
-        let steps = taps * cut.of_tap;
-        // Where parts of registers are multiplied, their places are taken from the second register of rows.
-        let together = if cut.tail == 0 { 2 } else { 1 };
-        let pairs = (0..registers).step_by(together).map(|first| first..(first + together).min(registers));
-        if steps <= SHORT && weights <= NEAR_WEIGHTS || registers <= together {
-            // All outputs of some rows, one panel after the other: rows are written as a whole.
-            let vectors: usize = alike.iter().map(|panel| panel.vectors).sum();
-            with_scratch(2 * vectors * REGISTER, |sums| {
-                for pair in pairs {
-                    let mut rest = &mut sums[..];
-                    for panel in &alike {
-                        if registers <= together {
-                            // Weights are read once: they come from far away.
-                            let len = taps * run * panel.vectors * PAIRS;
-                            prefetch_numbers(product.packed, panel.offset + len, len);
-                        }
-                        let (sums, others) = rest.split_at_mut(pair.len() * panel.vectors * REGISTER);
-                        multiply(product, &lefts, panel, cut, pair.clone(), 0..steps, sums, false);
-                        rest = others;
-                    }
-                    // SAFETY: see `store`; these are the sums of these rows.
-                    unsafe { store(product, &targets, &lefts, pair.clone(), sums) };
-                }
-            });
-            continue;
+        let cut = Steps::new(run);
+        let _shapes = Registers::new(cut);
+        Job { product, lefts, cut, panels: &alike, targets: &targets }.run();
+    }
+    rows.copy.set(copy);
+}
+
+/// Rows of a job and the panels that read the same of their channels.
+struct Job<'a> {
+    product: &'a Product<'a>,
+    lefts: Lefts<'a>,
+    cut: Steps,
+    panels: &'a [Panel],
+    /// Of each panel.
+    targets: &'a [Target],
+}
+
+impl Job<'_> {
+    fn run(&self) {
+        let steps = self.lefts.taps * self.cut.of_tap;
+        let weights: usize = self.panels.iter().map(|panel| self.weights(panel)).sum();
+        if steps <= SHORT && weights <= NEAR_WEIGHTS || self.registers() <= self.together() {
+            self.row_by_row(steps);
+        } else {
+            self.panel_by_panel(steps);
         }
-        // All rows of a panel, one piece of its weights after the other.
+    }
+
+    /// Registers of rows.
+    fn registers(&self) -> usize {
+        self.lefts.rows.count.div_ceil(ROWS)
+    }
+
+    /// Registers of rows that are multiplied together: where parts of registers are multiplied, these have the places of
+    /// the second one.
+    fn together(&self) -> usize {
+        if self.cut.tail == 0 { 2 } else { 1 }
+    }
+
+    /// Registers of rows by twos, or ones.
+    fn pairs(&self) -> impl ExactSizeIterator<Item = Range<usize>> {
+        let (registers, together) = (self.registers(), self.together());
+        (0..registers).step_by(together).map(move |first| first..(first + together).min(registers))
+    }
+
+    /// Numbers of a panel's weights.
+    fn weights(&self, panel: &Panel) -> usize {
+        self.lefts.taps * self.lefts.run * panel.vectors * PAIRS
+    }
+
+    /// All outputs of some rows, one panel after the other: rows are written as a whole.
+    fn row_by_row(&self, steps: usize) {
+        let vectors: usize = self.panels.iter().map(|panel| panel.vectors).sum();
+        with_scratch(2 * vectors * REGISTER, |sums| {
+            for pair in self.pairs() {
+                let mut rest = &mut sums[..];
+                for panel in self.panels {
+                    if self.registers() <= self.together() {
+                        // Weights are read once: they come from far away.
+                        let len = self.weights(panel);
+                        prefetch_numbers(self.product.packed, panel.offset + len, len);
+                    }
+                    let (sums, others) = rest.split_at_mut(pair.len() * panel.vectors * REGISTER);
+                    self.multiply(panel, pair.clone(), 0..steps, sums, false);
+                    rest = others;
+                }
+                // SAFETY: see `store`; these are the sums of these rows.
+                unsafe { store(self.product, self.targets, &self.lefts, pair, sums) };
+            }
+        });
+    }
+
+    /// All rows of a panel, one piece of its weights after the other.
+    fn panel_by_panel(&self, steps: usize) {
         let pieces = steps.div_ceil(PIECE).max(1);
         let per_piece = steps.div_ceil(pieces);
-        with_scratch(registers * 2 * REGISTER, |sums| {
-            for (panel, target) in alike.iter().zip(&targets) {
-                let register_sums = panel.vectors * REGISTER;
+        let (pairs, all) = (self.cut.pairs, self.lefts.taps * self.lefts.run);
+        with_scratch(self.registers() * 2 * REGISTER, |sums| {
+            for (panel, target) in self.panels.iter().zip(self.targets) {
+                let (register_sums, width) = (panel.vectors * REGISTER, panel.vectors * PAIRS);
                 for piece in 0..pieces {
                     let range = piece * per_piece..((piece + 1) * per_piece).min(steps);
-                    let width = panel.vectors * PAIRS;
-                    let mut next = panel.offset + (range.end * cut.pairs).min(taps * run) * width;
-                    let share = (range.len() * cut.pairs * width).div_ceil(pairs.len());
-                    for pair in pairs.clone() {
-                        prefetch_numbers(product.packed, next, share);
+                    let mut next = panel.offset + (range.end * pairs).min(all) * width;
+                    let share = (range.len() * pairs * width).div_ceil(self.pairs().len());
+                    for pair in self.pairs() {
+                        prefetch_numbers(self.product.packed, next, share);
                         next += share;
                         let sums = &mut sums[pair.start * register_sums..pair.end * register_sums];
-                        let last = piece + 1 == pieces;
-                        multiply(product, &lefts, panel, cut, pair.clone(), range.clone(), sums, piece > 0);
-                        if last {
+                        self.multiply(panel, pair.clone(), range.clone(), sums, piece > 0);
+                        if piece + 1 == pieces {
+                            let target = std::slice::from_ref(target);
                             // SAFETY: as above.
-                            unsafe { store(product, std::slice::from_ref(target), &lefts, pair, sums) };
+                            unsafe { store(self.product, target, &self.lefts, pair, sums) };
                         }
                     }
                 }
             }
         });
     }
-    rows.copy.set(copy);
+
+    /// Adds a range of steps, each a register's pairs of a tap, to the sums `[rows][vectors]` of one or two registers of
+    /// rows, or sets them.
+    fn multiply(
+        &self,
+        panel: &Panel,
+        registers: Range<usize>,
+        steps: Range<usize>,
+        sums: &mut [f32],
+        mut add: bool,
+    ) {
+        let (lefts, cut) = (&self.lefts, self.cut);
+        let (run, width) = (lefts.run, panel.vectors * PAIRS);
+        let weights = &self.product.packed[panel.offset..];
+        let pair = [registers.start, registers.end - 1];
+        let mut segments = [const { MaybeUninit::<Segment>::uninit() }; MOST_SEGMENTS];
+        let (mut count, mut step) = (0, steps.start);
+        loop {
+            if step < steps.end {
+                let (tap, first) = (step / cut.of_tap, step % cut.of_tap);
+                let last = (first + steps.end - step).min(cut.of_tap);
+                step += last - first;
+                if pair.iter().all(|&register| lefts.is_empty(register, tap)) {
+                    continue;
+                }
+                let places = pair.map(|register| lefts.at(register, tap));
+                let tail = usize::from(last * cut.pairs > run);
+                segments[count].write(Segment {
+                    left: places.map(|(at, _)| at.wrapping_add(first * cut.pairs)),
+                    strides: places.map(|(_, stride)| stride),
+                    weights: weights[(tap * run + first * cut.pairs) * width..].as_ptr(),
+                    steps: last - first - tail,
+                    tail,
+                });
+                count += 1;
+            }
+            if step >= steps.end || count == MOST_SEGMENTS {
+                let kernel = kernel(registers.len(), panel.vectors, cut);
+                // SAFETY: registers have the shapes that these kernels want; `count` segments are written and lie inside
+                // the rows and the packed weights, whose lengths the entry points check; there are sums for as many
+                // registers.
+                unsafe { kernel(segments.as_ptr().cast(), count, cut.pairs, sums.as_mut_ptr(), add) };
+                (count, add) = (0, true);
+            }
+            if step >= steps.end {
+                return;
+            }
+        }
+    }
 }
 
 /// Asks for some of the numbers that come next.
@@ -208,54 +300,5 @@ fn prefetch_numbers(numbers: &[f32], first: usize, count: usize) {
     const LINE: usize = 16;
     for line in numbers.get(first..).unwrap_or_default().chunks(LINE).take(count.div_ceil(LINE)) {
         prefetch(line.as_ptr().cast());
-    }
-}
-
-/// Adds a range of steps, each a register's pairs of a tap, to the sums `[rows][vectors]` of one or two registers of rows,
-/// or sets them.
-fn multiply(
-    product: &Product,
-    lefts: &Lefts,
-    panel: &Panel,
-    cut: Steps,
-    registers: Range<usize>,
-    steps: Range<usize>,
-    sums: &mut [f32],
-    add: bool,
-) {
-    let (run, width) = (lefts.run, panel.vectors * PAIRS);
-    let weights = &product.packed[panel.offset..];
-    let pair = [registers.start, registers.end - 1];
-    let mut segments = [const { Segment::NONE }; MOST_SEGMENTS];
-    let (mut count, mut step, mut add) = (0, steps.start, add);
-    loop {
-        if step < steps.end {
-            let (tap, first) = (step / cut.of_tap, step % cut.of_tap);
-            let last = (first + steps.end - step).min(cut.of_tap);
-            step += last - first;
-            if pair.iter().all(|&register| lefts.is_empty(register, tap)) {
-                continue;
-            }
-            let places = pair.map(|register| lefts.at(register, tap));
-            let tail = usize::from(last * cut.pairs > run);
-            segments[count] = Segment {
-                left: places.map(|(at, _)| at.wrapping_add(first * cut.pairs)),
-                strides: places.map(|(_, stride)| stride),
-                weights: weights[(tap * run + first * cut.pairs) * width..].as_ptr(),
-                steps: last - first - tail,
-                tail,
-            };
-            count += 1;
-        }
-        if step >= steps.end || count == MOST_SEGMENTS {
-            let kernel = kernel(registers.len(), panel.vectors, cut);
-            // SAFETY: registers have the shapes that these kernels want; segments lie inside the rows and the packed
-            // weights, whose lengths the entry points check; there are sums for as many registers.
-            unsafe { kernel(segments.as_ptr(), count, cut.pairs, sums.as_mut_ptr(), add) };
-            (count, add) = (0, true);
-        }
-        if step >= steps.end {
-            return;
-        }
     }
 }

@@ -113,16 +113,6 @@ pub(crate) struct Segment {
     pub tail: usize,
 }
 
-impl Segment {
-    pub const NONE: Segment = Segment {
-        left: [std::ptr::null(); 2],
-        strides: [0; 2],
-        weights: std::ptr::null(),
-        steps: 0,
-        tail: 0,
-    };
-}
-
 /// A kernel: adds the products of `count` segments, with so many pairs in a step, to `sums`, or sets them.
 pub(crate) type Kernel =
     unsafe fn(segments: *const Segment, count: usize, pairs: usize, sums: *mut f32, add: bool);
