@@ -11,6 +11,7 @@ pub(crate) const ROWS: usize = 16;
 pub(crate) const PAIRS: usize = 16;
 /// Numbers of a register.
 pub(crate) const REGISTER: usize = ROWS * PAIRS;
+
 /// Whether this machine has it and the system lets this process use it.
 pub(crate) fn is_there() -> bool {
     const AMX_BF16: u32 = 1 << 22;
