@@ -156,9 +156,6 @@ impl Planner<'_> {
         let row_major = plain.layout.same_memory(&Layout::row_major(graph.shape(x)));
         let as_image = row_major && self.precision == Operands::Bf16 && image::fits(&shape);
         let as_it_comes = as_image || row_major && stem::fits(&shape);
-        if as_image {
-            shape.operands = Operands::F32;
-        }
         let input = if as_it_comes {
             plain
         } else {
@@ -210,8 +207,7 @@ impl Planner<'_> {
             kernel,
             conv_flops(&shape),
         );
-        let in_pairs =
-            as_image || !as_it_comes && as_depthwise(&shape).is_none() && conv::stores_pairs(&shape);
+        let in_pairs = as_image || !as_it_comes && conv::stores_pairs(&shape);
         let numbers_only = !as_image && Winograd::new(&shape, pass).is_some();
         self.take_pairs(id, in_pairs, in_pairs && !numbers_only, tail);
         out

@@ -94,11 +94,16 @@ fn for_each_row(images: usize, rows: usize, len: usize, row: impl Fn(usize, usiz
     });
 }
 
-/// Max pooling: padding counts as −∞, NaN wins.
+/// Runs a kernel of one row of the output over all of them.
 ///
 /// # Panics
 /// If the lengths do not fit.
-pub fn max_pool(shape: &PoolShape, x: &[f32], y: &mut [f32]) {
+fn pool_rows(
+    shape: &PoolShape,
+    x: &[f32],
+    y: &mut [f32],
+    row: unsafe fn(&PoolShape, &[f32], usize, &mut [f32]),
+) {
     shape.check(x.len(), y.len());
     let len = shape.out_w * shape.c;
     let out = SendPtr(y.as_mut_ptr());
@@ -106,9 +111,17 @@ pub fn max_pool(shape: &PoolShape, x: &[f32], y: &mut [f32]) {
         // SAFETY: each row is written once.
         unsafe {
             let to = out.slice((image * shape.out_h + oy) * len, len);
-            max_row(shape, &x[image * shape.h * shape.w * shape.c..], oy, to);
+            row(shape, &x[image * shape.h * shape.w * shape.c..], oy, to);
         }
     });
+}
+
+/// Max pooling: padding counts as −∞, NaN wins.
+///
+/// # Panics
+/// If the lengths do not fit.
+pub fn max_pool(shape: &PoolShape, x: &[f32], y: &mut [f32]) {
+    pool_rows(shape, x, y, max_row);
 }
 
 /// [`max_pool`] of pairs of bf16, two neighbouring channels each, to what the shape counts in channels.
@@ -118,16 +131,7 @@ pub fn max_pool(shape: &PoolShape, x: &[f32], y: &mut [f32]) {
 pub fn max_pool_pairs(shape: &PoolShape, x: &[f32], y: &mut [f32]) {
     assert!(shape.c.is_multiple_of(2), "pooling: {} channels in pairs", shape.c);
     let shape = &PoolShape { c: shape.c / 2, ..*shape };
-    shape.check(x.len(), y.len());
-    let len = shape.out_w * shape.c;
-    let out = SendPtr(y.as_mut_ptr());
-    for_each_row(shape.n, shape.out_h, shape.w * shape.c * shape.stride[0], |image, oy| {
-        // SAFETY: each row is written once.
-        unsafe {
-            let to = out.slice((image * shape.out_h + oy) * len, len);
-            max_row_pairs(shape, &x[image * shape.h * shape.w * shape.c..], oy, to);
-        }
-    });
+    pool_rows(shape, x, y, max_row_pairs);
 }
 
 multiversion!(fn max_row_pairs<S>(shape: &PoolShape, x: &[f32], oy: usize, y: &mut [f32]) = max_row_pairs_body);
@@ -365,17 +369,8 @@ unsafe fn gather_row_body<S: Lanes>(s: &PoolShape, winner: &[f32], dy: &[f32], i
 /// # Panics
 /// If the lengths do not fit or the pooling is dilated.
 pub fn avg_pool(shape: &PoolShape, x: &[f32], y: &mut [f32]) {
-    shape.check(x.len(), y.len());
     assert_eq!(shape.dilation, [1, 1], "average pooling is not dilated");
-    let len = shape.out_w * shape.c;
-    let out = SendPtr(y.as_mut_ptr());
-    for_each_row(shape.n, shape.out_h, shape.w * shape.c * shape.stride[0], |image, oy| {
-        // SAFETY: each row is written once.
-        unsafe {
-            let to = out.slice((image * shape.out_h + oy) * len, len);
-            avg_row(shape, &x[image * shape.h * shape.w * shape.c..], oy, to);
-        }
-    });
+    pool_rows(shape, x, y, avg_row);
 }
 
 multiversion!(fn avg_row<S>(shape: &PoolShape, x: &[f32], oy: usize, y: &mut [f32]) = avg_row_body);

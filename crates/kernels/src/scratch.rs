@@ -11,11 +11,16 @@ thread_local! {
 /// A call inside a call gets memory of its own.
 pub fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
     let mut buffer = SCRATCH.take();
+    let result = f(aligned(&mut buffer, len));
+    SCRATCH.set(buffer);
+    result
+}
+
+/// `len` numbers of a buffer that begin with a cache line; it grows where it is too short.
+pub(crate) fn aligned(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
     if buffer.len() < len + 16 {
         buffer.resize(len + 16, 0.0);
     }
     let skip = buffer.as_ptr().align_offset(64).min(15);
-    let result = f(&mut buffer[skip..skip + len]);
-    SCRATCH.set(buffer);
-    result
+    &mut buffer[skip..skip + len]
 }

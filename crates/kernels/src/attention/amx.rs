@@ -52,10 +52,10 @@ pub fn forward_pairs(
     stored: Stored,
 ) {
     assert!(takes_pairs(a), "attention: these operands are no pairs");
-    let heads = a.q.offsets.len();
-    if heads == 0 || a.queries == 0 || a.keys == 0 || a.width == 0 {
+    if a.is_empty() {
         return;
     }
+    let heads = a.q.offsets.len();
     a.check_lengths([2 * q.len(), 2 * k.len(), 2 * v.len()], bias);
     let numbers = if matches!(stored, Stored::Pairs) { 2 * out.len() } else { out.len() };
     stored.output_len(numbers);
@@ -108,10 +108,7 @@ pub fn forward_pairs(
                         };
                     let query = |row: usize| (q[a.q.pair(head, first + row)..].as_ptr(), row * filled);
                     times(&keys, packed_keys, scores_at, &plain, &query);
-                    let (bias, bias_row) = match a.bias.as_ref().zip(bias) {
-                        Some((at, bias)) => (bias[at.offsets[head] + first * at.row..].as_ptr(), at.row),
-                        None => (std::ptr::null(), 0),
-                    };
+                    let (bias, bias_row) = a.biases(bias, head, first);
                     let mut shares = [0.0; MOST_ROWS];
                     // SAFETY: the scratch has room for a block of scores and of weights; `check_lengths` made sure
                     // that the bias has these rows.

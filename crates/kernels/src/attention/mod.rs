@@ -97,6 +97,19 @@ impl Attention {
         (together, ENOUGH_JOBS.div_ceil(heads).min(most))
     }
 
+    /// Whether there is nothing to compute.
+    fn is_empty(&self) -> bool {
+        self.q.offsets.is_empty() || self.queries == 0 || self.keys == 0 || self.width == 0
+    }
+
+    /// Where the biases of a head's queries begin from the `first` one on, and the numbers between them; null without.
+    fn biases(&self, bias: Option<&[f32]>, head: usize, first: usize) -> (*const f32, usize) {
+        match self.bias.as_ref().zip(bias) {
+            Some((at, bias)) => (bias[at.offsets[head] + first * at.row..].as_ptr(), at.row),
+            None => (std::ptr::null(), 0),
+        }
+    }
+
     fn key_layout(&self) -> Layout {
         Layout { isa: isa(), groups: 1, inputs: self.dim, outputs: self.keys, taps: 1 }
     }
@@ -147,11 +160,11 @@ pub fn forward(
     out: &mut [f32],
     log_sums: Option<&mut [f32]>,
 ) {
-    let heads = a.q.offsets.len();
-    if heads == 0 || a.queries == 0 || a.keys == 0 || a.width == 0 {
+    if a.is_empty() {
         return;
     }
     a.check(q, k, v, bias, out);
+    let heads = a.q.offsets.len();
     let (target, log_sums) = (
         SendPtr(out.as_mut_ptr()),
         log_sums.map(|l| {
@@ -195,10 +208,7 @@ pub fn forward(
                             row,
                             false,
                         );
-                        let (bias, bias_row) = match a.bias.as_ref().zip(bias) {
-                            Some((at, bias)) => (bias[at.offsets[head] + first * at.row..].as_ptr(), at.row),
-                            None => (std::ptr::null(), 0),
-                        };
+                        let (bias, bias_row) = a.biases(bias, head, first);
                         let mut shares = [0.0; MOST_ROWS];
                         softmax::weigh(&Scores {
                             x: scores.as_mut_ptr(),

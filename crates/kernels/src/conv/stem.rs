@@ -64,14 +64,9 @@ pub fn forward(shape: &ConvShape, x: &[f32], packed: &[f32], out: &mut [f32], ep
     let layout = layout(isa, shape);
     assert!(x.len() >= shape.input_len(), "convolution: the input is too short");
     assert!(!epilogue.stored.in_pairs(), "convolution: the first layer stores numbers");
-    assert!(out.len() >= shape.output_len(), "convolution: the output is too short");
     assert!(packed.len() >= layout.len(), "convolution: the packed weights are too short");
-    assert!(epilogue.bias.is_none_or(|b| b.len() >= shape.c_out), "convolution: the bias is too short");
     assert!(!epilogue.residual_in_pairs, "convolution: this way reads a residual of numbers");
-    assert!(
-        epilogue.residual.is_none_or(|r| r.len() >= shape.output_len()),
-        "convolution: the residual is too short"
-    );
+    shape.check_output(out, epilogue);
     if shape.output_len() == 0 {
         return;
     }

@@ -13,6 +13,7 @@ use super::ConvShape;
 use crate::bf16::Operands;
 use crate::gemm::amx::pack::transposed;
 use crate::gemm::amx::registers::{PAIRS, REGISTER, ROWS, Registers, Segment, Steps, kernel};
+use crate::scratch::aligned;
 use crate::simd::Isa;
 use crate::threads::{self, SendPtr, for_each};
 
@@ -78,12 +79,7 @@ pub(super) fn weight_grad(shape: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [f3
         lines_per_block: (pixels / out_w).max(1),
     };
     let mut sums = ALL_SUMS.take();
-    let len = plan.splits * sums_len + 16;
-    if sums.len() < len {
-        sums.resize(len, 0.0);
-    }
-    let skip = sums.as_ptr().align_offset(64).min(15);
-    let target = SendPtr(sums[skip..].as_mut_ptr());
+    let target = SendPtr(aligned(&mut sums, plan.splits * sums_len).as_mut_ptr());
     plan.add_up_splits(x, dy, target);
     plan.finish(target, SendPtr(dw.as_mut_ptr()));
     ALL_SUMS.set(sums);
@@ -237,15 +233,6 @@ impl Plan<'_> {
         };
         for_each(self.outputs, job);
     }
-}
-
-/// `len` numbers that begin with a cache line.
-fn aligned(scratch: &mut Vec<f32>, len: usize) -> &mut [f32] {
-    if scratch.len() < len + 16 {
-        scratch.resize(len + 16, 0.0);
-    }
-    let skip = scratch.as_ptr().align_offset(64).min(15);
-    &mut scratch[skip..skip + len]
 }
 
 /// Sixteen channels of two pixels from `first` on, of which `count` are there, as pairs.

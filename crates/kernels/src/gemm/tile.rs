@@ -264,11 +264,11 @@ macro_rules! dispatch {
     ($isa:expr, $operands:expr, $kind:ident($($argument:expr),*)) => {
         match ($isa, $operands) {
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512 | Isa::Amx, Operands::F32) => avx512::$kind($($argument),*),
+            (Isa::Avx512, Operands::F32) => avx512::$kind($($argument),*),
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512 | Isa::Amx, Operands::Bf16) if has_bf16() => avx512_bf16::$kind($($argument),*),
+            (Isa::Avx512, Operands::Bf16) if has_bf16() => avx512_bf16::$kind($($argument),*),
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512 | Isa::Amx, Operands::Bf16) => avx512_widened::$kind($($argument),*),
+            (Isa::Avx512, Operands::Bf16) => avx512_widened::$kind($($argument),*),
             #[cfg(target_arch = "x86_64")]
             (Isa::Avx2, Operands::F32) => avx2::$kind($($argument),*),
             #[cfg(target_arch = "x86_64")]
@@ -277,6 +277,7 @@ macro_rules! dispatch {
             (Isa::Neon, Operands::F32) => neon::$kind($($argument),*),
             #[cfg(target_arch = "aarch64")]
             (Isa::Neon, Operands::Bf16) => neon_widened::$kind($($argument),*),
+            (Isa::Amx, _) => unreachable!("matrix registers have kernels of their own"),
             (_, Operands::F32) => portable::$kind($($argument),*),
             (_, Operands::Bf16) => portable_widened::$kind($($argument),*),
         }

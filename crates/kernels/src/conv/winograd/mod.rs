@@ -287,17 +287,9 @@ fn run(kind: Kind, shape: &ConvShape, x: &[f32], packed: &[f32], out: &mut [f32]
     let isa = isa();
     let layout = layout(isa, shape);
     assert!(x.len() >= shape.input_len(), "convolution: the input is too short");
-    assert!(
-        out.len() >= epilogue.stored.output_len(shape.output_len()),
-        "convolution: the output is too short"
-    );
     assert!(packed.len() >= kind.points() * layout.len(), "convolution: the packed weights are too short");
-    assert!(epilogue.bias.is_none_or(|b| b.len() >= shape.c_out), "convolution: the bias is too short");
     assert!(!epilogue.residual_in_pairs, "convolution: this way reads a residual of numbers");
-    assert!(
-        epilogue.residual.is_none_or(|r| r.len() >= shape.output_len()),
-        "convolution: the residual is too short"
-    );
+    shape.check_output(out, epilogue);
     let (out_len, points) = (kind.out(), kind.points());
     let grid = Grid {
         rows: shape.out_h().div_ceil(out_len),

@@ -14,7 +14,7 @@ use std::ops::Range;
 
 use super::product::{Product, Rows};
 use crate::pack::Panel;
-use crate::scratch::with_scratch;
+use crate::scratch::{aligned, with_scratch};
 use crate::simd::prefetch;
 use finish::{Target, store};
 use registers::{PAIRS, REGISTER, ROWS, Registers, Segment, Steps, kernel};
@@ -73,14 +73,11 @@ impl<'a> Lefts<'a> {
             });
         }
         // Cache lines of their own; what comes from earlier jobs is never read.
-        if copy.len() < copied * ROWS * row_len + 16 {
-            copy.resize(copied * ROWS * row_len + 16, 0.0);
-        }
-        let skip = copy.as_ptr().align_offset(64).min(15);
+        let copy = aligned(copy, copied * ROWS * row_len);
         for (index, left) in registers.iter().enumerate() {
             let &Left::Copied(at) = left else { continue };
             let table = &rows.pointers[index * ROWS * taps..][..ROWS * taps];
-            for (row, to) in copy[skip + at..].chunks_exact_mut(row_len).take(ROWS).enumerate() {
+            for (row, to) in copy[at..].chunks_exact_mut(row_len).take(ROWS).enumerate() {
                 for (to, pointers) in to.chunks_exact_mut(run.max(1)).take(taps).zip(table.chunks_exact(ROWS))
                 {
                     let from = pointers[row];
@@ -95,7 +92,7 @@ impl<'a> Lefts<'a> {
                 }
             }
         }
-        Lefts { rows, taps, run, source_offset, registers, copy: &copy[skip..] }
+        Lefts { rows, taps, run, source_offset, registers, copy }
     }
 
     /// Where a register's rows of a tap begin, and the bytes between them.
