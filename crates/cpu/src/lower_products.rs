@@ -143,11 +143,11 @@ impl Planner<'_> {
         let pass = if self.fixed[w.index()] { Pass::Inference } else { Pass::Training };
         let by_winograd = Winograd::new(&shape, pass).is_some_and(|way| way.beats_pairs());
         if as_depthwise(&shape).is_none() && !by_winograd {
-            shape.operands = self.operands(shape.c_in / shape.groups);
+            shape.operands = self.conv_operands(&shape);
         }
         if shape.is_pointwise()
             && shape.groups == 1
-            && shape.operands == Operands::F32
+            && shape.operands != Operands::Bf16
             && let Some(scaled) = self.take_scaled(x)
         {
             return self.conv_of_scaled(root, &shape, scaled, extra, tail, id);
@@ -213,6 +213,12 @@ impl Planner<'_> {
         out
     }
 
+    /// What a convolution multiplies.
+    fn conv_operands(&self, shape: &ConvShape) -> Operands {
+        let rows = if shape.groups == 1 { shape.n * shape.out_h() * shape.out_w() } else { 0 };
+        self.product_operands(rows, shape.c_in / shape.groups, shape.c_out)
+    }
+
     /// Lets the step of a node store pairs, and read a residual so.
     fn take_pairs(&mut self, id: NodeId, stores: bool, reads: bool, tail: Tail) {
         let step = self.pushed(id);
@@ -230,7 +236,7 @@ impl Planner<'_> {
         tail: Tail,
         id: NodeId,
     ) -> Value {
-        let shape = *shape;
+        let shape = ConvShape { operands: Operands::F32, ..*shape };
         let pack = move |w: &[f32], packed: &mut [f32]| conv::pack_weights(&shape, w, packed);
         let w = self.graph.node(root).inputs[1];
         let packed = self.packed(w, &format!("conv {shape:?}"), conv::packed_len(&shape), pack);
@@ -255,7 +261,8 @@ impl Planner<'_> {
         let mut shape = conv_shape(conv, graph.shape(id), graph.shape(w));
         let mut input = self.channels_last(dy);
         if as_depthwise(&shape).is_none() {
-            shape.operands = self.operands(shape.c_out / shape.groups);
+            let rows = if shape.groups == 1 { shape.n * shape.h * shape.w } else { 0 };
+            shape.operands = self.product_operands(rows, shape.c_out / shape.groups, shape.c_in);
             input = self.as_operands(dy, input, shape.operands);
         }
         let (packed, kernel): (Value, Kernel) = if let Some(shape) = as_depthwise(&shape) {
@@ -298,7 +305,9 @@ impl Planner<'_> {
         let mut shape = conv_shape(conv, graph.shape(x), graph.shape(id));
         let (mut input, mut gradient) = (self.channels_last(x), self.channels_last(dy));
         if as_depthwise(&shape).is_none() && self.operands(shape.c_in) == self.operands(shape.c_out) {
-            shape.operands = conv::weight_grad_operands(&shape, self.operands(shape.c_in));
+            let rows = if shape.groups == 1 { shape.n * shape.out_h() * shape.out_w() } else { 0 };
+            let wanted = self.product_operands(rows, shape.c_in, shape.c_out);
+            shape.operands = conv::weight_grad_operands(&shape, wanted);
             input = self.as_operands(x, input, shape.operands);
             gradient = self.as_operands(dy, gradient, shape.operands);
         }
@@ -342,7 +351,10 @@ impl Planner<'_> {
             pad: [0; 4],
             dilation: [1; 2],
             groups: 1,
-            operands: if self.precision.fit(outputs) { self.operands(inputs) } else { Operands::F32 },
+            operands: match self.precision.fit(outputs) {
+                true => self.product_operands(rows, inputs, outputs),
+                false => Operands::F32,
+            },
         };
         let (gradient, input) = (self.row_major(a), self.row_major(b));
         let gradient = self.as_operands(a, gradient, shape.operands);
@@ -383,8 +395,8 @@ impl Planner<'_> {
             (2, true) => (strides[1], strides[0]),
             _ => (k, 1),
         };
-        let operands = if col == 1 && row == k { self.operands(k) } else { Operands::F32 };
-        let row = if operands == Operands::F32 { row } else { row / 2 };
+        let operands = if col == 1 && row == k { self.product_operands(m, k, n) } else { Operands::F32 };
+        let row = if operands == Operands::Bf16 { row / 2 } else { row };
         let left = self.as_operands(a, left, operands);
         let right = self.value(b);
         let b_strides = right.layout.strides();
@@ -424,9 +436,17 @@ impl Planner<'_> {
         if self.precision.fit(count) { self.precision } else { Operands::F32 }
     }
 
+    /// The same for one with so many rows and outputs: where that is `f32`, however this machine does it best.
+    fn product_operands(&self, rows: usize, inputs: usize, outputs: usize) -> Operands {
+        match self.operands(inputs) {
+            Operands::F32 if rows >= MANY_ROWS => bf16::exact(inputs, outputs),
+            operands => operands,
+        }
+    }
+
     /// A value whose innermost numbers are multiplied, as a product reads it: rounded once for all that do.
     pub fn as_operands(&mut self, id: NodeId, value: Value, operands: Operands) -> Value {
-        if operands == Operands::F32 {
+        if operands != Operands::Bf16 {
             return value;
         }
         let key = (id, format!("bf16 {:?} {}", value.place, value.offset));

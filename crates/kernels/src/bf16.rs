@@ -19,6 +19,34 @@ pub enum Operands {
     F32,
     /// Rounded to bf16, in pairs.
     Bf16,
+    /// As exact as `F32`, on machines with matrix registers: each number is the sum of three of bf16, and a product that of
+    /// their six largest products. See [`exact`].
+    Split,
+}
+
+/// Parts of a number that is split: together they have all the bits of an `f32`.
+pub(crate) const PARTS: usize = 3;
+
+/// Factors and outputs from which on splitting numbers pays.
+const SPLIT_INPUTS: usize = 64;
+const SPLIT_OUTPUTS: usize = 32;
+
+/// What products of `f32` over runs of `inputs` neighbouring factors are best made of on this machine.
+///
+/// Three bf16 numbers hold an `f32`; leaving out the products below 2⁻²⁶ of the whole, and adding in `f32`, gives what `f32` gives:
+/// Henry, Tang and Heinecke, "Leveraging the bfloat16 artificial intelligence datatype for higher-precision computations",
+/// 2019. Infinite factors give NaN.
+pub fn exact(inputs: usize, outputs: usize) -> Operands {
+    #[cfg(target_arch = "x86_64")]
+    if crate::simd::best() == crate::simd::Isa::Amx
+        && inputs >= SPLIT_INPUTS
+        && outputs >= SPLIT_OUTPUTS
+        && Operands::Split.fit(inputs)
+    {
+        return Operands::Split;
+    }
+    let _ = (inputs, outputs);
+    Operands::F32
 }
 
 /// The nearest bf16 number, ties to even; NaN stays NaN.
@@ -57,10 +85,16 @@ pub(crate) fn in_every_form(len: usize, what: &str, run: impl Fn(&mut [f32], Sto
     numbers
 }
 
+/// A bf16 number as `f32`.
+#[inline(always)]
+pub(crate) fn widened(x: u16) -> f32 {
+    f32::from_bits((x as u32) << 16)
+}
+
 /// The nearest bf16 number, as `f32`.
 #[cfg(test)]
 pub(crate) fn rounded(x: f32) -> f32 {
-    f32::from_bits((round(x) as u32) << 16)
+    widened(round(x))
 }
 
 /// The pair (low, high) in the bits of one number.
@@ -254,14 +288,33 @@ impl Operands {
     pub(crate) fn elements(self, count: usize) -> usize {
         assert!(self.fit(count), "{count} numbers in pairs");
         match self {
-            Operands::F32 => count,
+            Operands::F32 | Operands::Split => count,
             Operands::Bf16 => count / 2,
         }
     }
 
+    /// The 32-bit elements that hold the weights of as many factors, or one part of them.
+    pub(crate) fn packed_inputs(self, count: usize) -> usize {
+        if self == Operands::F32 { count } else { Operands::Bf16.elements(count) }
+    }
+
+    /// Parts that each number is split into.
+    pub(crate) fn parts(self) -> usize {
+        if self == Operands::Split { PARTS } else { 1 }
+    }
+
     /// Whether products over `count` neighbouring factors can be taken so.
     pub fn fit(self, count: usize) -> bool {
-        self == Operands::F32 || count.is_multiple_of(2)
+        match self {
+            Operands::F32 => true,
+            Operands::Bf16 => count.is_multiple_of(2),
+            #[cfg(target_arch = "x86_64")]
+            Operands::Split => {
+                count.is_multiple_of(2) && crate::gemm::amx::registers::Steps::new(count / 2).tail == 0
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            Operands::Split => false,
+        }
     }
 }
 

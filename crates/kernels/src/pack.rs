@@ -10,7 +10,7 @@
 
 use std::ops::Range;
 
-use crate::bf16::{Operands, rows_to_pairs};
+use crate::bf16::{Operands, round, rows_to_pairs, widened};
 #[cfg(target_arch = "x86_64")]
 use crate::gemm::amx::pack as amx;
 use crate::scratch::with_scratch;
@@ -51,6 +51,8 @@ pub(crate) struct Layout {
     /// Output channels of a group.
     pub outputs: usize,
     pub taps: usize,
+    /// Parts that each number is split into, one after the other.
+    pub parts: usize,
 }
 
 /// One panel of packed weights.
@@ -71,6 +73,11 @@ pub(crate) struct Panel {
 }
 
 impl Layout {
+    /// A matrix of `inputs` rows and `outputs` columns.
+    pub fn matrix(isa: Isa, inputs: usize, outputs: usize) -> Layout {
+        Layout { isa, groups: 1, inputs, outputs, taps: 1, parts: 1 }
+    }
+
     /// Groups that share a panel.
     fn merged(&self) -> usize {
         (lanes(self.isa) / self.outputs.max(1)).clamp(1, self.groups.max(1))
@@ -98,6 +105,11 @@ impl Layout {
 
     /// Numbers that the packed weights take.
     pub fn len(&self) -> usize {
+        self.parts * self.part_len()
+    }
+
+    /// Numbers that one part of them takes.
+    pub fn part_len(&self) -> usize {
         self.blocks() * self.block_vectors() * lanes(self.isa) * self.taps * self.merged() * self.inputs
     }
 
@@ -161,29 +173,30 @@ impl Layout {
             packed.len()
         );
         let whole = Layout { inputs: 2 * self.inputs, ..*self };
-        let target = SendPtr(packed.as_mut_ptr());
-        #[cfg(target_arch = "x86_64")]
-        if amx::fits(self, strides) && self.inputs > 0 {
-            return for_each(self.panels(), |index| {
-                let panel = self.panel(index);
-                // SAFETY: panels are disjoint.
-                let to = unsafe { target.slice(panel.offset, self.inputs * panel.vectors * lanes(self.isa)) };
-                amx::pack_panel(self, &panel, weights, strides, to);
-            });
-        }
+        let (target, part_len) = (SendPtr(packed.as_mut_ptr()), self.part_len());
         for_each(self.panels(), |index| {
             // The panels are those of the pairs: twice the inputs might be cut otherwise.
             let panel = self.panel(index);
-            let (offset, width) = (panel.offset, panel.vectors * lanes(self.isa));
+            let width = panel.vectors * lanes(self.isa);
             let len = self.taps * self.merged() * self.inputs * width;
+            // SAFETY: panels are disjoint.
+            let part = |part: usize| unsafe { target.slice(part * part_len + panel.offset, len) };
+            #[cfg(target_arch = "x86_64")]
+            if amx::fits(self, strides) && self.inputs > 0 {
+                return (0..self.parts)
+                    .for_each(|index| amx::pack_panel(self, &panel, weights, strides, index, part(index)));
+            }
             let (first_input, inputs) = (2 * panel.first_input, 2 * panel.inputs);
             with_scratch(2 * len, |unrounded| {
                 let numbers = SendPtr(unrounded.as_mut_ptr());
                 let panel = Panel { first_input, inputs, offset: 0, ..panel };
                 whole.pack_panel(&panel, 0..whole.inputs, weights, group_stride, strides, numbers);
-                // SAFETY: panels are disjoint.
-                let to = unsafe { target.slice(offset, len) };
-                rows_to_pairs(unrounded, width, to);
+                for index in 0..self.parts {
+                    if index > 0 {
+                        unrounded.iter_mut().for_each(|x| *x -= widened(round(*x)));
+                    }
+                    rows_to_pairs(unrounded, width, part(index));
+                }
             });
         });
     }

@@ -60,9 +60,9 @@ pub fn forward_pairs(
     let numbers = if matches!(stored, Stored::Pairs) { 2 * out.len() } else { out.len() };
     stored.output_len(numbers);
     a.check_output(numbers);
-    let keys = Layout { isa: Isa::Amx, groups: 1, inputs: a.dim / 2, outputs: a.keys, taps: 1 };
+    let keys = Layout::matrix(Isa::Amx, a.dim / 2, a.keys);
     let filled = a.keys.next_multiple_of(KEYS);
-    let values = Layout { isa: Isa::Amx, groups: 1, inputs: filled / 2, outputs: a.width, taps: 1 };
+    let values = Layout::matrix(Isa::Amx, filled / 2, a.width);
     let plain = Epilogue::default();
     let epilogue = Epilogue { stored, ..plain };
     let target = SendPtr(out.as_mut_ptr());
@@ -87,16 +87,7 @@ pub fn forward_pairs(
                          out,
                          epilogue: &Epilogue,
                          place: &dyn Fn(usize) -> (*const f32, usize)| {
-                            let product = Product {
-                                layout: *layout,
-                                operands: Operands::Bf16,
-                                packed,
-                                fused_taps: 1,
-                                source_stride: 1,
-                                fewest_panels: 1,
-                                out,
-                                epilogue,
-                            };
+                            let product = Product::new(*layout, Operands::Bf16, packed, out, epilogue);
                             with_rows(|rows| {
                                 rows.fill(count, product.tile_rows(), 1, 0, false, |row, table, _| {
                                     let (source, target) = place(row);

@@ -217,7 +217,7 @@ impl Backward {
         d_bias: *mut f32,
     ) {
         let (a, to) = (&self.attention, &self.to);
-        let packed = |inputs, outputs| Layout { isa: isa(), groups: 1, inputs, outputs, taps: 1 };
+        let packed = |inputs, outputs| Layout::matrix(isa(), inputs, outputs);
         let (row, block) = (self.row(), self.block());
         let most = block.min(a.queries);
         let (by_key, by_value, of_keys) =

@@ -111,11 +111,11 @@ impl Attention {
     }
 
     fn key_layout(&self) -> Layout {
-        Layout { isa: isa(), groups: 1, inputs: self.dim, outputs: self.keys, taps: 1 }
+        Layout::matrix(isa(), self.dim, self.keys)
     }
 
     fn value_layout(&self) -> Layout {
-        Layout { isa: isa(), groups: 1, inputs: self.keys, outputs: self.width, taps: 1 }
+        Layout::matrix(isa(), self.keys, self.width)
     }
 
     fn check(&self, q: &[f32], k: &[f32], v: &[f32], bias: Option<&[f32]>, out: &[f32]) {

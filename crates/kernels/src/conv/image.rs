@@ -65,16 +65,9 @@ pub fn forward(shape: &ConvShape, x: &[f32], packed: &[f32], out: &mut [f32], ep
     if shape.output_len() == 0 {
         return;
     }
-    let product = Product {
-        layout,
-        operands: Operands::Bf16,
-        packed,
-        fused_taps: shape.kw,
-        source_stride: 1,
-        fewest_panels: 1,
-        out: SendPtr(out.as_mut_ptr()),
-        epilogue,
-    };
+    let out = SendPtr(out.as_mut_ptr());
+    let mut product = Product::new(layout, Operands::Bf16, packed, out, epilogue);
+    product.fused_taps = shape.kw;
     let source = Source::Image { numbers: x, channels: shape.c_in };
-    planes::forward(&filled(shape).input_elements(), source, &product);
+    planes::forward(&filled(shape).input_elements(), source, &product, false);
 }

@@ -126,9 +126,10 @@ impl ConvShape {
         Layout {
             isa: isa.of(self.operands),
             groups: self.groups,
-            inputs: self.operands.elements(self.group_in()),
+            inputs: self.operands.packed_inputs(self.group_in()),
             outputs: self.group_out(),
             taps: self.taps(),
+            parts: self.operands.parts(),
         }
     }
 
@@ -136,15 +137,32 @@ impl ConvShape {
         Layout {
             isa: isa.of(self.operands),
             groups: self.groups,
-            inputs: self.operands.elements(self.group_out()),
+            inputs: self.operands.packed_inputs(self.group_out()),
             outputs: self.group_in(),
             taps: self.taps(),
+            parts: self.operands.parts(),
         }
     }
 
     /// Whether each output pixel reads the input pixel of the same place and nothing else.
     pub fn is_pointwise(&self) -> bool {
         self.taps() == 1 && self.stride == [1, 1] && self.pad == [0; 4]
+    }
+
+    /// The convolution of the output gradient that gives the input gradient, of mirrored weights whose inputs and outputs have
+    /// changed places, if there is one.
+    fn mirrored(&self) -> Option<ConvShape> {
+        let reach = |axis: usize| self.dilation[axis] * ([self.kh, self.kw][axis] - 1);
+        let fits = self.stride == [1, 1] && self.groups == 1;
+        let pads = [reach(0), reach(0), reach(1), reach(1)];
+        (fits && pads.iter().zip(&self.pad).all(|(reach, pad)| pad <= reach)).then(|| ConvShape {
+            h: self.out_h(),
+            w: self.out_w(),
+            c_in: self.c_out,
+            c_out: self.c_in,
+            pad: std::array::from_fn(|side| pads[side] - self.pad[side]),
+            ..*self
+        })
     }
 
     /// Columns of the kernel and input channels that can be read as one run of the input.
@@ -246,19 +264,18 @@ pub(crate) fn forward_isa(
     }
     let fuse = shape.fuse_rows();
     let by_planes = layout.isa == Isa::Amx && shape.groups == 1 && shape.taps() > 1;
-    let fused = if by_planes { shape.dilation[1] == 1 } else { fuse != Fuse::No };
-    let product = Product {
-        layout,
-        operands: shape.operands,
-        packed,
-        fused_taps: if fused { shape.kw } else { 1 },
-        source_stride: 1,
-        fewest_panels: 1,
-        out: SendPtr(out.as_mut_ptr()),
-        epilogue,
+    let pairs = ConvShape { c_in: layout.inputs * shape.groups, ..*shape };
+    let fused = if by_planes {
+        let fits = shape.operands.fit(shape.kw * 2 * layout.inputs);
+        shape.dilation[1] == 1 && fits && !planes::in_blocks(&pairs)
+    } else {
+        fuse != Fuse::No
     };
+    let mut product = Product::new(layout, shape.operands, packed, SendPtr(out.as_mut_ptr()), epilogue);
+    product.fused_taps = if fused { shape.kw } else { 1 };
     if by_planes {
-        return planes::forward(shape, planes::Source::Pairs(x), &product);
+        let source = if product.is_split() { planes::Source::Split(x) } else { planes::Source::Pairs(x) };
+        return planes::forward(&pairs, source, &product, false);
     }
     if fuse == Fuse::PaddedCopy {
         return forward_from_padded_copy(shape, x, &product);
@@ -308,7 +325,8 @@ fn run_mapped(
         let count = (pixels - first).min(per_block);
         let mut order = std::mem::take(&mut rows.order);
         maps.order(first, count, &mut order, &mut rows.class_counts);
-        rows.fill(count, tile_rows, taps, source_channels, padded, |index, table, tile_height| {
+        let missing = product.fused_taps * source_channels;
+        rows.fill(count, tile_rows, taps, missing, padded, |index, table, tile_height| {
             let pixel = order[index] as usize + first;
             let (x, line) = (pixel % width, pixel / width);
             let (y, image) = (line % height, line / height);
@@ -440,19 +458,20 @@ pub(crate) fn input_grad_isa(isa: Isa, shape: &ConvShape, dy: &[f32], packed: &[
     if grouped::fits(shape) {
         return grouped::input_grad(isa.vectors(), shape, dy, packed, SendPtr(dx.as_mut_ptr()));
     }
-    let product = Product {
-        layout,
-        operands: shape.operands,
-        packed,
-        fused_taps: 1,
-        source_stride: 1,
-        fewest_panels: 1,
-        out: SendPtr(dx.as_mut_ptr()),
-        epilogue: &Epilogue::default(),
-    };
+    let plain = Epilogue::default();
+    let product = Product::new(layout, shape.operands, packed, SendPtr(dx.as_mut_ptr()), &plain);
     if shape.is_pointwise() {
         let place = |pixel: usize| (dy.as_ptr().wrapping_add(pixel * shape.c_out), pixel * shape.c_in);
         return product.run_rows(shape.n * shape.h * shape.w, place);
+    }
+    if layout.isa == Isa::Amx
+        && let Some(mirrored) = shape.mirrored()
+    {
+        let pairs = ConvShape { c_in: layout.inputs, ..mirrored };
+        if planes::in_blocks(&pairs) {
+            let source = if product.is_split() { planes::Source::Split(dy) } else { planes::Source::Pairs(dy) };
+            return planes::forward(&pairs, source, &product, true);
+        }
     }
     let sampling = |axis: usize, taps: usize, source: usize, target: usize| Sampling::Transposed {
         stride: shape.stride[axis],

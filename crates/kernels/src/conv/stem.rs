@@ -35,7 +35,7 @@ pub fn fits(shape: &ConvShape) -> bool {
 }
 
 fn layout(isa: Isa, shape: &ConvShape) -> Layout {
-    Layout { isa, groups: 1, inputs: shape.c_in * shape.taps(), outputs: shape.c_out, taps: 1 }
+    Layout::matrix(isa, shape.c_in * shape.taps(), shape.c_out)
 }
 
 /// Numbers that [`pack_weights`] writes.

@@ -37,6 +37,10 @@ fn check(shape: &ConvShape, random: &mut Random, case: usize) {
     if Operands::Bf16.fit(shape.group_in()) && Operands::Bf16.fit(shape.group_out()) {
         check_operands(&ConvShape { operands: Operands::Bf16, ..*shape }, random, case);
     }
+    let split = |count: usize| Operands::Split.fit(count);
+    if best() == Isa::Amx && shape.groups == 1 && split(shape.c_in) && split(shape.c_out) {
+        check_operands(&ConvShape { operands: Operands::Split, ..*shape }, random, case);
+    }
 }
 
 fn check_operands(shape: &ConvShape, random: &mut Random, case: usize) {
@@ -84,7 +88,7 @@ fn check_operands(shape: &ConvShape, random: &mut Random, case: usize) {
         *sum += epilogue.residual.map_or(0.0, |_| residual[at] as f64);
         *sum = epilogue.act.map_or(*sum, |act| act.eval(*sum));
     }
-    for isa in isas() {
+    for isa in isas().into_iter().filter(|isa| shape.operands != Operands::Split || *isa == Isa::Amx) {
         let name = format!("{isa:?} {shape:?}");
         // Stale numbers in the packed weights or the outputs would show as NaN.
         let mut packed = vec![f32::NAN; packed_len_isa(isa, shape)];
@@ -121,9 +125,10 @@ fn random_shapes_match_the_naive_convolution() {
     for case in 0..400 {
         let groups = [1, 1, 1, 2, 3, 5, 8, 16][random.range(0, 8)];
         let most = if groups == 1 { 90 } else { 20 };
-        let (group_in, group_out) = match case % 4 {
+        let (group_in, group_out) = match case % 5 {
             0 => (random.range(1, 5), random.range(1, most)),
             1 => (random.range(1, most), random.range(1, 5)),
+            4 if groups == 1 => ([32, 64, 96][random.range(0, 3)], [32, 64, 48][random.range(0, 3)]),
             2 => ([4, 8, 16][random.range(0, 3)], [4, 8, 16][random.range(0, 3)]),
             _ => (random.range(1, most), random.range(1, most)),
         };

@@ -10,8 +10,8 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use super::ConvShape;
-use crate::bf16::Operands;
-use crate::gemm::amx::pack::transposed;
+use crate::bf16::{Operands, PARTS};
+use crate::gemm::amx::pack::{parts, transposed};
 use crate::gemm::amx::registers::{PAIRS, REGISTER, ROWS, Registers, Segment, Steps, kernel};
 use crate::scratch::aligned;
 use crate::simd::Isa;
@@ -32,7 +32,7 @@ const BLOCK_PIXELS: std::ops::RangeInclusive<usize> = 256..=2048;
 
 /// Whether [`weight_grad`] takes a convolution.
 pub(super) fn fits(isa: Isa, shape: &ConvShape) -> bool {
-    isa == Isa::Amx && shape.operands == Operands::Bf16 && shape.groups == 1
+    isa == Isa::Amx && shape.operands != Operands::F32 && shape.groups == 1
 }
 
 /// How the work is cut.
@@ -46,14 +46,17 @@ struct Plan<'a> {
     lines_per_block: usize,
 }
 
+/// Where the channels of two pixels begin: of bf16, or of numbers that are split.
+type Couple = [*const u8; 2];
+
 /// A job's scratch, reused from job to job.
 #[derive(Default)]
 struct Scratch {
     left: Vec<f32>,
     right: Vec<f32>,
-    couples: Vec<[*const u16; 2]>,
+    couples: Vec<Couple>,
     /// In the place of a pixel that is missing.
-    zeros: Vec<u16>,
+    zeros: Vec<f32>,
 }
 
 thread_local! {
@@ -69,7 +72,8 @@ pub(super) fn weight_grad(shape: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [f3
     let splits = (lines * out_w / SPLIT_PIXELS).clamp(1, MOST_SPLITS).min(lines);
     let splits = splits.min((MOST_SUMS / sums_len).max(1));
     let lines_per_split = lines.div_ceil(splits);
-    let pixels = (NEAR / (shape.c_in + shape.c_out)).clamp(*BLOCK_PIXELS.start(), *BLOCK_PIXELS.end());
+    let parts = shape.operands.parts();
+    let pixels = (NEAR / parts / (shape.c_in + shape.c_out)).clamp(*BLOCK_PIXELS.start(), *BLOCK_PIXELS.end());
     let plan = Plan {
         shape,
         outputs,
@@ -103,7 +107,7 @@ impl Plan<'_> {
             let mut scratch = SCRATCH.take();
             let missing = self.shape.c_in.max(self.shape.c_out) + CHANNELS;
             if scratch.zeros.len() < missing {
-                scratch.zeros.resize(missing, 0);
+                scratch.zeros.resize(missing, 0.0);
             }
             for first in (split * self.lines_per_split..end).step_by(self.lines_per_block) {
                 let block = first..(first + self.lines_per_block).min(end);
@@ -127,42 +131,63 @@ impl Plan<'_> {
         let (shape, add) = (self.shape, lines.start > split * self.lines_per_split);
         let pixels = lines.len() * shape.out_w();
         let couples = pixels.div_ceil(2).next_multiple_of(PAIRS);
-        let zeros = scratch.zeros.as_ptr();
+        let zeros = scratch.zeros.as_ptr().cast::<u8>();
         // Output gradient.
-        let gradient = dy.as_ptr().cast::<u16>().wrapping_add(lines.start * shape.out_w() * shape.c_out);
-        let pixel = |p: usize| if p < pixels { gradient.wrapping_add(p * shape.c_out) } else { zeros };
+        let row = shape.c_out * self.number_bytes();
+        let gradient = dy.as_ptr().cast::<u8>().wrapping_add(lines.start * shape.out_w() * row);
+        let pixel = |p: usize| if p < pixels { gradient.wrapping_add(p * row) } else { zeros };
         scratch.couples.clear();
         scratch.couples.extend((0..couples).map(|c| [pixel(2 * c), pixel(2 * c + 1)]));
         let channels = outputs.start * CHANNELS..(outputs.end * CHANNELS).min(shape.c_out);
-        let left = aligned(&mut scratch.left, outputs.len() * CHANNELS * couples);
+        let (in_parts, parts) = (shape.operands == Operands::Split, shape.operands.parts());
+        let [left_part, right_part] =
+            [outputs.len(), self.inputs].map(|registers| registers * CHANNELS * couples);
+        let left = aligned(&mut scratch.left, parts * left_part);
         // SAFETY: an AMX machine has the vectors; the rows have the channels, the scratch a place for each.
-        unsafe { transpose(&scratch.couples, channels, left) };
+        unsafe {
+            match in_parts {
+                false => transpose::<false>(&scratch.couples, channels, left_part, left),
+                true => transpose::<true>(&scratch.couples, channels, left_part, left),
+            }
+        }
         let steps = Steps::new(couples);
         let _shapes = Registers::new(steps);
         for tap in 0..shape.taps() {
             self.couple_input(x, lines.clone(), couples, tap, scratch);
-            let right = aligned(&mut scratch.right, self.inputs * CHANNELS * couples);
+            let right = aligned(&mut scratch.right, parts * right_part);
             // SAFETY: as above.
-            unsafe { couple(&scratch.couples, shape.c_in, right) };
-            let left = aligned(&mut scratch.left, outputs.len() * CHANNELS * couples);
+            unsafe {
+                match in_parts {
+                    false => couple::<false>(&scratch.couples, shape.c_in, right_part, right),
+                    true => couple::<true>(&scratch.couples, shape.c_in, right_part, right),
+                }
+            }
+            let left = aligned(&mut scratch.left, parts * left_part);
             for input in 0..self.inputs {
                 for output in outputs.clone() {
                     let row = (output - outputs.start) * CHANNELS * couples;
                     let segment = Segment {
                         left: [left[row..].as_ptr(), left[row + ROWS * couples..].as_ptr()],
-                        strides: [4 * couples; 2],
+                        strides: [4 * PAIRS; 2],
                         weights: right[input * CHANNELS * couples..].as_ptr(),
                         steps: steps.of_tap,
                         tail: 0,
+                        parts: [4 * left_part, 4 * right_part],
+                        left_steps: [4 * REGISTER; 2],
                     };
                     // SAFETY: the registers have these shapes; a job owns the sums of its split and outputs.
                     unsafe {
                         let sums = sums.add(self.at(split, tap, output, input));
-                        kernel(2, 2, steps)(&segment, 1, steps.pairs, sums, add);
+                        kernel(2, 2, steps, in_parts)(&segment, 1, steps.pairs, sums, add);
                     }
                 }
             }
         }
+    }
+
+    /// Bytes of a number of the factors as they come.
+    fn number_bytes(&self) -> usize {
+        if self.shape.operands == Operands::Bf16 { 2 } else { 4 }
     }
 
     /// Finds the pixels that a tap reads for some lines of the output.
@@ -177,8 +202,8 @@ impl Plan<'_> {
         let shape = self.shape;
         let (out_h, out_w) = (shape.out_h(), shape.out_w());
         let (tap_y, tap_x) = (tap / shape.kw * shape.dilation[0], tap % shape.kw * shape.dilation[1]);
-        let zeros = scratch.zeros.as_ptr();
-        let x = x.as_ptr().cast::<u16>();
+        let zeros = scratch.zeros.as_ptr().cast::<u8>();
+        let (x, row) = (x.as_ptr().cast::<u8>(), shape.c_in * self.number_bytes());
         scratch.couples.clear();
         let mut pixels = lines.flat_map(|line| {
             let (image, y) = (line / out_h, line % out_h);
@@ -187,7 +212,7 @@ impl Plan<'_> {
                 let column = (column * shape.stride[1] + tap_x).checked_sub(shape.pad[2]);
                 match (y, column.filter(|column| *column < shape.w)) {
                     (Some(y), Some(column)) => {
-                        x.wrapping_add(((image * shape.h + y) * shape.w + column) * shape.c_in)
+                        x.wrapping_add(((image * shape.h + y) * shape.w + column) * row)
                     }
                     _ => zeros,
                 }
@@ -235,49 +260,72 @@ impl Plan<'_> {
     }
 }
 
-/// Sixteen channels of two pixels from `first` on, of which `count` are there, as pairs.
+/// Sixteen channels of two pixels from `first` on, of which `count` are there, as pairs; or of numbers those of their parts.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-unsafe fn pairs([low, high]: [*const u16; 2], first: usize, count: usize) -> __m512i {
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+unsafe fn pairs<const SPLIT: bool>([low, high]: Couple, first: usize, count: usize) -> [__m512i; PARTS] {
     let mask = ((1u32 << count.min(16)) - 1) as __mmask16;
     // SAFETY: the caller's promise; lanes past the channels are not touched.
     unsafe {
-        let load = |from: *const u16| {
-            _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from.wrapping_add(first).cast()))
+        if SPLIT {
+            let load = |from: *const u8| _mm512_maskz_loadu_ps(mask, from.cast::<f32>().wrapping_add(first));
+            let (low, high) = (parts(load(low)), parts(load(high)));
+            return std::array::from_fn(|part| {
+                let [low, high] = [low[part], high[part]].map(|x| _mm512_castps_si512(x));
+                _mm512_or_si512(_mm512_srli_epi32::<16>(low), high)
+            });
+        }
+        let load = |from: *const u8| {
+            _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from.cast::<i16>().wrapping_add(first)))
         };
-        _mm512_or_si512(load(low), _mm512_slli_epi32::<16>(load(high)))
+        let pairs = _mm512_or_si512(load(low), _mm512_slli_epi32::<16>(load(high)));
+        [pairs, _mm512_setzero_si512(), _mm512_setzero_si512()]
     }
 }
 
-/// Writes couples of pixels `[channels of 32][couple][32]`, zeros after the last channel.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-unsafe fn couple(couples: &[[*const u16; 2]], channels: usize, to: &mut [f32]) {
-    for (panel, to) in to.chunks_exact_mut(couples.len() * CHANNELS).enumerate() {
-        for (couple, to) in couples.iter().zip(to.chunks_exact_mut(CHANNELS)) {
-            for (half, to) in to.chunks_exact_mut(PAIRS).enumerate() {
+/// Writes couples of pixels `[part][channels of 32][couple][32]`, zeros after the last channel; parts are `part_len` apart.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+unsafe fn couple<const SPLIT: bool>(couples: &[Couple], channels: usize, part_len: usize, to: &mut [f32]) {
+    let count = if SPLIT { PARTS } else { 1 };
+    for panel in 0..part_len / (couples.len() * CHANNELS) {
+        for (index, couple) in couples.iter().enumerate() {
+            for half in 0..2 {
                 let first = panel * CHANNELS + half * PAIRS;
+                let at = (panel * couples.len() + index) * CHANNELS + half * PAIRS;
                 // SAFETY: the caller's promise; there is room for a vector.
                 unsafe {
-                    let pairs = pairs(*couple, first, channels.saturating_sub(first));
-                    _mm512_storeu_si512(to.as_mut_ptr().cast(), pairs);
+                    let pairs = pairs::<SPLIT>(*couple, first, channels.saturating_sub(first));
+                    for (part, pairs) in pairs.into_iter().enumerate().take(count) {
+                        _mm512_storeu_si512(to[part * part_len + at..][..PAIRS].as_mut_ptr().cast(), pairs);
+                    }
                 }
             }
         }
     }
 }
 
-/// Writes couples of pixels `[channel][couple]` for a range of channels; zeros after the last.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-unsafe fn transpose(couples: &[[*const u16; 2]], channels: Range<usize>, to: &mut [f32]) {
-    let row = couples.len();
-    for first in (0..to.len() / row).step_by(16) {
-        let at = channels.start + first;
-        for (block, couples) in couples.as_chunks::<16>().0.iter().enumerate() {
+/// Writes couples of pixels by registers, `[part][channels of 16][couples of 16][channel][couple]`, for a range of channels;
+/// zeros after the last; parts are `part_len` apart.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+unsafe fn transpose<const SPLIT: bool>(
+    couples: &[Couple],
+    channels: Range<usize>,
+    part_len: usize,
+    to: &mut [f32],
+) {
+    let (count, steps) = (if SPLIT { PARTS } else { 1 }, couples.len() / PAIRS);
+    for register in 0..part_len / (couples.len() * ROWS) {
+        let at = channels.start + register * ROWS;
+        for (step, couples) in couples.as_chunks::<PAIRS>().0.iter().enumerate() {
             // SAFETY: the caller's promise; rows of the target have a place for each couple.
             unsafe {
-                let rows = couples.map(|couple| pairs(couple, at, channels.end.saturating_sub(at)));
-                for (index, row_of) in transposed(rows).into_iter().enumerate() {
-                    _mm512_storeu_si512(to[(first + index) * row + block * 16..].as_mut_ptr().cast(), row_of);
+                let rows = couples.map(|couple| pairs::<SPLIT>(couple, at, channels.end.saturating_sub(at)));
+                for part in 0..count {
+                    let to = &mut to[part * part_len + (register * steps + step) * REGISTER..][..REGISTER];
+                    let columns = transposed(std::array::from_fn(|row| rows[row][part]));
+                    for (to, column) in to.chunks_exact_mut(PAIRS).zip(columns) {
+                        _mm512_storeu_si512(to.as_mut_ptr().cast(), column);
+                    }
                 }
             }
         }

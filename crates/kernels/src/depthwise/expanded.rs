@@ -78,7 +78,7 @@ pub fn expanded(
     assert!(shape.fits(), "no kernel for {shape:?}");
     let inputs = shape.operands.elements(shape.inputs);
     let isa = best().of(shape.operands);
-    let layout = Layout { isa, groups: 1, inputs, outputs: s.c, taps: 1 };
+    let layout = Layout::matrix(isa, inputs, s.c);
     s.check(s.n * s.h * s.w * s.c, y.len());
     assert_eq!(x.len(), s.n * s.h * s.w * inputs, "input of {shape:?}");
     assert!(weights.packed.len() >= layout.len(), "weights of {shape:?}");
@@ -118,16 +118,8 @@ pub fn expanded(
                 line[..s.pad[1] * x_pixel].fill(0.0);
                 line[(s.pad[1] + s.w) * x_pixel..].fill(0.0);
             }
-            let mut product = Product {
-                layout,
-                operands: shape.operands,
-                packed: weights.packed,
-                fused_taps: 1,
-                source_stride: 1,
-                fewest_panels: 1,
-                out: SendPtr(band.as_mut_ptr()),
-                epilogue: &epilogue,
-            };
+            let lines = SendPtr(band.as_mut_ptr());
+            let mut product = Product::new(layout, shape.operands, weights.packed, lines, &epilogue);
             let x = &x[(image * s.h + input.start) * s.w * inputs..][..input.len() * s.w * inputs];
             with_rows(|pixels| {
                 pixels.fill(input.len() * s.w, product.tile_rows(), 1, 0, false, |pixel, table, _| {

@@ -42,7 +42,8 @@ impl Epilogue<'_> {
 }
 
 fn layout(isa: Isa, operands: Operands, k: usize, n: usize) -> Layout {
-    Layout { isa: isa.of(operands), groups: 1, inputs: operands.elements(k), outputs: n, taps: 1 }
+    let matrix = Layout::matrix(isa.of(operands), operands.packed_inputs(k), n);
+    Layout { parts: operands.parts(), ..matrix }
 }
 
 /// Numbers that a packed `[k, n]` matrix takes.
@@ -110,16 +111,7 @@ fn checked<'a>(
         epilogue.residual.is_none_or(|r| r.len() >= epilogue.residual_len(c_len)),
         "product: the residual is too short"
     );
-    Product {
-        layout,
-        operands,
-        packed: packed_b,
-        fused_taps: 1,
-        source_stride: 1,
-        fewest_panels: 1,
-        out: SendPtr(c.as_mut_ptr()),
-        epilogue,
-    }
+    Product::new(layout, operands, packed_b, SendPtr(c.as_mut_ptr()), epilogue)
 }
 
 /// From so many on the columns of a transposed matrix are worth a copy.
@@ -143,7 +135,7 @@ pub(crate) fn gemm_isa(
         return;
     }
     let layout = layout(isa, operands, k, n);
-    let k = layout.inputs;
+    let k = operands.elements(k);
     let c_len = (m - 1) * c_row_stride + n;
     assert!(m == 1 || c_row_stride >= n, "product: the output is too short");
     assert!(operands == Operands::F32 || a_col_stride == 1, "product: pairs stand side by side");

@@ -8,7 +8,7 @@ use timm_graph::scalar::Unary;
 
 use super::Epilogue;
 use super::tile::{MAX_ROWS, Tile, best_rows, fitting_rows, tile_fn};
-use crate::bf16::{Operands, Stored, round_to, widen_to};
+use crate::bf16::{Operands, PARTS, Stored, round_to, widen_to};
 use crate::elementwise::apply_unary_rows;
 use crate::pack::{Layout, lanes};
 use crate::scratch::with_scratch;
@@ -47,6 +47,8 @@ pub(crate) struct Rows {
     pub class_counts: Vec<u32>,
     /// For matrix registers: rows next to each other, where they are not equally far apart.
     pub copy: Cell<Vec<f32>>,
+    /// Whether it has these rows, split.
+    pub is_split: Cell<bool>,
     /// For matrix registers: rows that are.
     pub even: Even,
     /// The run and the block of rows that stand here.
@@ -62,6 +64,10 @@ pub(crate) struct Even {
     pub taps: Vec<usize>,
     /// Numbers from row to row.
     pub stride: usize,
+    /// Numbers between the parts of split numbers.
+    pub part: usize,
+    /// Numbers between the steps of a tap, if these do not stand side by side.
+    pub block: Option<usize>,
 }
 
 /// The number of a run, to know its rows again.
@@ -128,8 +134,23 @@ const WIDEST: usize = 64;
 const NEAR_WEIGHTS: usize = 64 << 10;
 /// Bytes of input that a job should keep in the second-level cache.
 const JOB_SOURCE_BYTES: usize = 1 << 20;
+/// As many of numbers that are split, all parts together.
+const SPLIT_SOURCE_BYTES: usize = 600 << 10;
+/// Pairs of a row that are split at a time, of longer ones.
+pub(crate) const SPLIT_RUN: usize = 512;
 
-impl Product<'_> {
+impl<'a> Product<'a> {
+    /// Of one tap, whose factors stand side by side.
+    pub fn new(
+        layout: Layout,
+        operands: Operands,
+        packed: &'a [f32],
+        out: SendPtr<f32>,
+        epilogue: &'a Epilogue<'a>,
+    ) -> Product<'a> {
+        Product { layout, operands, packed, fused_taps: 1, source_stride: 1, fewest_panels: 1, out, epilogue }
+    }
+
     /// Rows of a full tile.
     pub fn tile_rows(&self) -> usize {
         best_rows(self.layout.isa, self.layout.widest())
@@ -138,6 +159,11 @@ impl Product<'_> {
     /// Whether matrix registers multiply it.
     pub fn is_amx(&self) -> bool {
         self.layout.isa == Isa::Amx
+    }
+
+    /// Whether matrix registers multiply numbers that they split.
+    pub fn is_split(&self) -> bool {
+        self.layout.parts > 1
     }
 
     /// Where the residual of an output channel begins, null without one.
@@ -160,9 +186,15 @@ impl Product<'_> {
     pub fn row_blocks(&self, count: usize, source_bytes: usize) -> (usize, usize) {
         let tiles = count.div_ceil(self.tile_rows());
         if self.is_amx() {
-            let bytes = (source_bytes * self.taps()).max(1);
-            let blocks = count.div_ceil((JOB_SOURCE_BYTES / bytes).clamp(256, 512)).max(1);
-            let rows = tiles.div_ceil(blocks).max(1) * self.tile_rows();
+            let wanted = if self.is_split() {
+                let bytes = 4 * PARTS * self.layout.inputs.min(SPLIT_RUN);
+                (SPLIT_SOURCE_BYTES / bytes.max(1)).clamp(64, 512)
+            } else {
+                (JOB_SOURCE_BYTES / (source_bytes * self.taps()).max(1)).clamp(256, 512)
+            };
+            let blocks = count.div_ceil(wanted).max(1);
+            // Registers of rows are multiplied by twos.
+            let rows = tiles.div_ceil(blocks).max(1).next_multiple_of(2) * self.tile_rows();
             return (count.div_ceil(rows), rows);
         }
         let cap = (JOB_SOURCE_BYTES / (source_bytes * self.tile_rows()).max(1)).clamp(8, JOB_TILES);
@@ -393,6 +425,7 @@ impl Rows {
     /// Forgets the rows.
     fn clear(&mut self) {
         self.filled = (0, 0);
+        self.is_split.set(false);
         self.even.starts.clear();
     }
 

@@ -42,7 +42,7 @@ pub fn gemm_reordered(
         return;
     }
     let layout = layout(best(), operands, k, n);
-    let k = layout.inputs;
+    let k = operands.elements(k);
     let [read, written] = [from, to].map(|map| map.map_or(m, |map| map.end));
     assert!([from, to].iter().flatten().all(|map| map.rows.len() == m), "product: a map of {m} rows");
     assert!(to.is_none_or(|map| map.distinct), "product: rows are written once");

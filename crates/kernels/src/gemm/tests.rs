@@ -79,6 +79,46 @@ fn gemm_matches_the_naive_product() {
 }
 
 #[test]
+fn split_numbers_are_as_exact_as_f32() {
+    if best() != Isa::Amx {
+        return;
+    }
+    let mut random = Random::new(21);
+    // Whole and partial registers, one and several ranges of a sum, pieces of each.
+    for (m, n, k) in [(1, 40, 64), (17, 33, 72), (40, 96, 768), (200, 130, 2048), (300, 48, 1568), (33, 16, 96), (64, 64, 4096)] {
+        let wide = |numbers: Vec<f32>| -> Vec<f32> {
+            numbers.iter().enumerate().map(|(i, x)| x * f32::powi(2.0, (i * 7 % 23) as i32 - 11)).collect()
+        };
+        let (a, b) = (wide(random.numbers(m * k)), wide(random.numbers(k * n)));
+        let (bias, residual) = (random.numbers(n), random.numbers(m * n));
+        let epilogue = Epilogue { bias: Some(&bias), residual: Some(&residual), ..Epilogue::default() };
+        let want: Vec<f64> = naive(m, n, k, |i, l| a[i * k + l], |l, j| b[l * n + j])
+            .into_iter()
+            .enumerate()
+            .map(|(i, x)| x + bias[i % n] as f64 + residual[i] as f64)
+            .collect();
+        let of = |operands: Operands, columns: bool| {
+            let transposed: Vec<f32> = (0..n * k).map(|i| b[i % k * n + i / k]).collect();
+            let (b, strides) = if columns { (&transposed, (1, k)) } else { (&b, (n, 1)) };
+            let mut packed = vec![f32::NAN; gemm_packed_len(operands, k, n)];
+            pack_b(operands, k, n, b, strides.0, strides.1, &mut packed);
+            let mut c = vec![f32::NAN; m * n];
+            gemm(operands, m, n, k, &a, k, 1, &packed, &mut c, n, &epilogue);
+            c
+        };
+        let error = |c: &[f32]| {
+            let squares: f64 = c.iter().zip(&want).map(|(c, want)| (*c as f64 - want).powi(2)).sum();
+            (squares / want.iter().map(|want| want * want).sum::<f64>()).sqrt()
+        };
+        let by_columns = of(Operands::Split, true);
+        assert_eq!(by_columns, of(Operands::Split, false), "{m} {n} {k}");
+        let (split, plain) = (error(&by_columns), error(&of(Operands::F32, false)));
+        println!("{m} {n} {k}: split {split:.2e}, plain {plain:.2e}");
+        assert!(split < 2.0 * plain + 6e-8, "{m} {n} {k}: {split} against {plain}");
+    }
+}
+
+#[test]
 fn transposed_left_matrices_match_the_naive_product() {
     let mut random = Random::new(9);
     for (m, n, k) in [(300, 300, 40), (7, 260, 200), (1, 257, 33), (64, 512, 64), (200, 40, 50)] {

@@ -278,6 +278,7 @@ macro_rules! dispatch {
             #[cfg(target_arch = "aarch64")]
             (Isa::Neon, Operands::Bf16) => neon_widened::$kind($($argument),*),
             (Isa::Amx, _) => unreachable!("matrix registers have kernels of their own"),
+            (_, Operands::Split) => unreachable!("matrix registers alone split numbers"),
             (_, Operands::F32) => portable::$kind($($argument),*),
             (_, Operands::Bf16) => portable_widened::$kind($($argument),*),
         }

@@ -127,8 +127,7 @@ impl Winograd {
             && forward.c_out >= 32;
         let shape = match pass {
             _ if !kernel_fits => return None,
-            Pass::InputGrad if forward.pad.iter().any(|pad| *pad > 2) => return None,
-            Pass::InputGrad => mirrored(forward),
+            Pass::InputGrad => forward.mirrored()?,
             _ => *forward,
         };
         let pixels = shape.n * shape.out_h() * shape.out_w();
@@ -183,19 +182,7 @@ impl Winograd {
 }
 
 fn layout(isa: Isa, shape: &ConvShape) -> Layout {
-    Layout { isa, groups: 1, inputs: shape.c_in, outputs: shape.c_out, taps: 1 }
-}
-
-/// The convolution of the output gradient that gives the input gradient.
-fn mirrored(shape: &ConvShape) -> ConvShape {
-    ConvShape {
-        h: shape.out_h(),
-        w: shape.out_w(),
-        c_in: shape.c_out,
-        c_out: shape.c_in,
-        pad: shape.pad.map(|pad| 2 - pad),
-        ..*shape
-    }
+    Layout::matrix(isa, shape.c_in, shape.c_out)
 }
 
 thread_local! {

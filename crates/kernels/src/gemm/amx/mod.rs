@@ -12,7 +12,8 @@ pub(crate) mod registers;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::product::{Product, Rows};
+use super::product::{Product, Rows, SPLIT_RUN};
+use crate::bf16::PARTS;
 use crate::pack::Panel;
 use crate::scratch::{aligned, with_scratch};
 use crate::simd::prefetch;
@@ -21,10 +22,14 @@ use registers::{PAIRS, REGISTER, ROWS, Registers, Segment, Steps, kernel};
 
 /// Registers that a piece of the weights takes for each 16 outputs: with two, 32 KiB.
 const PIECE: usize = 16;
+/// As many if they come in three parts: so many products for each load that they may come from the second level.
+const SPLIT_PIECE: usize = 48;
 /// Registers of a row from which on its rows leave no room in the first-level cache.
 const SHORT: usize = 24;
 /// Numbers of weights that stay in the second-level cache.
 const NEAR_WEIGHTS: usize = 256 << 10;
+/// Numbers of a cache line.
+const LINE: usize = 16;
 /// Segments that a kernel is called with at most.
 const MOST_SEGMENTS: usize = 16;
 
@@ -33,81 +38,132 @@ const MOST_SEGMENTS: usize = 16;
 enum Left {
     /// At the first pointers of the table, rows so many bytes apart.
     InPlace(usize),
-    /// In the copy, from this number on.
+    /// In the copy, from this element on, step after step: a register's rows stand together.
     Copied(usize),
+}
+
+/// Where the rows of a register begin for one tap, and the bytes from row to row and from step to step.
+#[derive(Clone, Copy)]
+struct Place {
+    first: *const f32,
+    row: usize,
+    step: usize,
 }
 
 /// The rows of a job for some range of input channels.
 struct Lefts<'a> {
     rows: &'a Rows,
     taps: usize,
-    /// Pairs of a tap.
-    run: usize,
+    cut: Steps,
+    /// Steps of a tap that are here.
+    here: Range<usize>,
     source_offset: usize,
     registers: Vec<Left>,
     copy: &'a [f32],
-}
-
-/// Numbers from row to row of a copy: whole cache lines.
-fn copied_row(taps: usize, run: usize) -> usize {
-    (taps * run).next_multiple_of(16)
+    /// Elements between the parts of split numbers.
+    part: usize,
 }
 
 impl<'a> Lefts<'a> {
-    fn new(rows: &'a Rows, taps: usize, run: usize, source_offset: usize, copy: &'a mut Vec<f32>) -> Self {
+    fn new(
+        product: &Product,
+        rows: &'a Rows,
+        panel: &Panel,
+        cut: Steps,
+        here: Range<usize>,
+        copy: &'a mut Vec<f32>,
+    ) -> Self {
+        let (taps, split) = (product.taps(), product.is_split());
+        let whole = here == (0..cut.of_tap);
+        let mut lefts = Lefts {
+            rows,
+            taps,
+            cut,
+            here,
+            source_offset: panel.first_input,
+            registers: Vec::new(),
+            copy: &[],
+            part: rows.even.part,
+        };
         if !rows.even.starts.is_empty() {
-            return Lefts { rows, taps, run, source_offset, registers: Vec::new(), copy };
+            return lefts;
         }
-        let row_len = copied_row(taps, run);
-        let mut registers: Vec<Left> = Vec::with_capacity(rows.count.div_ceil(ROWS));
+        let of_register = taps * lefts.here.len() * REGISTER;
+        lefts.registers.reserve(rows.count.div_ceil(ROWS));
         let mut copied = 0;
         for index in 0..rows.count.div_ceil(ROWS) {
             let table = &rows.pointers[index * ROWS * taps..][..ROWS * taps];
-            let whole = (index + 1) * ROWS <= rows.count;
-            registers.push(match even_stride(table).filter(|_| whole) {
+            let can_stay = !split && (index + 1) * ROWS <= rows.count;
+            lefts.registers.push(match even_stride(table).filter(|_| can_stay) {
                 Some(stride) => Left::InPlace(stride),
                 None => {
                     copied += 1;
-                    Left::Copied((copied - 1) * ROWS * row_len)
+                    Left::Copied((copied - 1) * of_register)
                 }
             });
         }
+        lefts.part = copied * of_register;
         // Cache lines of their own; what comes from earlier jobs is never read.
-        let copy = aligned(copy, copied * ROWS * row_len);
-        for (index, left) in registers.iter().enumerate() {
+        let parts = if split { PARTS } else { 1 };
+        let copy = aligned(copy, parts * lefts.part);
+        if !(split && whole && rows.is_split.replace(true)) {
+            lefts.copy_rows(split, copy);
+        }
+        lefts.copy = copy;
+        lefts
+    }
+
+    /// Copies, or splits, what is not read in place.
+    fn copy_rows(&self, split: bool, copy: &mut [f32]) {
+        let parts = if split { PARTS } else { 1 };
+        let run = self.cut.run();
+        for (index, left) in self.registers.iter().enumerate() {
             let &Left::Copied(at) = left else { continue };
-            let table = &rows.pointers[index * ROWS * taps..][..ROWS * taps];
-            for (row, to) in copy[at..].chunks_exact_mut(row_len).take(ROWS).enumerate() {
-                for (to, pointers) in to.chunks_exact_mut(run.max(1)).take(taps).zip(table.chunks_exact(ROWS))
-                {
-                    let from = pointers[row];
+            let table = &self.rows.pointers[index * ROWS * self.taps..][..ROWS * self.taps];
+            // Where the register that goes with this one has something, zeros are multiplied.
+            let pair = index / 2 * 2..(index / 2 * 2 + 2).min(self.registers.len());
+            let taps = (0..self.taps).filter(|tap| pair.clone().any(|index| !self.is_empty(index, *tap)));
+            for (tap, row) in taps.flat_map(|tap| (0..ROWS).map(move |row| (tap, row))) {
+                let from = table[tap * ROWS + row];
+                for (nth, step) in self.here.clone().enumerate() {
+                    let to = at + (tap * self.here.len() + nth) * REGISTER + row * PAIRS;
+                    let first = step * self.cut.pairs;
+                    let count = self.cut.pairs.min(run - first);
                     if from.is_null() {
-                        to.fill(0.0);
+                        (0..parts).for_each(|part| copy[part * self.part + to..][..count].fill(0.0));
+                    } else if split {
+                        let from = from.wrapping_add(2 * (self.source_offset + first));
+                        let to = &mut copy[to..][..2 * self.part + PAIRS];
+                        // SAFETY: the table's pointers have twice `run` numbers after the offset.
+                        unsafe { pack::split(from, 2 * count, to.as_mut_ptr(), self.part) };
                     } else {
-                        // SAFETY: the table's pointers have `run` numbers after the offset.
-                        to.copy_from_slice(unsafe {
-                            std::slice::from_raw_parts(from.add(source_offset), run)
-                        });
+                        let from = from.wrapping_add(self.source_offset + first);
+                        // SAFETY: the table's pointers have `run` elements after the offset.
+                        let from = unsafe { std::slice::from_raw_parts(from, count) };
+                        copy[to..to + count].copy_from_slice(from);
                     }
                 }
             }
         }
-        Lefts { rows, taps, run, source_offset, registers, copy }
     }
 
-    /// Where a register's rows of a tap begin, and the bytes between them.
-    fn at(&self, register: usize, tap: usize) -> (*const f32, usize) {
-        let even = &self.rows.even;
+    /// Where the rows of a register begin for one tap; only the steps that are here can be read.
+    fn at(&self, register: usize, tap: usize) -> Place {
+        let (even, step) = (&self.rows.even, 4 * self.cut.pairs);
         if let Some(start) = even.starts.get(register) {
-            return (start.wrapping_add(even.taps[tap] + self.source_offset), 4 * even.stride);
+            let first = start.wrapping_add(even.taps[tap] + self.source_offset);
+            let step = even.block.map_or(step, |block| 4 * block);
+            return Place { first, row: 4 * even.stride, step };
         }
         match self.registers[register] {
-            Left::InPlace(stride) => {
+            Left::InPlace(row) => {
                 let first = self.rows.pointers[(register * self.taps + tap) * ROWS];
-                (first.wrapping_add(self.source_offset), stride)
+                Place { first: first.wrapping_add(self.source_offset), row, step }
             }
             Left::Copied(at) => {
-                (self.copy[at + tap * self.run..].as_ptr(), 4 * copied_row(self.taps, self.run))
+                let first = self.copy[at + tap * self.here.len() * REGISTER..].as_ptr();
+                let first = first.wrapping_sub(self.here.start * REGISTER);
+                Place { first, row: 4 * PAIRS, step: 4 * REGISTER }
             }
         }
     }
@@ -133,20 +189,36 @@ pub(crate) fn run_panels(product: &Product, rows: &Rows, panels: Range<usize>) {
     let mut copy = rows.copy.take();
     let mut panels = panels.map(|index| product.layout.panel(index)).peekable();
     while let Some(first) = panels.peek().copied() {
-        let run = first.inputs * product.fused_taps;
-        let lefts = Lefts::new(rows, product.taps(), run, first.first_input, &mut copy);
         let mut alike: Vec<Panel> = Vec::new();
         while let Some(panel) =
             panels.next_if(|p| p.first_input == first.first_input && p.inputs == first.inputs)
         {
             alike.push(panel);
         }
-        let targets: Vec<Target> = alike.iter().map(|panel| Target::new(product, panel)).collect();
-        let cut = Steps::new(run);
-        let _shapes = Registers::new(cut);
-        Job { product, lefts, cut, panels: &alike, targets: &targets }.run();
+        run_alike(product, rows, &alike, &mut copy);
     }
     rows.copy.set(copy);
+}
+
+/// Runs the rows through panels that read the same of their channels.
+fn run_alike(product: &Product, rows: &Rows, panels: &[Panel], copy: &mut Vec<f32>) {
+    let run = panels[0].inputs * product.fused_taps;
+    let targets: Vec<Target> = panels.iter().map(|panel| Target::new(product, panel)).collect();
+    let cut = Steps::new(run);
+    let _shapes = Registers::new(cut);
+    if !product.is_split() || run < 2 * SPLIT_RUN || !rows.even.starts.is_empty() {
+        let lefts = Lefts::new(product, rows, &panels[0], cut, 0..cut.of_tap, copy);
+        return Job { product, lefts, cut, panels, targets: &targets }.run();
+    }
+    let vectors: usize = panels.iter().map(|panel| panel.vectors).sum();
+    let stretch = cut.of_tap.div_ceil(run.div_ceil(SPLIT_RUN));
+    with_scratch(rows.count.next_multiple_of(2 * ROWS) * vectors * PAIRS, |sums| {
+        for first in (0..cut.of_tap).step_by(stretch) {
+            let steps = first..(first + stretch).min(cut.of_tap);
+            let lefts = Lefts::new(product, rows, &panels[0], cut, steps.clone(), copy);
+            Job { product, lefts, cut, panels, targets: &targets }.panel_by_panel(steps, sums);
+        }
+    });
 }
 
 /// Rows of a job and the panels that read the same of their channels.
@@ -161,13 +233,22 @@ struct Job<'a> {
 
 impl Job<'_> {
     fn run(&self) {
-        let steps = self.lefts.taps * self.cut.of_tap;
+        let steps = self.steps();
         let weights: usize = self.panels.iter().map(|panel| self.weights(panel)).sum();
-        if steps <= SHORT && weights <= NEAR_WEIGHTS || self.registers() <= self.together() {
+        let parts = self.product.layout.parts;
+        if parts * steps <= SHORT && parts * weights <= NEAR_WEIGHTS || self.registers() <= self.together() {
             self.row_by_row(steps);
         } else {
-            self.panel_by_panel(steps);
+            let widest = self.panels.iter().map(|panel| panel.vectors).max().unwrap_or(0);
+            with_scratch(self.registers().next_multiple_of(2) * widest * REGISTER, |sums| {
+                self.panel_by_panel(0..steps, sums);
+            });
         }
+    }
+
+    /// Steps of a row: those of all taps.
+    fn steps(&self) -> usize {
+        self.lefts.taps * self.cut.of_tap
     }
 
     /// Registers of rows.
@@ -189,7 +270,7 @@ impl Job<'_> {
 
     /// Numbers of a panel's weights.
     fn weights(&self, panel: &Panel) -> usize {
-        self.lefts.taps * self.lefts.run * panel.vectors * PAIRS
+        self.lefts.taps * self.cut.run() * panel.vectors * PAIRS
     }
 
     /// All outputs of some rows, one panel after the other: rows are written as a whole.
@@ -202,7 +283,7 @@ impl Job<'_> {
                     if self.registers() <= self.together() {
                         // Weights are read once: they come from far away.
                         let len = self.weights(panel);
-                        prefetch_numbers(self.product.packed, panel.offset + len, len);
+                        self.prefetch_weights(panel.offset + len, len);
                     }
                     let (sums, others) = rest.split_at_mut(pair.len() * panel.vectors * REGISTER);
                     self.multiply(panel, pair.clone(), 0..steps, sums, false);
@@ -214,32 +295,54 @@ impl Job<'_> {
         });
     }
 
-    /// All rows of a panel, one piece of its weights after the other.
-    fn panel_by_panel(&self, steps: usize) {
-        let pieces = steps.div_ceil(PIECE).max(1);
-        let per_piece = steps.div_ceil(pieces);
-        let (pairs, all) = (self.cut.pairs, self.lefts.taps * self.lefts.run);
-        with_scratch(self.registers() * 2 * REGISTER, |sums| {
-            for (panel, target) in self.panels.iter().zip(self.targets) {
-                let (register_sums, width) = (panel.vectors * REGISTER, panel.vectors * PAIRS);
-                for piece in 0..pieces {
-                    let range = piece * per_piece..((piece + 1) * per_piece).min(steps);
-                    let mut next = panel.offset + (range.end * pairs).min(all) * width;
-                    let share = (range.len() * pairs * width).div_ceil(self.pairs().len());
-                    for pair in self.pairs() {
+    /// All rows of a panel, one piece of its weights after the other, for a range of steps; `sums` are those of one panel where
+    /// that is all steps, else of all, and added to from the second range on.
+    fn panel_by_panel(&self, steps: Range<usize>, sums: &mut [f32]) {
+        let (last, all_here) = (steps.end == self.steps(), steps == (0..self.steps()));
+        let split = self.product.is_split();
+        let most = if split { SPLIT_PIECE } else { PIECE };
+        let per_piece = steps.len().div_ceil(steps.len().div_ceil(most).max(1)).max(1);
+        let (pairs, all) = (self.cut.pairs, self.lefts.taps * self.cut.run());
+        let mut rest = sums;
+        for (panel, target) in self.panels.iter().zip(self.targets) {
+            let (register_sums, width) = (panel.vectors * REGISTER, panel.vectors * PAIRS);
+            let of_panel = self.registers() * register_sums;
+            let mut piece = steps.start;
+            loop {
+                let range = piece..(piece + per_piece).min(steps.end);
+                piece = range.end;
+                let mut next = panel.offset + (range.end * pairs).min(all) * width;
+                let share = (range.len() * pairs * width).div_ceil(self.pairs().len());
+                for pair in self.pairs() {
+                    // Split numbers take so long that the processor brings their weights by itself.
+                    if !split {
                         prefetch_numbers(self.product.packed, next, share);
                         next += share;
-                        let sums = &mut sums[pair.start * register_sums..pair.end * register_sums];
-                        self.multiply(panel, pair.clone(), range.clone(), sums, piece > 0);
-                        if piece + 1 == pieces {
-                            let target = std::slice::from_ref(target);
-                            // SAFETY: as above.
-                            unsafe { store(self.product, target, &self.lefts, pair, sums) };
-                        }
+                    }
+                    let sums = &mut rest[pair.start * register_sums..pair.end * register_sums];
+                    self.multiply(panel, pair.clone(), range.clone(), sums, range.start > 0);
+                    if last && range.end == steps.end {
+                        let target = std::slice::from_ref(target);
+                        // SAFETY: as above.
+                        unsafe { store(self.product, target, &self.lefts, pair, sums) };
                     }
                 }
+                if piece == steps.end {
+                    break;
+                }
             }
-        });
+            if !all_here {
+                rest = &mut rest[of_panel..];
+            }
+        }
+    }
+
+    /// Asks for some of the weights that come next.
+    fn prefetch_weights(&self, first: usize, count: usize) {
+        let layout = &self.product.layout;
+        for part in 0..layout.parts {
+            prefetch_numbers(self.product.packed, part * layout.part_len() + first, count);
+        }
     }
 
     /// Adds a range of steps, each a register's pairs of a tap, to the sums `[rows][vectors]` of one or two registers of
@@ -253,7 +356,7 @@ impl Job<'_> {
         mut add: bool,
     ) {
         let (lefts, cut) = (&self.lefts, self.cut);
-        let (run, width) = (lefts.run, panel.vectors * PAIRS);
+        let (run, width) = (cut.run(), panel.vectors * PAIRS);
         let weights = &self.product.packed[panel.offset..];
         let pair = [registers.start, registers.end - 1];
         let mut segments = [const { MaybeUninit::<Segment>::uninit() }; MOST_SEGMENTS];
@@ -269,16 +372,18 @@ impl Job<'_> {
                 let places = pair.map(|register| lefts.at(register, tap));
                 let tail = usize::from(last * cut.pairs > run);
                 segments[count].write(Segment {
-                    left: places.map(|(at, _)| at.wrapping_add(first * cut.pairs)),
-                    strides: places.map(|(_, stride)| stride),
+                    left: places.map(|place| place.first.wrapping_byte_add(first * place.step)),
+                    strides: places.map(|place| place.row),
+                    left_steps: places.map(|place| place.step),
                     weights: weights[(tap * run + first * cut.pairs) * width..].as_ptr(),
                     steps: last - first - tail,
                     tail,
+                    parts: [4 * lefts.part, 4 * self.product.layout.part_len()],
                 });
                 count += 1;
             }
             if step >= steps.end || count == MOST_SEGMENTS {
-                let kernel = kernel(registers.len(), panel.vectors, cut);
+                let kernel = kernel(registers.len(), panel.vectors, cut, self.product.is_split());
                 // SAFETY: registers have the shapes that these kernels want; `count` segments are written and lie inside
                 // the rows and the packed weights, whose lengths the entry points check; there are sums for as many
                 // registers.
@@ -294,7 +399,6 @@ impl Job<'_> {
 
 /// Asks for some of the numbers that come next.
 fn prefetch_numbers(numbers: &[f32], first: usize, count: usize) {
-    const LINE: usize = 16;
     for line in numbers.get(first..).unwrap_or_default().chunks(LINE).take(count.div_ceil(LINE)) {
         prefetch(line.as_ptr().cast());
     }

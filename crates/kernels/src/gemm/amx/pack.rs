@@ -1,8 +1,9 @@
-//! Packing of weights that stand in rows of pairs, by vectors.
+//! Packing of weights that stand in rows of pairs, and splitting of numbers, by vectors.
 
 use std::arch::x86_64::*;
 
 use super::registers::PAIRS;
+use crate::bf16::PARTS;
 use crate::pack::{Layout, Panel};
 use crate::simd::Isa;
 
@@ -11,12 +12,13 @@ pub(crate) fn fits(layout: &Layout, [output, input, _]: [usize; 3]) -> bool {
     layout.isa == Isa::Amx && layout.groups == 1 && layout.taps == 1 && (output == 1 || input == 1)
 }
 
-/// Packs a panel of a layout of pairs, see [`Layout::pack_as`]: each row has the pairs of two inputs for all outputs.
+/// Packs a part of a panel of a layout of pairs, see [`Layout::pack_as`]: each row has the pairs of two inputs for all outputs.
 pub(crate) fn pack_panel(
     layout: &Layout,
     panel: &Panel,
     weights: &[f32],
     [output, input, _]: [usize; 3],
+    part: usize,
     to: &mut [f32],
 ) {
     let width = panel.vectors * PAIRS;
@@ -26,17 +28,86 @@ pub(crate) fn pack_panel(
     let to = &mut to[..layout.inputs * width];
     // SAFETY: a layout for AMX says that the machine has the vectors; the weights reach as far as the strides lead.
     unsafe {
-        if input == 1 {
-            pack_columns(from, output, panel.outputs, layout.inputs, width, to);
-        } else {
-            pack_rows(from, input, panel.outputs, width, to);
+        match (input == 1, part) {
+            (true, 0) => pack_columns::<0>(from, output, panel.outputs, layout.inputs, width, to),
+            (true, 1) => pack_columns::<1>(from, output, panel.outputs, layout.inputs, width, to),
+            (true, _) => pack_columns::<2>(from, output, panel.outputs, layout.inputs, width, to),
+            (false, 0) => pack_rows::<0>(from, input, panel.outputs, width, to),
+            (false, 1) => pack_rows::<1>(from, input, panel.outputs, width, to),
+            (false, _) => pack_rows::<2>(from, input, panel.outputs, width, to),
+        }
+    }
+}
+
+/// The nearest bf16 numbers, as `f32`, as the machine rounds to them.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+fn rounded_to_even(x: __m512) -> __m512 {
+    // SAFETY: vectors of bf16 and of integers have the same bits.
+    let halves = unsafe { std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x)) };
+    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
+}
+
+/// The nearest bf16 numbers, as `f32`; of two equally near the larger in magnitude.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+fn rounded(x: __m512) -> __m512 {
+    let bits = _mm512_add_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(0x8000));
+    _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(0xffff_0000u32 as i32)))
+}
+
+/// A part of some numbers, but for the first, which rounding gives: what the parts before it leave.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+fn rest<const PART: usize>(mut x: __m512) -> __m512 {
+    for _ in 0..PART {
+        x = _mm512_sub_ps(x, rounded_to_even(x));
+    }
+    x
+}
+
+/// The parts of sixteen numbers: bf16 numbers, as `f32`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+pub(crate) fn parts(x: __m512) -> [__m512; PARTS] {
+    let high = rounded(x);
+    let rest = _mm512_sub_ps(x, high);
+    let middle = rounded(rest);
+    // What is left has no more bits.
+    [high, middle, _mm512_sub_ps(rest, middle)]
+}
+
+/// Splits `count` numbers into parts that stand `part` elements apart, zeros after the last one's pair up to a whole vector.
+///
+/// # Safety
+/// The machine has AMX; the numbers can be read and the parts written, up to whole vectors.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+pub(crate) unsafe fn split(from: *const f32, count: usize, to: *mut f32, part: usize) {
+    // The upper halves of thirty-two numbers.
+    let upper = _mm512_set_epi16(
+        63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9,
+        7, 5, 3, 1,
+    );
+    for at in (0..count).step_by(32) {
+        let mask = u32::MAX >> 32usize.saturating_sub(count - at);
+        // SAFETY: the caller's promise; masked lanes are not touched.
+        unsafe {
+            let [low, high] = [0, 16].map(|half| {
+                let from = from.wrapping_add(at + half);
+                parts(_mm512_maskz_loadu_ps((mask >> half) as __mmask16, from))
+            });
+            for index in 0..PARTS {
+                let [low, high] = [low[index], high[index]].map(|x| _mm512_castps_si512(x));
+                let pairs = _mm512_permutex2var_epi16(low, upper, high);
+                _mm512_storeu_si512(to.add(index * part + at / 2).cast(), pairs);
+            }
         }
     }
 }
 
 /// From outputs `stride` numbers apart whose inputs stand side by side.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-unsafe fn pack_columns(
+unsafe fn pack_columns<const PART: usize>(
     from: *const f32,
     stride: usize,
     outputs: usize,
@@ -57,7 +128,7 @@ unsafe fn pack_columns(
                     let from = from.add((first + row) * stride + 2 * pair);
                     let low = _mm512_maskz_loadu_ps(mask as __mmask16, from);
                     let high = _mm512_maskz_loadu_ps((mask >> 16) as __mmask16, from.wrapping_add(16));
-                    std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low))
+                    std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(rest::<PART>(high), rest::<PART>(low)))
                 });
                 for (row, vector) in transposed(rows).into_iter().enumerate().take(count / 2) {
                     _mm512_storeu_si512(to[(pair + row) * width + first..][..16].as_mut_ptr().cast(), vector);
@@ -69,7 +140,7 @@ unsafe fn pack_columns(
 
 /// From inputs `stride` numbers apart whose outputs stand side by side.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-unsafe fn pack_rows(from: *const f32, stride: usize, outputs: usize, width: usize, to: &mut [f32]) {
+unsafe fn pack_rows<const PART: usize>(from: *const f32, stride: usize, outputs: usize, width: usize, to: &mut [f32]) {
     for (pair, to) in to.chunks_exact_mut(width).enumerate() {
         for (vector, to) in to.chunks_exact_mut(16).enumerate() {
             let mask = ((1u32 << outputs.saturating_sub(16 * vector).min(16)) - 1) as __mmask16;
@@ -77,7 +148,7 @@ unsafe fn pack_rows(from: *const f32, stride: usize, outputs: usize, width: usiz
             // SAFETY: the caller's promise; masked lanes are not touched.
             unsafe {
                 let [low, high] = [from, from.wrapping_add(stride)].map(|from| {
-                    let rounded = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(mask, from));
+                    let rounded = _mm512_cvtneps_pbh(rest::<PART>(_mm512_maskz_loadu_ps(mask, from)));
                     _mm512_cvtepu16_epi32(std::mem::transmute::<__m256bh, __m256i>(rounded))
                 });
                 let pairs = _mm512_or_si512(low, _mm512_slli_epi32::<16>(high));

@@ -63,6 +63,12 @@ pub(crate) struct Steps {
 }
 
 impl Steps {
+    /// Pairs of a tap.
+    pub fn run(&self) -> usize {
+        let last = if self.tail > 0 { self.tail } else { self.pairs };
+        self.of_tap.saturating_sub(1) * self.pairs + last.min(self.of_tap * self.pairs)
+    }
+
     /// Equal steps where the number of pairs allows it.
     pub fn new(run: usize) -> Steps {
         let least = run.div_ceil(PAIRS);
@@ -112,6 +118,10 @@ pub(crate) struct Segment {
     pub steps: usize,
     /// 1 if a part of one follows.
     pub tail: usize,
+    /// Bytes from each part of split numbers to the next: of the left factors, and of the weights.
+    pub parts: [usize; 2],
+    /// Bytes from step to step of each left register's rows.
+    pub left_steps: [usize; 2],
 }
 
 /// A kernel: adds the products of `count` segments, with so many pairs in a step, to `sums`, or sets them.
@@ -148,8 +158,8 @@ macro_rules! kernel {
                     "jz 6f",
                     "5:",
                     $($step,)*
-                    "add {a0}, {p}",
-                    "add {a1}, {p}",
+                    "add {a0}, [{s} + 72]",
+                    "add {a1}, [{s} + 80]",
                     "add {b}, {q}",
                     "dec {n}",
                     "jnz 5b",
@@ -158,7 +168,7 @@ macro_rules! kernel {
                     "je 7f",
                     $($tail,)*
                     "7:",
-                    "add {s}, 56",
+                    "add {s}, 88",
                     "dec {count}",
                     "jnz 4b",
                     "8:",
@@ -169,7 +179,6 @@ macro_rules! kernel {
                     count = inout(reg) count => _,
                     c = in(reg) sums,
                     w = in(reg) $weight_row as usize,
-                    p = in(reg) 4 * pairs,
                     q = in(reg) $weight_row as usize * pairs,
                     a0 = out(reg) _, a1 = out(reg) _, d0 = out(reg) _, d1 = out(reg) _, b = out(reg) _,
                     out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
@@ -187,7 +196,9 @@ kernel!(
     ["tileloadd tmm0, [{c} + {n}*1]" "tileloadd tmm1, [{c} + {n}*1 + 1024]"
      "tileloadd tmm2, [{c} + {n}*1 + 2048]" "tileloadd tmm3, [{c} + {n}*1 + 3072]"],
     ["tileloadd tmm6, [{b} + {w}*1]" "tileloadd tmm4, [{a0} + {d0}*1]" "tdpbf16ps tmm0, tmm4, tmm6"
+
      "tileloadd tmm7, [{b} + {w}*1 + 64]" "tdpbf16ps tmm1, tmm4, tmm7"
+
      "tileloadd tmm5, [{a1} + {d1}*1]" "tdpbf16ps tmm2, tmm5, tmm6" "tdpbf16ps tmm3, tmm5, tmm7"],
     [],
     ["tilestored [{c} + {n}*1], tmm0" "tilestored [{c} + {n}*1 + 1024], tmm1"
@@ -238,13 +249,112 @@ kernel!(
     ["tilestored [{c} + {n}*1], tmm0"]
 );
 
-/// The kernel of that many registers of rows and of outputs.
-pub(crate) fn kernel(rows: usize, columns: usize, steps: Steps) -> Kernel {
+// Numbers split in three: high · high + high · middle + middle · high + high · low + middle · middle + low · high, in an order in
+// which each product needs one other part than the one before.
+kernel!(
+    split_two_by_two, 128,
+    ["tilezero tmm0" "tilezero tmm1" "tilezero tmm2" "tilezero tmm3"],
+    ["tileloadd tmm0, [{c} + {n}*1]" "tileloadd tmm1, [{c} + {n}*1 + 1024]"
+     "tileloadd tmm2, [{c} + {n}*1 + 2048]" "tileloadd tmm3, [{c} + {n}*1 + 3072]"],
+    // Left low, weights high.
+    ["add {a0}, [{s} + 56]" "add {a0}, [{s} + 56]" "add {a1}, [{s} + 56]" "add {a1}, [{s} + 56]"
+     "tileloadd tmm6, [{b} + {w}*1]" "tileloadd tmm4, [{a0} + {d0}*1]" "tdpbf16ps tmm0, tmm4, tmm6"
+     "tileloadd tmm7, [{b} + {w}*1 + 64]" "tdpbf16ps tmm1, tmm4, tmm7"
+     "tileloadd tmm5, [{a1} + {d1}*1]" "tdpbf16ps tmm2, tmm5, tmm6" "tdpbf16ps tmm3, tmm5, tmm7"
+     // Middle, high.
+     "sub {a0}, [{s} + 56]" "sub {a1}, [{s} + 56]"
+     "tileloadd tmm4, [{a0} + {d0}*1]" "tdpbf16ps tmm0, tmm4, tmm6" "tdpbf16ps tmm1, tmm4, tmm7"
+     "tileloadd tmm5, [{a1} + {d1}*1]" "tdpbf16ps tmm2, tmm5, tmm6" "tdpbf16ps tmm3, tmm5, tmm7"
+     // High, high.
+     "sub {a0}, [{s} + 56]" "sub {a1}, [{s} + 56]"
+     "tileloadd tmm4, [{a0} + {d0}*1]" "tdpbf16ps tmm0, tmm4, tmm6" "tdpbf16ps tmm1, tmm4, tmm7"
+     "tileloadd tmm5, [{a1} + {d1}*1]" "tdpbf16ps tmm2, tmm5, tmm6" "tdpbf16ps tmm3, tmm5, tmm7"
+     // High, low.
+     "add {b}, [{s} + 64]" "add {b}, [{s} + 64]"
+     "tileloadd tmm6, [{b} + {w}*1]" "tdpbf16ps tmm0, tmm4, tmm6" "tdpbf16ps tmm2, tmm5, tmm6"
+     "tileloadd tmm7, [{b} + {w}*1 + 64]" "tdpbf16ps tmm1, tmm4, tmm7" "tdpbf16ps tmm3, tmm5, tmm7"
+     // High, middle.
+     "sub {b}, [{s} + 64]"
+     "tileloadd tmm6, [{b} + {w}*1]" "tdpbf16ps tmm0, tmm4, tmm6" "tdpbf16ps tmm2, tmm5, tmm6"
+     "tileloadd tmm7, [{b} + {w}*1 + 64]" "tdpbf16ps tmm1, tmm4, tmm7" "tdpbf16ps tmm3, tmm5, tmm7"
+     // Middle, middle.
+     "add {a0}, [{s} + 56]" "add {a1}, [{s} + 56]"
+     "tileloadd tmm4, [{a0} + {d0}*1]" "tdpbf16ps tmm0, tmm4, tmm6" "tdpbf16ps tmm1, tmm4, tmm7"
+     "tileloadd tmm5, [{a1} + {d1}*1]" "tdpbf16ps tmm2, tmm5, tmm6" "tdpbf16ps tmm3, tmm5, tmm7"
+     "sub {a0}, [{s} + 56]" "sub {a1}, [{s} + 56]" "sub {b}, [{s} + 64]"],
+    [],
+    ["tilestored [{c} + {n}*1], tmm0" "tilestored [{c} + {n}*1 + 1024], tmm1"
+     "tilestored [{c} + {n}*1 + 2048], tmm2" "tilestored [{c} + {n}*1 + 3072], tmm3"]
+);
+kernel!(
+    split_two_by_one, 64,
+    ["tilezero tmm0" "tilezero tmm2"],
+    ["tileloadd tmm0, [{c} + {n}*1]" "tileloadd tmm2, [{c} + {n}*1 + 1024]"],
+    ["add {a0}, [{s} + 56]" "add {a0}, [{s} + 56]" "add {a1}, [{s} + 56]" "add {a1}, [{s} + 56]"
+     "tileloadd tmm6, [{b} + {w}*1]" "tileloadd tmm4, [{a0} + {d0}*1]" "tdpbf16ps tmm0, tmm4, tmm6"
+     "tileloadd tmm5, [{a1} + {d1}*1]" "tdpbf16ps tmm2, tmm5, tmm6"
+     "sub {a0}, [{s} + 56]" "sub {a1}, [{s} + 56]"
+     "tileloadd tmm4, [{a0} + {d0}*1]" "tdpbf16ps tmm0, tmm4, tmm6"
+     "tileloadd tmm5, [{a1} + {d1}*1]" "tdpbf16ps tmm2, tmm5, tmm6"
+     "add {b}, [{s} + 64]"
+     "tileloadd tmm7, [{b} + {w}*1]" "tdpbf16ps tmm0, tmm4, tmm7" "tdpbf16ps tmm2, tmm5, tmm7"
+     "sub {a0}, [{s} + 56]" "sub {a1}, [{s} + 56]"
+     "tileloadd tmm4, [{a0} + {d0}*1]" "tdpbf16ps tmm0, tmm4, tmm6" "tdpbf16ps tmm0, tmm4, tmm7"
+     "tileloadd tmm5, [{a1} + {d1}*1]" "tdpbf16ps tmm2, tmm5, tmm6" "tdpbf16ps tmm2, tmm5, tmm7"
+     "add {b}, [{s} + 64]"
+     "tileloadd tmm6, [{b} + {w}*1]" "tdpbf16ps tmm0, tmm4, tmm6" "tdpbf16ps tmm2, tmm5, tmm6"
+     "sub {b}, [{s} + 64]" "sub {b}, [{s} + 64]"],
+    [],
+    ["tilestored [{c} + {n}*1], tmm0" "tilestored [{c} + {n}*1 + 1024], tmm2"]
+);
+kernel!(
+    split_one_by_two, 128,
+    ["tilezero tmm0" "tilezero tmm1"],
+    ["tileloadd tmm0, [{c} + {n}*1]" "tileloadd tmm1, [{c} + {n}*1 + 1024]"],
+    ["add {b}, [{s} + 64]" "add {b}, [{s} + 64]"
+     "tileloadd tmm4, [{a0} + {d0}*1]" "tileloadd tmm6, [{b} + {w}*1]" "tdpbf16ps tmm0, tmm4, tmm6"
+     "tileloadd tmm7, [{b} + {w}*1 + 64]" "tdpbf16ps tmm1, tmm4, tmm7"
+     "sub {b}, [{s} + 64]" "add {a0}, [{s} + 56]"
+     "tileloadd tmm6, [{b} + {w}*1]" "tdpbf16ps tmm0, tmm4, tmm6"
+     "tileloadd tmm7, [{b} + {w}*1 + 64]" "tdpbf16ps tmm1, tmm4, tmm7"
+     "tileloadd tmm5, [{a0} + {d0}*1]" "tdpbf16ps tmm0, tmm5, tmm6" "tdpbf16ps tmm1, tmm5, tmm7"
+     "sub {b}, [{s} + 64]" "add {a0}, [{s} + 56]"
+     "tileloadd tmm6, [{b} + {w}*1]" "tdpbf16ps tmm0, tmm4, tmm6" "tdpbf16ps tmm0, tmm5, tmm6"
+     "tileloadd tmm7, [{b} + {w}*1 + 64]" "tdpbf16ps tmm1, tmm4, tmm7" "tdpbf16ps tmm1, tmm5, tmm7"
+     "tileloadd tmm4, [{a0} + {d0}*1]" "tdpbf16ps tmm0, tmm4, tmm6" "tdpbf16ps tmm1, tmm4, tmm7"
+     "sub {a0}, [{s} + 56]" "sub {a0}, [{s} + 56]"],
+    [],
+    ["tilestored [{c} + {n}*1], tmm0" "tilestored [{c} + {n}*1 + 1024], tmm1"]
+);
+kernel!(
+    split_one_by_one, 64,
+    ["tilezero tmm0"],
+    ["tileloadd tmm0, [{c} + {n}*1]"],
+    ["add {b}, [{s} + 64]" "add {b}, [{s} + 64]"
+     "tileloadd tmm4, [{a0} + {d0}*1]" "tileloadd tmm6, [{b} + {w}*1]" "tdpbf16ps tmm0, tmm4, tmm6"
+     "sub {b}, [{s} + 64]" "tileloadd tmm7, [{b} + {w}*1]" "tdpbf16ps tmm0, tmm4, tmm7"
+     "sub {b}, [{s} + 64]" "tileloadd tmm6, [{b} + {w}*1]" "tdpbf16ps tmm0, tmm4, tmm6"
+     "add {a0}, [{s} + 56]"
+     "tileloadd tmm5, [{a0} + {d0}*1]" "tdpbf16ps tmm0, tmm5, tmm6" "tdpbf16ps tmm0, tmm5, tmm7"
+     "add {a0}, [{s} + 56]" "tileloadd tmm4, [{a0} + {d0}*1]" "tdpbf16ps tmm0, tmm4, tmm6"
+     "sub {a0}, [{s} + 56]" "sub {a0}, [{s} + 56]"],
+    [],
+    ["tilestored [{c} + {n}*1], tmm0"]
+);
+
+/// The kernel of that many registers of rows and of outputs; `split` if numbers come in three parts, which takes steps without
+/// a tail.
+pub(crate) fn kernel(rows: usize, columns: usize, steps: Steps, split: bool) -> Kernel {
     match (rows, columns, steps.tail) {
+        (2, 2, 0) if split => split_two_by_two,
+        (2, _, 0) if split => split_two_by_one,
+        (_, 2, 0) if split => split_one_by_two,
+        (_, _, 0) if split => split_one_by_one,
         (2, 2, 0) => two_by_two,
         (2, _, 0) => two_by_one,
         (_, 2, 0) => one_by_two,
         (_, _, 0) => one_by_one,
+        _ if split => unreachable!("split numbers are multiplied by equal steps"),
         (_, 2, _) => parts_by_two,
         _ => parts_by_one,
     }
@@ -285,12 +395,14 @@ pub(crate) fn multiply_over_and_over() -> usize {
             weights: weights.as_ptr(),
             steps: STEPS,
             tail: 0,
+            parts: [0; 2],
+            left_steps: [4 * PAIRS; 2],
         };
         let steps = Steps::new(row);
         let _shapes = Registers::new(steps);
         // SAFETY: the registers have these shapes; factors and sums are there.
         unsafe {
-            kernel(2, 2, steps)([segment; SEGMENTS].as_ptr(), SEGMENTS, PAIRS, sums.as_mut_ptr(), false)
+            kernel(2, 2, steps, false)([segment; SEGMENTS].as_ptr(), SEGMENTS, PAIRS, sums.as_mut_ptr(), false)
         };
     });
     SEGMENTS * STEPS * 4 * 2 * ROWS * PAIRS * 2 * PAIRS
