@@ -280,6 +280,19 @@ unsafe fn rows_to_pairs_body<S: Simd>(x: &[f32], width: usize, pairs: &mut [f32]
     }
 }
 
+/// Takes from each number the nearest bf16 number: what is left are the parts to come, where numbers are split.
+pub(crate) fn take_rounded(x: &mut [f32]) {
+    // SAFETY: nothing but the instruction set, which the dispatcher found.
+    unsafe { take_rounded_of(x) }
+}
+
+multiversion!(fn take_rounded_of<S>(x: &mut [f32]) = take_rounded_body);
+
+#[inline(always)]
+unsafe fn take_rounded_body<S: Simd>(x: &mut [f32]) {
+    x.iter_mut().for_each(|x| *x -= widened(round(*x)));
+}
+
 impl Operands {
     /// The 32-bit elements that hold `count` neighbouring factors.
     ///

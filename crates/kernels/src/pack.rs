@@ -10,7 +10,7 @@
 
 use std::ops::Range;
 
-use crate::bf16::{Operands, round, rows_to_pairs, widened};
+use crate::bf16::{Operands, rows_to_pairs, take_rounded};
 #[cfg(target_arch = "x86_64")]
 use crate::gemm::amx::pack as amx;
 use crate::scratch::with_scratch;
@@ -183,8 +183,10 @@ impl Layout {
             let part = |part: usize| unsafe { target.slice(part * part_len + panel.offset, len) };
             #[cfg(target_arch = "x86_64")]
             if amx::fits(self, strides) && self.inputs > 0 {
-                return (0..self.parts)
-                    .for_each(|index| amx::pack_panel(self, &panel, weights, strides, index, part(index)));
+                // SAFETY: as above.
+                return unsafe {
+                    amx::pack_panel(self, &panel, weights, strides, target.add(panel.offset), part_len);
+                };
             }
             let (first_input, inputs) = (2 * panel.first_input, 2 * panel.inputs);
             with_scratch(2 * len, |unrounded| {
@@ -193,7 +195,7 @@ impl Layout {
                 whole.pack_panel(&panel, 0..whole.inputs, weights, group_stride, strides, numbers);
                 for index in 0..self.parts {
                     if index > 0 {
-                        unrounded.iter_mut().for_each(|x| *x -= widened(round(*x)));
+                        take_rounded(unrounded);
                     }
                     rows_to_pairs(unrounded, width, part(index));
                 }

@@ -12,40 +12,33 @@ pub(crate) fn fits(layout: &Layout, [output, input, _]: [usize; 3]) -> bool {
     layout.isa == Isa::Amx && layout.groups == 1 && layout.taps == 1 && (output == 1 || input == 1)
 }
 
-/// Packs a part of a panel of a layout of pairs, see [`Layout::pack_as`]: each row has the pairs of two inputs for all outputs.
-pub(crate) fn pack_panel(
+/// Packs a panel of a layout of pairs, see [`Layout::pack_as`]: each row has the pairs of two inputs for all outputs. Parts of
+/// numbers that are split are `part` apart.
+///
+/// # Safety
+/// The panel of each part is in `to`, which begins with the first.
+pub(crate) unsafe fn pack_panel(
     layout: &Layout,
     panel: &Panel,
     weights: &[f32],
     [output, input, _]: [usize; 3],
+    to: *mut f32,
     part: usize,
-    to: &mut [f32],
 ) {
     let width = panel.vectors * PAIRS;
     let last = (panel.first_output + panel.outputs - 1) * output + (2 * layout.inputs - 1) * input;
     assert!(last < weights.len(), "packing: the strides lead out of the weights");
     let from = weights[panel.first_output * output..].as_ptr();
-    let to = &mut to[..layout.inputs * width];
+    let (outputs, pairs, columns) = (panel.outputs, layout.inputs, input == 1);
     // SAFETY: a layout for AMX says that the machine has the vectors; the weights reach as far as the strides lead.
     unsafe {
-        match (input == 1, part) {
-            (true, 0) => pack_columns::<0>(from, output, panel.outputs, layout.inputs, width, to),
-            (true, 1) => pack_columns::<1>(from, output, panel.outputs, layout.inputs, width, to),
-            (true, _) => pack_columns::<2>(from, output, panel.outputs, layout.inputs, width, to),
-            (false, 0) => pack_rows::<0>(from, input, panel.outputs, width, to),
-            (false, 1) => pack_rows::<1>(from, input, panel.outputs, width, to),
-            (false, _) => pack_rows::<2>(from, input, panel.outputs, width, to),
+        match (columns, layout.parts == PARTS) {
+            (true, false) => pack_columns::<1>(from, output, outputs, pairs, width, to, part),
+            (true, true) => pack_columns::<PARTS>(from, output, outputs, pairs, width, to, part),
+            (false, false) => pack_rows::<1>(from, input, outputs, pairs, width, to, part),
+            (false, true) => pack_rows::<PARTS>(from, input, outputs, pairs, width, to, part),
         }
     }
-}
-
-/// The nearest bf16 numbers, as `f32`, as the machine rounds to them.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-fn rounded_to_even(x: __m512) -> __m512 {
-    // SAFETY: vectors of bf16 and of integers have the same bits.
-    let halves = unsafe { std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x)) };
-    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
 }
 
 /// The nearest bf16 numbers, as `f32`; of two equally near the larger in magnitude.
@@ -56,14 +49,24 @@ fn rounded(x: __m512) -> __m512 {
     _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(0xffff_0000u32 as i32)))
 }
 
-/// A part of some numbers, but for the first, which rounding gives: what the parts before it leave.
+/// The same, of two equally near the even one, as the machine rounds.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-fn rest<const PART: usize>(mut x: __m512) -> __m512 {
-    for _ in 0..PART {
-        x = _mm512_sub_ps(x, rounded_to_even(x));
-    }
-    x
+fn rounded_to_even(x: __m512) -> __m512 {
+    // SAFETY: vectors of bf16 and of integers have the same bits.
+    let halves = unsafe { std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x)) };
+    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
+}
+
+/// The upper halves of thirty-two numbers side by side.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+fn neighbours(low: __m512, high: __m512) -> __m512i {
+    let upper = _mm512_set_epi16(
+        63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9,
+        7, 5, 3, 1,
+    );
+    _mm512_permutex2var_epi16(_mm512_castps_si512(low), upper, _mm512_castps_si512(high))
 }
 
 /// The parts of sixteen numbers: bf16 numbers, as `f32`.
@@ -83,11 +86,6 @@ pub(crate) fn parts(x: __m512) -> [__m512; PARTS] {
 /// The machine has AMX; the numbers can be read and the parts written, up to whole vectors.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
 pub(crate) unsafe fn split(from: *const f32, count: usize, to: *mut f32, part: usize) {
-    // The upper halves of thirty-two numbers.
-    let upper = _mm512_set_epi16(
-        63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9,
-        7, 5, 3, 1,
-    );
     for at in (0..count).step_by(32) {
         let mask = u32::MAX >> 32usize.saturating_sub(count - at);
         // SAFETY: the caller's promise; masked lanes are not touched.
@@ -97,41 +95,52 @@ pub(crate) unsafe fn split(from: *const f32, count: usize, to: *mut f32, part: u
                 parts(_mm512_maskz_loadu_ps((mask >> half) as __mmask16, from))
             });
             for index in 0..PARTS {
-                let [low, high] = [low[index], high[index]].map(|x| _mm512_castps_si512(x));
-                let pairs = _mm512_permutex2var_epi16(low, upper, high);
+                let pairs = neighbours(low[index], high[index]);
                 _mm512_storeu_si512(to.add(index * part + at / 2).cast(), pairs);
             }
         }
     }
 }
 
+/// The pairs of numbers of two vectors, low and high; or if they are split, those of one of their parts.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+fn part_of<const COUNT: usize>(low: __m512, high: __m512, part: usize) -> [__m512; 2] {
+    if COUNT == 1 { [low, high].map(|x| rounded_to_even(x)) } else { [low, high].map(|x| parts(x)[part]) }
+}
+
 /// From outputs `stride` numbers apart whose inputs stand side by side.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-unsafe fn pack_columns<const PART: usize>(
+unsafe fn pack_columns<const COUNT: usize>(
     from: *const f32,
     stride: usize,
     outputs: usize,
     pairs: usize,
     width: usize,
-    to: &mut [f32],
+    to: *mut f32,
+    part_len: usize,
 ) {
     for first in (0..width).step_by(16) {
         for pair in (0..pairs).step_by(16) {
             let count = (2 * (pairs - pair)).min(32);
             let mask = u32::MAX >> (32 - count);
-            // SAFETY: the caller's promise; masked lanes are not touched.
-            unsafe {
-                let rows = std::array::from_fn(|row| {
-                    if first + row >= outputs {
-                        return _mm512_setzero_si512();
+            for part in 0..COUNT {
+                // SAFETY: the caller's promise; masked lanes are not touched.
+                unsafe {
+                    let rows = std::array::from_fn(|row| {
+                        if first + row >= outputs {
+                            return _mm512_setzero_si512();
+                        }
+                        let from = from.add((first + row) * stride + 2 * pair);
+                        let low = _mm512_maskz_loadu_ps(mask as __mmask16, from);
+                        let high = _mm512_maskz_loadu_ps((mask >> 16) as __mmask16, from.wrapping_add(16));
+                        let [low, high] = part_of::<COUNT>(low, high, part);
+                        neighbours(low, high)
+                    });
+                    let to = to.add(part * part_len + first);
+                    for (row, vector) in transposed(rows).into_iter().enumerate().take(count / 2) {
+                        _mm512_storeu_si512(to.add((pair + row) * width).cast(), vector);
                     }
-                    let from = from.add((first + row) * stride + 2 * pair);
-                    let low = _mm512_maskz_loadu_ps(mask as __mmask16, from);
-                    let high = _mm512_maskz_loadu_ps((mask >> 16) as __mmask16, from.wrapping_add(16));
-                    std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(rest::<PART>(high), rest::<PART>(low)))
-                });
-                for (row, vector) in transposed(rows).into_iter().enumerate().take(count / 2) {
-                    _mm512_storeu_si512(to[(pair + row) * width + first..][..16].as_mut_ptr().cast(), vector);
                 }
             }
         }
@@ -140,19 +149,28 @@ unsafe fn pack_columns<const PART: usize>(
 
 /// From inputs `stride` numbers apart whose outputs stand side by side.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-unsafe fn pack_rows<const PART: usize>(from: *const f32, stride: usize, outputs: usize, width: usize, to: &mut [f32]) {
-    for (pair, to) in to.chunks_exact_mut(width).enumerate() {
-        for (vector, to) in to.chunks_exact_mut(16).enumerate() {
-            let mask = ((1u32 << outputs.saturating_sub(16 * vector).min(16)) - 1) as __mmask16;
-            let from = from.wrapping_add(2 * pair * stride + 16 * vector);
+unsafe fn pack_rows<const COUNT: usize>(
+    from: *const f32,
+    stride: usize,
+    outputs: usize,
+    pairs: usize,
+    width: usize,
+    to: *mut f32,
+    part_len: usize,
+) {
+    for pair in 0..pairs {
+        for first in (0..width).step_by(16) {
+            let mask = ((1u32 << outputs.saturating_sub(first).min(16)) - 1) as __mmask16;
+            let from = from.wrapping_add(2 * pair * stride + first);
             // SAFETY: the caller's promise; masked lanes are not touched.
             unsafe {
-                let [low, high] = [from, from.wrapping_add(stride)].map(|from| {
-                    let rounded = _mm512_cvtneps_pbh(rest::<PART>(_mm512_maskz_loadu_ps(mask, from)));
-                    _mm512_cvtepu16_epi32(std::mem::transmute::<__m256bh, __m256i>(rounded))
-                });
-                let pairs = _mm512_or_si512(low, _mm512_slli_epi32::<16>(high));
-                _mm512_storeu_si512(to.as_mut_ptr().cast(), pairs);
+                let low = _mm512_maskz_loadu_ps(mask, from);
+                let high = _mm512_maskz_loadu_ps(mask, from.wrapping_add(stride));
+                for part in 0..COUNT {
+                    let [low, high] = part_of::<COUNT>(low, high, part).map(|x| _mm512_castps_si512(x));
+                    let pairs = _mm512_or_si512(_mm512_srli_epi32::<16>(low), high);
+                    _mm512_storeu_si512(to.add(part * part_len + pair * width + first).cast(), pairs);
+                }
             }
         }
     }
