@@ -216,7 +216,7 @@ impl Planner<'_> {
     /// What a convolution multiplies.
     fn conv_operands(&self, shape: &ConvShape) -> Operands {
         let rows = if shape.groups == 1 { shape.n * shape.out_h() * shape.out_w() } else { 0 };
-        self.product_operands(rows, shape.c_in / shape.groups, shape.c_out)
+        self.product_operands(rows, shape.c_in / shape.groups, shape.c_out * shape.kh * shape.kw)
     }
 
     /// Lets the step of a node store pairs, and read a residual so.
@@ -262,7 +262,8 @@ impl Planner<'_> {
         let mut input = self.channels_last(dy);
         if as_depthwise(&shape).is_none() {
             let rows = if shape.groups == 1 { shape.n * shape.h * shape.w } else { 0 };
-            shape.operands = self.product_operands(rows, shape.c_out / shape.groups, shape.c_in);
+            shape.operands =
+                self.product_operands(rows, shape.c_out / shape.groups, shape.c_in * shape.kh * shape.kw);
             input = self.as_operands(dy, input, shape.operands);
         }
         let (packed, kernel): (Value, Kernel) = if let Some(shape) = as_depthwise(&shape) {
@@ -436,10 +437,11 @@ impl Planner<'_> {
         if self.precision.fit(count) { self.precision } else { Operands::F32 }
     }
 
-    /// The same for one with so many rows and outputs: where that is `f32`, however this machine does it best.
-    fn product_operands(&self, rows: usize, inputs: usize, outputs: usize) -> Operands {
+    /// The same for one with so many rows, each of whose numbers meets `uses` weights: where that is `f32`, however this
+    /// machine does it best.
+    fn product_operands(&self, rows: usize, inputs: usize, uses: usize) -> Operands {
         match self.operands(inputs) {
-            Operands::F32 if rows >= MANY_ROWS => bf16::exact(inputs, outputs),
+            Operands::F32 if rows >= MANY_ROWS => bf16::exact(inputs, uses),
             operands => operands,
         }
     }

@@ -27,25 +27,28 @@ pub enum Operands {
 /// Parts of a number that is split: together they have all the bits of an `f32`.
 pub(crate) const PARTS: usize = 3;
 
-/// Factors and outputs from which on splitting numbers pays.
+/// Factors, uses of each, and weights from which on splitting numbers pays.
 const SPLIT_INPUTS: usize = 64;
-const SPLIT_OUTPUTS: usize = 32;
+const SPLIT_USES: usize = 64;
+const SPLIT_WEIGHTS: usize = 8 << 10;
 
-/// What products of `f32` over runs of `inputs` neighbouring factors are best made of on this machine.
+/// What products of `f32` over runs of `inputs` neighbouring factors, each of which meets `uses` weights, are best made of on
+/// this machine.
 ///
 /// Three bf16 numbers hold an `f32`; leaving out the products below 2⁻²⁶ of the whole, and adding in `f32`, gives what `f32` gives:
 /// Henry, Tang and Heinecke, "Leveraging the bfloat16 artificial intelligence datatype for higher-precision computations",
 /// 2019. Infinite factors give NaN.
-pub fn exact(inputs: usize, outputs: usize) -> Operands {
+pub fn exact(inputs: usize, uses: usize) -> Operands {
     #[cfg(target_arch = "x86_64")]
     if crate::simd::best() == crate::simd::Isa::Amx
         && inputs >= SPLIT_INPUTS
-        && outputs >= SPLIT_OUTPUTS
+        && uses >= SPLIT_USES
+        && inputs * uses >= SPLIT_WEIGHTS
         && Operands::Split.fit(inputs)
     {
         return Operands::Split;
     }
-    let _ = (inputs, outputs);
+    let _ = (inputs, uses);
     Operands::F32
 }
 
@@ -323,7 +326,7 @@ impl Operands {
             Operands::Bf16 => count.is_multiple_of(2),
             #[cfg(target_arch = "x86_64")]
             Operands::Split => {
-                count.is_multiple_of(2) && crate::gemm::amx::registers::Steps::new(count / 2).tail == 0
+                count.is_multiple_of(2) && crate::gemm::amx::registers::Steps::new(count / 2).are_even()
             }
             #[cfg(not(target_arch = "x86_64"))]
             Operands::Split => false,

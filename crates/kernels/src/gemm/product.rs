@@ -120,7 +120,7 @@ impl Order {
 const SMALLEST_JOB: usize = 1 << 20;
 /// Multiply-adds that could be done while a weight comes from memory.
 const FETCH: usize = 16;
-/// Products that matrix registers take in the time in which vectors take one.
+/// Products that matrix registers take in the time in which vectors take one, but for those of split numbers.
 const AMX_GAIN: usize = 8;
 /// [`Product::fewest_panels`] where jobs copy their rows.
 pub(crate) const COPIED_PANELS: usize = 4;
@@ -136,6 +136,8 @@ const NEAR_WEIGHTS: usize = 64 << 10;
 const JOB_SOURCE_BYTES: usize = 1 << 20;
 /// As many of numbers that are split, all parts together.
 const SPLIT_SOURCE_BYTES: usize = 600 << 10;
+/// Rows that stay together even so.
+const FEW_ROWS: usize = 256;
 /// Pairs of a row that are split at a time, of longer ones.
 pub(crate) const SPLIT_RUN: usize = 512;
 
@@ -188,7 +190,9 @@ impl<'a> Product<'a> {
         if self.is_amx() {
             let wanted = if self.is_split() {
                 let bytes = 4 * PARTS * self.layout.inputs.min(SPLIT_RUN);
-                (SPLIT_SOURCE_BYTES / bytes.max(1)).clamp(64, 512)
+                let wanted = (SPLIT_SOURCE_BYTES / bytes.max(1)).clamp(64, 512);
+                // Few rows stay together: weights come from far away, and each job brings its own.
+                if count <= FEW_ROWS { FEW_ROWS } else { wanted }
             } else {
                 (JOB_SOURCE_BYTES / (source_bytes * self.taps()).max(1)).clamp(256, 512)
             };
@@ -211,11 +215,13 @@ impl<'a> Product<'a> {
         }
         let weights = self.layout.len();
         let rows = blocks * work_per_block / weights.max(1);
-        let gain = if self.is_amx() { AMX_GAIN } else { 1 };
+        let gain = if self.is_amx() && !self.is_split() { AMX_GAIN } else { 1 };
         // With few rows the time goes into bringing the weights.
         let work_per_block = (work_per_block / gain).max(FETCH * weights / blocks);
         let most = panels.div_ceil(self.fewest_panels).min((work_per_block / SMALLEST_JOB).max(1));
-        let parts = (ENOUGH_JOBS / gain).div_ceil(blocks).min(most);
+        // Each job splits its rows anew.
+        let enough = if self.is_split() { threads::count() } else { ENOUGH_JOBS / gain };
+        let parts = enough.div_ceil(blocks).min(most);
         let per_part = panels.div_ceil(parts);
         let parts = panels.div_ceil(per_part);
         let mut order = Order::new(blocks, parts, rows, weights / self.layout.inputs.max(1));

@@ -115,32 +115,35 @@ impl<'a> Lefts<'a> {
 
     /// Copies, or splits, what is not read in place.
     fn copy_rows(&self, split: bool, copy: &mut [f32]) {
-        let parts = if split { PARTS } else { 1 };
         let run = self.cut.run();
         for (index, left) in self.registers.iter().enumerate() {
             let &Left::Copied(at) = left else { continue };
             let table = &self.rows.pointers[index * ROWS * self.taps..][..ROWS * self.taps];
             // Where the register that goes with this one has something, zeros are multiplied.
             let pair = index / 2 * 2..(index / 2 * 2 + 2).min(self.registers.len());
-            let taps = (0..self.taps).filter(|tap| pair.clone().any(|index| !self.is_empty(index, *tap)));
-            for (tap, row) in taps.flat_map(|tap| (0..ROWS).map(move |row| (tap, row))) {
-                let from = table[tap * ROWS + row];
+            for (tap, pointers) in table.as_chunks::<ROWS>().0.iter().enumerate() {
+                if pair.clone().all(|index| self.is_empty(index, tap)) {
+                    continue;
+                }
                 for (nth, step) in self.here.clone().enumerate() {
-                    let to = at + (tap * self.here.len() + nth) * REGISTER + row * PAIRS;
+                    let to = at + (tap * self.here.len() + nth) * REGISTER;
                     let first = step * self.cut.pairs;
                     let count = self.cut.pairs.min(run - first);
-                    if from.is_null() {
-                        (0..parts).for_each(|part| copy[part * self.part + to..][..count].fill(0.0));
-                    } else if split {
-                        let from = from.wrapping_add(2 * (self.source_offset + first));
-                        let to = &mut copy[to..][..2 * self.part + PAIRS];
+                    if split {
+                        let to = &mut copy[to..][..2 * self.part + REGISTER];
+                        let first = 2 * (self.source_offset + first);
                         // SAFETY: the table's pointers have twice `run` numbers after the offset.
-                        unsafe { pack::split(from, 2 * count, to.as_mut_ptr(), self.part) };
-                    } else {
+                        unsafe { pack::split_rows(pointers, first, 2 * count, to.as_mut_ptr(), self.part) };
+                        continue;
+                    }
+                    for (from, to) in pointers.iter().zip(copy[to..][..REGISTER].chunks_exact_mut(PAIRS)) {
+                        if from.is_null() {
+                            to[..count].fill(0.0);
+                            continue;
+                        }
                         let from = from.wrapping_add(self.source_offset + first);
                         // SAFETY: the table's pointers have `run` elements after the offset.
-                        let from = unsafe { std::slice::from_raw_parts(from, count) };
-                        copy[to..to + count].copy_from_slice(from);
+                        to[..count].copy_from_slice(unsafe { std::slice::from_raw_parts(from, count) });
                     }
                 }
             }

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::registers::PAIRS;
+use super::registers::{PAIRS, ROWS};
 use crate::bf16::PARTS;
 use crate::pack::{Layout, Panel};
 use crate::simd::Isa;
@@ -78,6 +78,39 @@ pub(crate) fn parts(x: __m512) -> [__m512; PARTS] {
     let middle = rounded(rest);
     // What is left has no more bits.
     [high, middle, _mm512_sub_ps(rest, middle)]
+}
+
+/// Splits `count` numbers, at most 32, of each of a register's rows from `first` on, zeros where there is no row; parts are `part`
+/// elements apart.
+///
+/// # Safety
+/// The machine has AMX; the numbers can be read and a register of each part written.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+pub(crate) unsafe fn split_rows(
+    rows: &[*const f32; ROWS],
+    first: usize,
+    count: usize,
+    to: *mut f32,
+    part: usize,
+) {
+    let mask = u32::MAX >> 32usize.saturating_sub(count);
+    let (low_mask, high_mask) = (mask as __mmask16, (mask >> 16) as __mmask16);
+    for (row, from) in rows.iter().enumerate() {
+        // SAFETY: the caller's promise; masked lanes are not touched.
+        unsafe {
+            let (low, high) = if from.is_null() {
+                (_mm512_setzero_ps(), _mm512_setzero_ps())
+            } else {
+                let from = from.add(first);
+                (_mm512_maskz_loadu_ps(low_mask, from), _mm512_maskz_loadu_ps(high_mask, from.wrapping_add(16)))
+            };
+            let (low, high) = (parts(low), parts(high));
+            for index in 0..PARTS {
+                let to = to.add(index * part + row * PAIRS);
+                _mm512_store_si512(to.cast(), neighbours(low[index], high[index]));
+            }
+        }
+    }
 }
 
 /// Splits `count` numbers into parts that stand `part` elements apart, zeros after the last one's pair up to a whole vector.

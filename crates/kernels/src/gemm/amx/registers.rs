@@ -63,6 +63,11 @@ pub(crate) struct Steps {
 }
 
 impl Steps {
+    /// Whether they are equal, and fill most of a register.
+    pub fn are_even(&self) -> bool {
+        self.tail == 0 && (self.of_tap <= 1 || 4 * self.pairs >= 3 * PAIRS)
+    }
+
     /// Pairs of a tap.
     pub fn run(&self) -> usize {
         let last = if self.tail > 0 { self.tail } else { self.pairs };
