@@ -441,7 +441,7 @@ impl Planner<'_> {
     /// machine does it best.
     fn product_operands(&self, rows: usize, inputs: usize, uses: usize) -> Operands {
         match self.operands(inputs) {
-            Operands::F32 if rows >= MANY_ROWS => bf16::exact(inputs, uses),
+            Operands::F32 if rows >= MANY_ROWS => bf16::exact(rows, inputs, uses),
             operands => operands,
         }
     }

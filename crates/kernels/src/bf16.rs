@@ -31,24 +31,27 @@ pub(crate) const PARTS: usize = 3;
 const SPLIT_INPUTS: usize = 64;
 const SPLIT_USES: usize = 64;
 const SPLIT_WEIGHTS: usize = 8 << 10;
+/// Multiply-adds of a whole product from which on it does.
+const SPLIT_WORK: usize = 1 << 25;
 
-/// What products of `f32` over runs of `inputs` neighbouring factors, each of which meets `uses` weights, are best made of on
-/// this machine.
+/// What a product of `f32` of so many rows over runs of `inputs` neighbouring factors, each of which meets `uses` weights, is
+/// best made of on this machine.
 ///
 /// Three bf16 numbers hold an `f32`; leaving out the products below 2⁻²⁶ of the whole, and adding in `f32`, gives what `f32` gives:
 /// Henry, Tang and Heinecke, "Leveraging the bfloat16 artificial intelligence datatype for higher-precision computations",
 /// 2019. Infinite factors give NaN.
-pub fn exact(inputs: usize, uses: usize) -> Operands {
+pub fn exact(rows: usize, inputs: usize, uses: usize) -> Operands {
     #[cfg(target_arch = "x86_64")]
     if crate::simd::best() == crate::simd::Isa::Amx
         && inputs >= SPLIT_INPUTS
         && uses >= SPLIT_USES
         && inputs * uses >= SPLIT_WEIGHTS
+        && rows * inputs * uses >= SPLIT_WORK
         && Operands::Split.fit(inputs)
     {
         return Operands::Split;
     }
-    let _ = (inputs, uses);
+    let _ = (rows, inputs, uses);
     Operands::F32
 }
 
@@ -302,10 +305,12 @@ impl Operands {
     /// # Panics
     /// If pairs do not come out even: whoever plans asks [`Operands::fit`] first.
     pub(crate) fn elements(self, count: usize) -> usize {
-        assert!(self.fit(count), "{count} numbers in pairs");
         match self {
             Operands::F32 | Operands::Split => count,
-            Operands::Bf16 => count / 2,
+            Operands::Bf16 => {
+                assert!(self.fit(count), "{count} numbers in pairs");
+                count / 2
+            }
         }
     }
 

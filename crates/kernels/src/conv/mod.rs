@@ -469,7 +469,8 @@ pub(crate) fn input_grad_isa(isa: Isa, shape: &ConvShape, dy: &[f32], packed: &[
     {
         let pairs = ConvShape { c_in: layout.inputs, ..mirrored };
         if planes::in_blocks(&pairs) {
-            let source = if product.is_split() { planes::Source::Split(dy) } else { planes::Source::Pairs(dy) };
+            let source =
+                if product.is_split() { planes::Source::Split(dy) } else { planes::Source::Pairs(dy) };
             return planes::forward(&pairs, source, &product, true);
         }
     }

@@ -210,7 +210,8 @@ fn row_pixels(shape: &ConvShape) -> usize {
 pub(super) fn forward(shape: &ConvShape, source: Source, product: &Product, reverse: bool) {
     let (out_h, out_w, row) = (shape.out_h(), shape.out_w(), row_pixels(shape));
     let register = product.tile_rows();
-    let copied = Planes::new(shape, 1, 1, register).firsts.len() * shape.stride[1] * shape.c_in * source.parts();
+    let copied =
+        Planes::new(shape, 1, 1, register).firsts.len() * shape.stride[1] * shape.c_in * source.parts();
     let near = if product.layout.len() > NEAR_COPY { 2 * NEAR_COPY } else { NEAR_COPY };
     let wanted = (near / copied.max(1)).clamp(FEWEST_ROWS, MOST_ROWS);
     let parts = out_h.div_ceil((wanted / row).clamp(1, out_h));
@@ -231,9 +232,9 @@ pub(super) fn forward(shape: &ConvShape, source: Source, product: &Product, reve
         let columns = shape.kw / product.fused_taps;
         let column = shape.dilation[1] * planes.pixel;
         rows.even.taps.clear();
-        rows.even.taps.extend(
-            (0..product.taps()).map(|tap| planes.tap(shape, tap / columns) + tap % columns * column),
-        );
+        rows.even
+            .taps
+            .extend((0..product.taps()).map(|tap| planes.tap(shape, tap / columns) + tap % columns * column));
         if reverse {
             rows.even.taps.reverse();
         }

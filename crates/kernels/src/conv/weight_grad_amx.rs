@@ -73,7 +73,8 @@ pub(super) fn weight_grad(shape: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [f3
     let splits = splits.min((MOST_SUMS / sums_len).max(1));
     let lines_per_split = lines.div_ceil(splits);
     let parts = shape.operands.parts();
-    let pixels = (NEAR / parts / (shape.c_in + shape.c_out)).clamp(*BLOCK_PIXELS.start(), *BLOCK_PIXELS.end());
+    let pixels =
+        (NEAR / parts / (shape.c_in + shape.c_out)).clamp(*BLOCK_PIXELS.start(), *BLOCK_PIXELS.end());
     let plan = Plan {
         shape,
         outputs,
@@ -263,7 +264,11 @@ impl Plan<'_> {
 /// Sixteen channels of two pixels from `first` on, of which `count` are there, as pairs; or of numbers those of their parts.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-unsafe fn pairs<const SPLIT: bool, const PART: usize>([low, high]: Couple, first: usize, count: usize) -> __m512i {
+unsafe fn pairs<const SPLIT: bool, const PART: usize>(
+    [low, high]: Couple,
+    first: usize,
+    count: usize,
+) -> __m512i {
     let mask = ((1u32 << count.min(16)) - 1) as __mmask16;
     // SAFETY: the caller's promise; lanes past the channels are not touched.
     unsafe {

@@ -85,7 +85,15 @@ fn split_numbers_are_as_exact_as_f32() {
     }
     let mut random = Random::new(21);
     // Whole and partial registers, one and several ranges of a sum, pieces of each.
-    for (m, n, k) in [(1, 40, 64), (17, 33, 72), (40, 96, 768), (200, 130, 2048), (300, 48, 1568), (33, 16, 96), (64, 64, 4096)] {
+    for (m, n, k) in [
+        (1, 40, 64),
+        (17, 33, 72),
+        (40, 96, 768),
+        (200, 130, 2048),
+        (300, 48, 1568),
+        (33, 16, 96),
+        (64, 64, 4096),
+    ] {
         let wide = |numbers: Vec<f32>| -> Vec<f32> {
             numbers.iter().enumerate().map(|(i, x)| x * f32::powi(2.0, (i * 7 % 23) as i32 - 11)).collect()
         };

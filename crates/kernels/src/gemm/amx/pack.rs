@@ -63,8 +63,8 @@ fn rounded_to_even(x: __m512) -> __m512 {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
 fn neighbours(low: __m512, high: __m512) -> __m512i {
     let upper = _mm512_set_epi16(
-        63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9,
-        7, 5, 3, 1,
+        63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27, 25, 23, 21, 19, 17, 15,
+        13, 11, 9, 7, 5, 3, 1,
     );
     _mm512_permutex2var_epi16(_mm512_castps_si512(low), upper, _mm512_castps_si512(high))
 }
@@ -102,7 +102,10 @@ pub(crate) unsafe fn split_rows(
                 (_mm512_setzero_ps(), _mm512_setzero_ps())
             } else {
                 let from = from.add(first);
-                (_mm512_maskz_loadu_ps(low_mask, from), _mm512_maskz_loadu_ps(high_mask, from.wrapping_add(16)))
+                (
+                    _mm512_maskz_loadu_ps(low_mask, from),
+                    _mm512_maskz_loadu_ps(high_mask, from.wrapping_add(16)),
+                )
             };
             let (low, high) = (parts(low), parts(high));
             for index in 0..PARTS {

@@ -407,7 +407,13 @@ pub(crate) fn multiply_over_and_over() -> usize {
         let _shapes = Registers::new(steps);
         // SAFETY: the registers have these shapes; factors and sums are there.
         unsafe {
-            kernel(2, 2, steps, false)([segment; SEGMENTS].as_ptr(), SEGMENTS, PAIRS, sums.as_mut_ptr(), false)
+            kernel(2, 2, steps, false)(
+                [segment; SEGMENTS].as_ptr(),
+                SEGMENTS,
+                PAIRS,
+                sums.as_mut_ptr(),
+                false,
+            )
         };
     });
     SEGMENTS * STEPS * 4 * 2 * ROWS * PAIRS * 2 * PAIRS
