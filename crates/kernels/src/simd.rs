@@ -17,7 +17,7 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, DQ, VL: 16 lanes.
     Avx512,
-    /// AVX-512, and AMX for products of bf16: matrix registers of 16 rows of 64 bytes.
+    /// AVX-512, and AMX for products of bf16 and of numbers that are split into it: matrix registers of 16 rows of 64 bytes.
     Amx,
 }
 

@@ -3,7 +3,7 @@
 //! What is multiplied are couples of pixels. The output gradient becomes the left factor, couple after couple for each
 //! output channel; the input, as each tap reads it, the right one. Sums are registers: for each tap, 32 outputs and 32
 //! inputs four of them. Where lines are split, each split has sums of its own, added up in order at the end: how they
-//! are split follows from the shape alone.
+//! are split follows from the shape alone. Numbers of `f32` are taken apart, three couples for one, as they are copied.
 
 use std::arch::x86_64::*;
 use std::cell::Cell;

@@ -1,9 +1,13 @@
-//! Products of bf16 by AMX: registers of 16 rows of 64 bytes, and an instruction that multiplies whole registers.
+//! Products by AMX: registers of 16 rows of 64 bytes, and an instruction that multiplies whole registers of bf16.
 //!
 //! A left register holds 16 rows of 16 pairs, a right one 16 pairs of 16 outputs as [`crate::pack`] lays them out, a sum 16
 //! rows of 16 outputs. Two by two sums take four loads for four products, just what the first-level cache can bring:
 //! the weights of two columns are taken in pieces that stay there, while the rows come from the second level. Rows that
 //! are equally far apart are read in place, all others are copied next to each other first.
+//!
+//! Numbers of `f32` ([`Operands::Split`](crate::bf16::Operands::Split)) are the sums of three of bf16, made while rows are
+//! copied and weights packed, and a product is the sum of six. Fourteen loads then serve twenty-four products, so the weights
+//! may come from the second level, too; rows longer than that level holds are taken in stretches.
 
 mod finish;
 pub(crate) mod pack;
