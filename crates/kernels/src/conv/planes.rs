@@ -7,7 +7,7 @@
 //! the rows of a register stand together; else a row of the kernel is one run.
 
 use super::ConvShape;
-use crate::bf16::{PARTS, pair};
+use crate::bf16::{Operands, PARTS, pair};
 #[cfg(target_arch = "x86_64")]
 use crate::gemm::amx::pack::split;
 use crate::gemm::product::{Product, SKIPPED};
@@ -36,9 +36,10 @@ pub(super) enum Source<'a> {
 /// Pairs of channels of a block.
 const BLOCK: usize = 16;
 
-/// Whether channels are copied by blocks; the shape is in pairs.
+/// Whether channels are copied by blocks; the shape is in pairs. Those of numbers that are split: the others are multiplied so
+/// fast that the copy counts.
 pub(super) fn in_blocks(shape: &ConvShape) -> bool {
-    shape.c_in.is_multiple_of(BLOCK)
+    shape.operands == Operands::Split && shape.c_in.is_multiple_of(BLOCK)
 }
 
 /// Where a job's copy has what: `[part of split numbers][block of channels][image][plane][line][column]`.
