@@ -84,7 +84,7 @@ pub(crate) fn weight_grad_isa(isa: Isa, shape: &ConvShape, x: &[f32], dy: &[f32]
     shape.check();
     let operands = shape.operands;
     assert!(
-        operands.fit(shape.c_in) && operands.fit(shape.c_out),
+        operands != Operands::Bf16 || operands.fit(shape.c_in) && operands.fit(shape.c_out),
         "convolution: an odd number of channels in pairs"
     );
     assert!(x.len() >= operands.elements(shape.input_len()), "convolution: the input is too short");
