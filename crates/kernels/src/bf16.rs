@@ -9,7 +9,7 @@
 use std::marker::PhantomData;
 
 use crate::multiversion;
-use crate::simd::Simd;
+use crate::simd::{Isa, Simd, best};
 use crate::threads::{SendPtr, for_each};
 
 /// What a product multiplies.
@@ -41,18 +41,11 @@ const SPLIT_WORK: usize = 1 << 25;
 /// Henry, Tang and Heinecke, "Leveraging the bfloat16 artificial intelligence datatype for higher-precision computations",
 /// 2019. Infinite factors give NaN.
 pub fn exact(rows: usize, inputs: usize, uses: usize) -> Operands {
-    #[cfg(target_arch = "x86_64")]
-    if crate::simd::best() == crate::simd::Isa::Amx
-        && inputs >= SPLIT_INPUTS
+    let pays = inputs >= SPLIT_INPUTS
         && uses >= SPLIT_USES
         && inputs * uses >= SPLIT_WEIGHTS
-        && rows * inputs * uses >= SPLIT_WORK
-        && Operands::Split.fit(inputs)
-    {
-        return Operands::Split;
-    }
-    let _ = (rows, inputs, uses);
-    Operands::F32
+        && rows * inputs * uses >= SPLIT_WORK;
+    if pays && best() == Isa::Amx && Operands::Split.fit(inputs) { Operands::Split } else { Operands::F32 }
 }
 
 /// The nearest bf16 number, ties to even; NaN stays NaN.
