@@ -258,7 +258,7 @@ unsafe fn widen_body<S: Simd>(from: *const u16, to: *mut f32, count: usize) {
     // SAFETY: the caller's promise.
     let (from, to) =
         unsafe { (std::slice::from_raw_parts(from, count), std::slice::from_raw_parts_mut(to, count)) };
-    to.iter_mut().zip(from).for_each(|(to, from)| *to = f32::from_bits((*from as u32) << 16));
+    to.iter_mut().zip(from).for_each(|(to, from)| *to = widened(*from));
 }
 
 /// Rounds rows to pairs of rows: `pairs[i]` holds `x[2 i]` and `x[2 i + 1]` of rows of `width` numbers.

@@ -468,10 +468,9 @@ pub(crate) fn input_grad_isa(isa: Isa, shape: &ConvShape, dy: &[f32], packed: &[
         && let Some(mirrored) = shape.mirrored()
     {
         let pairs = ConvShape { c_in: layout.inputs, ..mirrored };
+        // Of split numbers, as only they are.
         if planes::in_blocks(&pairs) {
-            let source =
-                if product.is_split() { planes::Source::Split(dy) } else { planes::Source::Pairs(dy) };
-            return planes::forward(&pairs, source, &product, true);
+            return planes::forward(&pairs, planes::Source::Split(dy), &product, true);
         }
     }
     let sampling = |axis: usize, taps: usize, source: usize, target: usize| Sampling::Transposed {

@@ -6,6 +6,7 @@ use std::ops::Range;
 use timm_graph::scalar::Unary;
 
 use super::Lefts;
+use super::pack::widened;
 use super::registers::{PAIRS, REGISTER, ROWS};
 use crate::bf16::Stored;
 use crate::elementwise::apply_unary_rows;
@@ -169,13 +170,6 @@ fn rough_gelu(x: __m512) -> __m512 {
         sum = _mm512_fmadd_ps(sum, square, _mm512_set1_ps(*coefficient));
     }
     _mm512_mul_ps(x, _mm512_fmadd_ps(near, sum, _mm512_set1_ps(0.5)))
-}
-
-/// Sixteen bf16 numbers as `f32`.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-fn widened(halves: __m256i) -> __m512 {
-    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
 }
 
 /// Forms in which a residual is read and a result stored.

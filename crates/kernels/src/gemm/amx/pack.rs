@@ -54,7 +54,13 @@ fn rounded(x: __m512) -> __m512 {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
 fn rounded_to_even(x: __m512) -> __m512 {
     // SAFETY: vectors of bf16 and of integers have the same bits.
-    let halves = unsafe { std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x)) };
+    widened(unsafe { std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x)) })
+}
+
+/// Sixteen bf16 numbers as `f32`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+pub(super) fn widened(halves: __m256i) -> __m512 {
     _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
 }
 
@@ -94,24 +100,27 @@ pub(crate) unsafe fn split_rows(
     part: usize,
 ) {
     let mask = u32::MAX >> 32usize.saturating_sub(count);
-    let (low_mask, high_mask) = (mask as __mmask16, (mask >> 16) as __mmask16);
     for (row, from) in rows.iter().enumerate() {
-        // SAFETY: the caller's promise; masked lanes are not touched.
-        unsafe {
-            let (low, high) = if from.is_null() {
-                (_mm512_setzero_ps(), _mm512_setzero_ps())
-            } else {
-                let from = from.add(first);
-                (
-                    _mm512_maskz_loadu_ps(low_mask, from),
-                    _mm512_maskz_loadu_ps(high_mask, from.wrapping_add(16)),
-                )
-            };
-            let (low, high) = (parts(low), parts(high));
-            for index in 0..PARTS {
-                let to = to.add(index * part + row * PAIRS);
-                _mm512_store_si512(to.cast(), neighbours(low[index], high[index]));
-            }
+        // Without a row no lane is read.
+        let mask = if from.is_null() { 0 } else { mask };
+        // SAFETY: the caller's promise.
+        unsafe { split_few(from.wrapping_add(first), mask, to.add(row * PAIRS), part) };
+    }
+}
+
+/// Splits up to 32 numbers, those of a mask, zeros for the others.
+///
+/// # Safety
+/// As for [`split`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+unsafe fn split_few(from: *const f32, mask: u32, to: *mut f32, part: usize) {
+    // SAFETY: the caller's promise; masked lanes are not touched.
+    unsafe {
+        let low = parts(_mm512_maskz_loadu_ps(mask as __mmask16, from));
+        let high = parts(_mm512_maskz_loadu_ps((mask >> 16) as __mmask16, from.wrapping_add(16)));
+        for index in 0..PARTS {
+            _mm512_storeu_si512(to.add(index * part).cast(), neighbours(low[index], high[index]));
         }
     }
 }
@@ -124,17 +133,8 @@ pub(crate) unsafe fn split_rows(
 pub(crate) unsafe fn split(from: *const f32, count: usize, to: *mut f32, part: usize) {
     for at in (0..count).step_by(32) {
         let mask = u32::MAX >> 32usize.saturating_sub(count - at);
-        // SAFETY: the caller's promise; masked lanes are not touched.
-        unsafe {
-            let [low, high] = [0, 16].map(|half| {
-                let from = from.wrapping_add(at + half);
-                parts(_mm512_maskz_loadu_ps((mask >> half) as __mmask16, from))
-            });
-            for index in 0..PARTS {
-                let pairs = neighbours(low[index], high[index]);
-                _mm512_storeu_si512(to.add(index * part + at / 2).cast(), pairs);
-            }
-        }
+        // SAFETY: the caller's promise.
+        unsafe { split_few(from.add(at), mask, to.add(at / 2), part) };
     }
 }
 
