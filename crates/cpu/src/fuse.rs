@@ -12,7 +12,7 @@ use timm_graph::{Graph, NodeId, Op};
 use timm_kernels::elementwise::{Instr, Operand, Program};
 
 use crate::layout::Layout;
-use crate::plan::{Kernel, Planner, Value};
+use crate::plan::{Kernel, Planner, Rounds, Value};
 
 /// More instructions than this are not computed twice just to save a store.
 const PEEK_LIMIT: usize = 16;
@@ -154,6 +154,7 @@ impl Planner<'_> {
         let totals = (!summed.is_empty())
             .then(|| self.new_value(sum_node, Layout::row_major(&[summed.len(), channels])));
         let exact = (0..operands.len()).filter(|&i| operands[i].1.layout.same_memory(&layout)).collect();
+        let either = (0..operands.len()).filter(|&i| compiled.takes_pairs(i)).collect();
         let reads = operands.iter().map(|(_, v)| v.span()).collect();
         let writes = results.iter().chain(&totals).map(Value::span).collect();
         let stored = outputs.len();
@@ -163,7 +164,7 @@ impl Planner<'_> {
                 // with an operand only where both are read and written at the same positions.
                 unsafe {
                     let (reads, writes) = (args.read_pointers(), args.write_pointers(stored));
-                    compiled.run(&reads, &writes, &args.rounded_pointers());
+                    compiled.run(&reads, args.pair_reads, &writes, &args.rounded_pointers());
                 }
             })
         } else {
@@ -173,6 +174,7 @@ impl Planner<'_> {
                 unsafe {
                     compiled.run_channel_sums(
                         &args.read_pointers(),
+                        args.pair_reads,
                         &args.write_pointers(stored),
                         &args.rounded_pointers(),
                         &mut sums,
@@ -187,7 +189,7 @@ impl Planner<'_> {
         };
         self.push_counted(&name, if stored == 0 { sum_node } else { last }, reads, writes, kernel, flops);
         let step = self.pushed(last);
-        (step.exact_reads, step.rounds) = (exact, true);
+        (step.exact_reads, step.either_reads, step.rounds) = (exact, either, Rounds::Multiplied);
         for (out, value) in outputs.into_iter().zip(results) {
             self.set(out, value);
         }
@@ -223,14 +225,16 @@ impl Planner<'_> {
         let count = sums.len();
         let flops = (instrs.len() as u64) * layout.len() as u64;
         let compiled = program(layout, &operands, count, instrs).compile_channel_sums(0);
+        let either = (0..operands.len()).filter(|&i| compiled.takes_pairs(i)).collect();
         let out = self.new_value(id, Layout::row_major(&[count, channels]));
         let reads = operands.iter().map(|(_, v)| v.span()).collect();
         let kernel: Kernel = Arc::new(move |args| {
             let mut sums: Vec<&mut [f32]> = args.write(0).chunks_mut(channels).collect();
             // SAFETY: the plan sized every operand for these dims.
-            unsafe { compiled.run_channel_sums(&args.read_pointers(), &[], &[], &mut sums) }
+            unsafe { compiled.run_channel_sums(&args.read_pointers(), args.pair_reads, &[], &[], &mut sums) }
         });
         self.push_counted("channel sums", id, reads, vec![out.span()], kernel, flops);
+        self.pushed(id).either_reads = either;
         out
     }
 

@@ -11,7 +11,7 @@ use timm_kernels::scratch::with_scratch;
 use timm_kernels::{copy, layer_norm, norm, pool, random, reduce, softmax};
 
 use crate::layout::Layout;
-use crate::plan::{Args, Kernel, Planner, Value};
+use crate::plan::{Args, Kernel, Planner, Rounds, Value};
 
 /// Copies a value of any layout to row-major order.
 pub fn copy_to_row_major(layout: &Layout, from: &[f32], to: &mut [f32]) {
@@ -84,15 +84,16 @@ impl Planner<'_> {
                 );
                 if max && shape.c.is_multiple_of(2) {
                     let step = self.pushed(id);
-                    (step.either_reads, step.keeps_pairs) = (vec![0], true);
+                    (step.either_reads, step.rounds) = (vec![0], Rounds::Picked);
                 }
             }
             Op::MaxPoolGrad(p) => {
                 let shape = pool_shape(p, &node.shape, graph.shape(node.inputs[1]));
                 let values = vec![self.channels_last(input()), self.channels_last(node.inputs[1])];
                 self.simple("max pool grad", id, values, Layout::channels_last(&node.shape), move |args| {
-                    pool::max_pool_backward(&shape, args.read(0), args.read(1), args.write(0));
+                    pool::max_pool_backward(&shape, args.values(0), args.read(1), args.write(0));
                 });
+                self.pushed(id).either_reads = vec![0];
             }
             Op::MaxPoolTake(p) => {
                 let shape = pool_shape(p, graph.shape(input()), &node.shape);
@@ -119,8 +120,9 @@ impl Planner<'_> {
                 let channels = node.shape[1];
                 self.simple("channel stats", id, vec![value], Layout::row_major(&node.shape), move |args| {
                     let (mean, var) = args.write(0).split_at_mut(channels);
-                    norm::channel_stats(args.read(0), channels, mean, var);
+                    norm::channel_stats(args.values(0), channels, mean, var);
                 });
+                self.pushed(id).either_reads = vec![0];
             }
             Op::ChannelDots => {
                 let (dy, x, mean) = (node.inputs[0], node.inputs[1], node.inputs[2]);
@@ -144,7 +146,7 @@ impl Planner<'_> {
                     let (y, stored) = (args.write(0), args.stored(0));
                     layer_norm::layer_norm(args.read(0), columns, weight, bias, eps, y, stored);
                 });
-                self.pushed(id).rounds = true;
+                self.pushed(id).rounds = Rounds::Multiplied;
             }
             Op::Softmax | Op::LogSoftmax => {
                 let value = self.row_major(input());

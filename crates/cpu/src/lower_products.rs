@@ -11,7 +11,7 @@ use timm_kernels::gemm::{self, Epilogue, RowMap};
 
 use crate::epilogue::Fused;
 use crate::layout::Layout;
-use crate::plan::{Args, Kernel, Planner, Span, Value};
+use crate::plan::{Args, Kernel, Planner, Rounds, Span, Value};
 use crate::rounded::ROUND;
 use crate::scaled::Scaled;
 
@@ -91,6 +91,14 @@ pub(crate) fn conv_name(kind: &str, s: &ConvShape) -> String {
     };
     let stride = if s.stride == [1, 1] { String::new() } else { format!(" s{}", s.stride[0]) };
     format!("{kind} {}x{}{stride}{groups} {}->{} @{}x{}", s.kh, s.kw, s.c_in, s.c_out, s.h, s.w)
+}
+
+/// When a product's results may be rounded, of which so many lie side by side.
+fn rounds(operands: Operands, outputs: usize) -> Rounds {
+    match operands {
+        Operands::Bf16 if Operands::Bf16.fit(outputs) => Rounds::Summed,
+        _ => Rounds::Multiplied,
+    }
 }
 
 impl Planner<'_> {
@@ -209,7 +217,9 @@ impl Planner<'_> {
         );
         let in_pairs = as_image || !as_it_comes && conv::stores_pairs(&shape);
         let numbers_only = !as_image && Winograd::new(&shape, pass).is_some();
-        self.take_pairs(id, in_pairs, in_pairs && !numbers_only, tail);
+        let operands = if as_image { Operands::Bf16 } else { shape.operands };
+        let stores = if in_pairs { rounds(operands, shape.c_out) } else { Rounds::Never };
+        self.take_pairs(id, stores, in_pairs && !numbers_only, tail);
         out
     }
 
@@ -220,7 +230,7 @@ impl Planner<'_> {
     }
 
     /// Lets the step of a node store pairs, and read a residual so.
-    fn take_pairs(&mut self, id: NodeId, stores: bool, reads: bool, tail: Tail) {
+    fn take_pairs(&mut self, id: NodeId, stores: Rounds, reads: bool, tail: Tail) {
         let step = self.pushed(id);
         step.rounds = stores;
         step.either_reads.extend((reads && tail.residual).then(|| tail.residual_at()));
@@ -251,7 +261,7 @@ impl Planner<'_> {
         });
         let name = format!("{} scaled", conv_name("conv", &shape));
         self.push_counted(&name, id, reads, vec![out.span()], kernel, conv_flops(&shape));
-        self.take_pairs(id, true, true, tail);
+        self.take_pairs(id, rounds(shape.operands, shape.c_out), true, tail);
         out
     }
 
@@ -275,7 +285,8 @@ impl Planner<'_> {
             let pack = move |w: &[f32], packed: &mut [f32]| way.pack_weights(w, packed);
             let packed = self.packed(w, &format!("{way:?}"), way.packed_len(), pack);
             let kernel = move |args: &Args| {
-                way.run(args.read(0), args.read(1), args.write(0), &Epilogue::default());
+                let epilogue = Epilogue { stored: args.stored(0), ..Epilogue::default() };
+                way.run(args.read(0), args.read(1), args.write(0), &epilogue);
             };
             (packed, Arc::new(kernel))
         } else {
@@ -283,8 +294,9 @@ impl Planner<'_> {
                 move |w: &[f32], packed: &mut [f32]| conv::pack_weights_for_input_grad(&shape, w, packed);
             let len = conv::input_grad_packed_len(&shape);
             let packed = self.packed(w, &format!("input grad {shape:?}"), len, pack);
-            let kernel =
-                move |args: &Args| conv::input_grad(&shape, args.read(0), args.read(1), args.write(0));
+            let kernel = move |args: &Args| {
+                conv::input_grad(&shape, args.read(0), args.read(1), args.write(0), args.stored(0));
+            };
             (packed, Arc::new(kernel))
         };
         let out = self.new_value(id, Layout::channels_last(graph.shape(id)));
@@ -297,6 +309,9 @@ impl Planner<'_> {
             kernel,
             conv_flops(&shape),
         );
+        if conv::stores_pairs(&shape) {
+            self.pushed(id).rounds = rounds(shape.operands, shape.c_in);
+        }
         out
     }
 
@@ -428,7 +443,7 @@ impl Planner<'_> {
         let flops = 2 * (m * n * k) as u64;
         let name = format!("linear {m}x{k}->{n}{}", if reordered { " reordered" } else { "" });
         self.push_counted(&name, id, reads, vec![out.span()], kernel, flops);
-        self.take_pairs(id, true, true, tail);
+        self.take_pairs(id, rounds(operands, n), true, tail);
         out
     }
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use timm_graph::rewrite::Rewritten;
 use timm_graph::{DType, EngineError, Graph, NodeId, Op};
-use timm_kernels::bf16::{Operands, Stored, Target};
+use timm_kernels::bf16::{Operands, Stored, Target, Values};
 
 use crate::claims::Claims;
 use crate::fuse::Groups;
@@ -114,6 +114,11 @@ impl Args<'_> {
         self.pair_reads.contains(&i)
     }
 
+    /// The `i`-th operand in the form that it has.
+    pub fn values(&self, i: usize) -> Values<'_> {
+        if self.reads_pairs(i) { Values::Pairs(self.read(i)) } else { Values::Numbers(self.read(i)) }
+    }
+
     /// Where the pairs of the `i`-th result go, if it is stored in both forms.
     pub fn pairs_beside(&self, i: usize) -> Option<&mut [f32]> {
         self.rounded.iter().find(|&&(result, at)| result == i && at != i).map(|&(_, at)| self.write(at))
@@ -133,6 +138,20 @@ impl Args<'_> {
 /// A kernel call with its shapes bound.
 pub type Kernel = Arc<dyn Fn(&Args) + Send + Sync>;
 
+/// When a step's results may be stored rounded to bf16, for all that read them: what is no result of a product and is
+/// multiplied by none keeps its bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Rounds {
+    #[default]
+    Never,
+    /// Where a product multiplies them.
+    Multiplied,
+    /// Where its operand is in pairs, of which the results are some.
+    Picked,
+    /// Wherever those that read them can: sums of products of bf16.
+    Summed,
+}
+
 /// One kernel call over planned memory.
 #[derive(Clone)]
 pub struct Step {
@@ -147,10 +166,8 @@ pub struct Step {
     pub flops: u64,
     /// Operands that the kernel reads only where it writes at that moment: it may overwrite them.
     pub exact_reads: Vec<usize>,
-    /// Whether the kernel stores its results as [`Args::stored`] says.
-    pub rounds: bool,
-    /// Whether it does so if it reads pairs, and only then.
-    pub keeps_pairs: bool,
+    /// When the kernel may store its results as [`Args::stored`] says.
+    pub rounds: Rounds,
     /// Operands that the kernel reads in either form, as [`Args::reads_pairs`] says.
     pub either_reads: Vec<usize>,
     /// Those of them that are pairs of bf16.
@@ -470,8 +487,7 @@ impl<'g> Planner<'g> {
             kernel,
             flops,
             exact_reads: Vec::new(),
-            rounds: false,
-            keeps_pairs: false,
+            rounds: Rounds::Never,
             either_reads: Vec::new(),
             pair_reads: Vec::new(),
             rounded: Vec::new(),

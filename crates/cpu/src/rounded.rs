@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use timm_kernels::bf16::Operands;
 
 use crate::memory::Lifetime;
-use crate::plan::{Buffer, Place, Plan, Span};
+use crate::plan::{Buffer, Place, Plan, Rounds, Span};
 
 /// The name of steps that round numbers to pairs.
 pub(crate) const ROUND: &str = "round to pairs";
@@ -38,7 +38,11 @@ pub fn results(plan: &mut Plan) {
             let Place::Buffer(numbers) = written.place else { continue };
             let whole = written.offset == 0 && plan.buffers[numbers].life.len == written.len;
             let step = &plan.steps[maker];
-            let rounds = step.rounds || step.keeps_pairs && !step.pair_reads.is_empty();
+            let rounds = match step.rounds {
+                Rounds::Never => false,
+                Rounds::Picked => !step.pair_reads.is_empty(),
+                Rounds::Multiplied | Rounds::Summed => true,
+            };
             if rounds && whole && writers[&written.place] == [maker] {
                 let readers = readers.get(&written.place).map_or(&[][..], Vec::as_slice);
                 gone.extend(round(plan, maker, at, readers));
@@ -65,7 +69,10 @@ fn round(plan: &mut Plan, maker: usize, at: usize, readers: &[(usize, usize)]) -
     let others = readers.iter().filter(|reader| !rounds(reader));
     let last = others.clone().map(|reader| reader.0).max();
     let numbers_needed = others.clone().any(|reader| !takes(&reader));
-    if round.is_none() && (numbers_needed || taken.is_empty()) {
+    let multiplied = round.is_some();
+    let rounds_anyway =
+        plan.steps[maker].rounds != Rounds::Multiplied && !taken.is_empty() && !numbers_needed;
+    if !multiplied && !rounds_anyway {
         return None;
     }
     let pairs = round.map_or_else(
@@ -123,48 +130,65 @@ mod tests {
     use crate::passes::testing::changes_at;
 
     #[test]
-    fn what_only_products_read_is_stored_in_pairs() {
+    fn results_are_rounded_where_they_are_made() {
         let b = Builder::new(false);
         let x = b.input("x", &[2, 8], DType::F32);
         let weight = |name: &str| b.param(name, &[8, 8], Init::Fill(0.0));
         let only = b.matmul_t(b.unary(Unary::Exp, x), weight("first"));
         let both = b.mul(only, x);
-        b.output("y", b.mul(b.matmul_t(both, weight("second")), both));
+        b.output("y", b.mul(b.matmul_t(both, weight("second")), b.softmax(both)));
         let (changes, plan) = changes_at(b.finish().unwrap(), "rounded-results", Operands::Bf16);
         let expected = "
   … 1 unchanged
-  p1        pack weights         (second) -> b6                    %5
-- s0        elementwise (2 ops)  (input x) -> b0                   %1
-+ s0        elementwise (2 ops)  (input x) -> b1 in pairs          %1
-- s1        round to pairs       (b0) -> b1                        %1
-+ s1        linear 2x8->8        (b1, b2) -> b3                    %3
-- s2        linear 2x8->8        (b1, b2) -> b3                    %3
-+ s2        elementwise (3 ops)  (b3, input x) -> b4, b5 in pairs  %4
-- s3        elementwise (3 ops)  (b3, input x) -> b4               %4
-+ s3        linear 2x8->8        (b5, b6) -> b7                    %6
-- s4        round to pairs       (b4) -> b5                        %4
-+ s4        elementwise (3 ops)  (b7, b4) -> b8                    %7
-- s5        linear 2x8->8        (b5, b6) -> b7                    %6
-- s6        elementwise (3 ops)  (b7, b4) -> b8                    %7
+  p1        pack weights         (second) -> b6                              %5
+- s0        elementwise (2 ops)  (input x) -> b0                             %1
++ s0        elementwise (2 ops)  (input x) -> b1 in pairs                    %1
+- s1        round to pairs       (b0) -> b1                                  %1
++ s1        linear 2x8->8        (b1, b2) -> b10 in pairs                    %3
+- s2        linear 2x8->8        (b1, b2) -> b3                              %3
++ s2        elementwise (3 ops)  (b10 in pairs, input x) -> b4, b5 in pairs  %4
+- s3        elementwise (3 ops)  (b3, input x) -> b4                         %4
++ s3        linear 2x8->8        (b5, b6) -> b11 in pairs                    %6
+- s4        round to pairs       (b4) -> b5                                  %4
++ s4        softmax              (b4) -> b8                                  %7
+- s5        linear 2x8->8        (b5, b6) -> b7                              %6
++ s5        elementwise (3 ops)  (b11 in pairs, b8) -> b9                    %8
+- s6        softmax              (b4) -> b8                                  %7
+- s7        elementwise (3 ops)  (b7, b8) -> b9                              %8
 - b0        16 numbers           from s0 to s1
 - b1        8 numbers            from s1 to s2
 + b1        8 numbers            from s0 to s1
   b2        64 numbers           from p0 for good
 - b3        16 numbers           from s2 to s3
-+ b3        16 numbers           from s1 to s2
 - b4        16 numbers           from s3 to s6
 + b4        16 numbers           from s2 to s4
 - b5        8 numbers            from s4 to s5
 + b5        8 numbers            from s2 to s3
   b6        64 numbers           from p1 for good
-- b7        16 numbers           from s5 to s6
-+ b7        16 numbers           from s3 to s4
+- b7        16 numbers           from s5 to s7
 - b8        16 numbers           from s6 to s7
 + b8        16 numbers           from s4 to s5
-  output y  b8
+- b9        16 numbers           from s7 to s8
++ b9        16 numbers           from s5 to s6
++ b10       8 numbers            from s1 to s2
++ b11       8 numbers            from s3 to s5
+  output y  b9
 ";
         assert_eq!(changes, expected.trim_start_matches('\n'));
         assert!(plan.steps.iter().all(|step| step.name != super::ROUND));
+    }
+
+    #[test]
+    fn what_no_product_makes_or_multiplies_keeps_its_bits() {
+        let b = Builder::new(false);
+        let x = b.softmax(b.input("x", &[2, 8], DType::F32));
+        let y = b.unary(Unary::Exp, x);
+        // Two steps, as the first result is asked for too.
+        b.output("y", b.softmax(y));
+        b.output("z", b.softmax(b.mul(b.permute(b.unary(Unary::Tanh, y), &[1, 0]), b.permute(x, &[1, 0]))));
+        let (changes, plan) = changes_at(b.finish().unwrap(), "rounded-results", Operands::Bf16);
+        assert_eq!(changes, "");
+        assert!(plan.steps.iter().filter(|step| step.name.starts_with("elementwise")).count() > 1);
     }
 
     #[test]

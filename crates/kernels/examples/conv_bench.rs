@@ -8,7 +8,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use timm_graph::scalar::Unary;
-use timm_kernels::bf16::Operands;
+use timm_kernels::bf16::{Operands, Stored};
 use timm_kernels::conv::{self, ConvShape};
 use timm_kernels::gemm::Epilogue;
 
@@ -122,7 +122,7 @@ fn main() {
             let mut packed = vec![0.0; conv::input_grad_packed_len(&shape)];
             conv::pack_weights_for_input_grad(&shape, &weights, &mut packed);
             let mut dx = vec![0.0; x.len()];
-            report(seconds(repeats, || conv::input_grad(&shape, &dy, &packed, &mut dx)));
+            report(seconds(repeats, || conv::input_grad(&shape, &dy, &packed, &mut dx, Stored::Numbers)));
         }
         if wanted("dw") {
             let mut dw = vec![0.0; weights.len()];

@@ -4,6 +4,7 @@
 
 use std::time::Instant;
 use timm_graph::scalar::{Binary, Unary};
+use timm_kernels::bf16::Values;
 use timm_kernels::depthwise::{self, DepthwiseShape};
 use timm_kernels::elementwise::{Instr, Operand, Program};
 use timm_kernels::pool::{self, PoolShape};
@@ -84,14 +85,14 @@ fn main() {
         let plan =
             Program { dims: vec![len], inputs: vec![dense()], outputs: 1, instrs: unary(op) }.compile();
         // SAFETY: all are `len` long.
-        let t = best(|| unsafe { plan.run(&[x.as_ptr()], &[y.as_mut_ptr()], &[]) });
+        let t = best(|| unsafe { plan.run(&[x.as_ptr()], &[], &[y.as_mut_ptr()], &[]) });
         report(&format!("{op:?} 8x112x112x64"), len as f64 * 8.0, "GB/s", t);
     }
     let small = 96 * 1024;
     let plan = Program { dims: vec![small], inputs: vec![dense()], outputs: 1, instrs: unary(Unary::Gelu) }
         .compile();
     // SAFETY: both are longer.
-    let t = best(|| unsafe { plan.run(&[x.as_ptr()], &[y.as_mut_ptr()], &[]) });
+    let t = best(|| unsafe { plan.run(&[x.as_ptr()], &[], &[y.as_mut_ptr()], &[]) });
     report("Gelu 96k (in cache)", small as f64 * 8.0, "GB/s", t);
 
     let add_relu = Program {
@@ -108,7 +109,7 @@ fn main() {
     }
     .compile();
     // SAFETY: all are `len` long.
-    let t = best(|| unsafe { add_relu.run(&[x.as_ptr(), dy.as_ptr()], &[y.as_mut_ptr()], &[]) });
+    let t = best(|| unsafe { add_relu.run(&[x.as_ptr(), dy.as_ptr()], &[], &[y.as_mut_ptr()], &[]) });
     report("add + relu 8x112x112x64", len as f64 * 12.0, "GB/s", t);
 
     // y = relu(x · scale + shift), a vector of channels each.
@@ -132,12 +133,12 @@ fn main() {
     .compile();
     // SAFETY: as the operands say.
     let t = best(|| unsafe {
-        batch_norm.run(&[x.as_ptr(), scale.as_ptr(), shift.as_ptr()], &[y.as_mut_ptr()], &[]);
+        batch_norm.run(&[x.as_ptr(), scale.as_ptr(), shift.as_ptr()], &[], &[y.as_mut_ptr()], &[]);
     });
     report("batch norm apply + relu", len as f64 * 8.0, "GB/s", t);
 
     let (mut mean, mut var) = (vec![0f32; c], vec![0f32; c]);
-    let t = best(|| norm::channel_stats(&x, c, &mut mean, &mut var));
+    let t = best(|| norm::channel_stats(Values::Numbers(&x), c, &mut mean, &mut var));
     report("batch norm statistics", len as f64 * 4.0, "GB/s", t);
 
     // Sums of g and g · (x − mean), with g = dy where y > 0.
@@ -163,7 +164,7 @@ fn main() {
     let t = best(|| {
         let inputs = [x.as_ptr(), dy.as_ptr(), y.as_ptr(), mean.as_ptr()];
         // SAFETY: as the operands say.
-        unsafe { backward.run_channel_sums(&inputs, &[], &[], &mut [&mut a, &mut b]) };
+        unsafe { backward.run_channel_sums(&inputs, &[], &[], &[], &mut [&mut a, &mut b]) };
     });
     report("batch norm backward sums", len as f64 * 12.0, "GB/s", t);
 
@@ -205,7 +206,7 @@ fn main() {
     let total = 8 * 112 * 112 * 64;
     let t = best(|| pool::max_pool(&s, &x, &mut y[..out]));
     report("max pool 3x3 s2 64@112", (total + out) as f64 * 4.0, "GB/s", t);
-    let t = best(|| pool::max_pool_backward(&s, &x, &dy[..out], &mut y));
+    let t = best(|| pool::max_pool_backward(&s, Values::Numbers(&x), &dy[..out], &mut y));
     report("max pool backward", (2 * total + out) as f64 * 4.0, "GB/s", t);
 
     for (c, size, k) in [(144, 56, 3), (480, 14, 5), (96, 56, 7)] {
@@ -286,7 +287,7 @@ fn adam_w() {
         let scalars = [step_size.as_ptr(), decay.as_ptr(), root_correction.as_ptr()];
         let inputs = [pp.cast_const(), g.as_ptr(), mp, vp, scalars[0], scalars[1], scalars[2]];
         // SAFETY: all are `len` long; outputs are the very memory of their inputs.
-        unsafe { plan.run(&inputs, &[pp, mp, vp], &[]) };
+        unsafe { plan.run(&inputs, &[], &[pp, mp, vp], &[]) };
     });
     report("AdamW 25 M", len as f64 * 28.0, "GB/s", t);
 }

@@ -102,6 +102,38 @@ pub(crate) fn pair(low: f32, high: f32) -> f32 {
     f32::from_bits(round(low) as u32 | (round(high) as u32) << 16)
 }
 
+/// Numbers that a step reads, or the pairs that hold them.
+#[derive(Clone, Copy, Debug)]
+pub enum Values<'a> {
+    Numbers(&'a [f32]),
+    Pairs(&'a [f32]),
+}
+
+impl Values<'_> {
+    /// Numbers that there are.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Values::Numbers(x) => x.len(),
+            Values::Pairs(x) => 2 * x.len(),
+        }
+    }
+
+    /// Copies the numbers from `first` on.
+    ///
+    /// # Panics
+    /// If there are too few.
+    pub(crate) fn copy_to(&self, first: usize, to: &mut [f32]) {
+        match self {
+            Values::Numbers(x) => to.copy_from_slice(&x[first..first + to.len()]),
+            Values::Pairs(pairs) => {
+                assert!(first + to.len() <= self.len(), "{} numbers from {first} on in pairs", to.len());
+                // SAFETY: the pairs hold these numbers.
+                unsafe { widen_to(pairs.as_ptr().cast::<u16>().add(first), to.as_mut_ptr(), to.len()) };
+            }
+        }
+    }
+}
+
 /// In which form a step stores its result, of which neighbours are multiplied with each other's neighbours.
 #[derive(Clone, Copy, Debug, Default)]
 pub enum Stored<'a> {

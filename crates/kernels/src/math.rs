@@ -384,7 +384,7 @@ mod tests {
                 Instr::Store { src: 1, output: 0 },
             ],
         };
-        unsafe { program.compile().run(&[x.as_ptr()], &[y.as_mut_ptr()], &[]) };
+        unsafe { program.compile().run(&[x.as_ptr()], &[], &[y.as_mut_ptr()], &[]) };
         y
     }
 
@@ -401,7 +401,7 @@ mod tests {
                 Instr::Store { src: 2, output: 0 },
             ],
         };
-        unsafe { program.compile().run(&[a.as_ptr(), b.as_ptr()], &[y.as_mut_ptr()], &[]) };
+        unsafe { program.compile().run(&[a.as_ptr(), b.as_ptr()], &[], &[y.as_mut_ptr()], &[]) };
         y
     }
 

@@ -1,7 +1,9 @@
 //! Batch statistics, group norm.
 
+use crate::bf16::Values;
 use crate::lanes::Lanes;
 use crate::multiversion;
+use crate::scratch::with_scratch;
 use crate::threads::{self, SendPtr};
 
 /// Channels that are treated side by side: narrower rows are laid side by side up to this width.
@@ -19,7 +21,7 @@ const SHIFT_ROWS: usize = 16;
 ///
 /// # Panics
 /// If the lengths do not fit.
-pub fn channel_stats(x: &[f32], channels: usize, mean: &mut [f32], var: &mut [f32]) {
+pub fn channel_stats(x: Values, channels: usize, mean: &mut [f32], var: &mut [f32]) {
     assert!(mean.len() == channels && var.len() == channels, "one mean and variance per channel");
     if channels == 0 {
         return;
@@ -43,11 +45,19 @@ pub fn channel_stats(x: &[f32], channels: usize, mean: &mut [f32], var: &mut [f3
         let count = job_rows.min(rows - first);
         let col = block * cols;
         let len = cols.min(channels - col);
+        let start = first * channels + col;
         // SAFETY: rows `first..first + count`, columns `col..col + len` of x; each job has its own part.
         unsafe {
-            let from = x.as_ptr().add(first * channels + col);
             let parts = base.add(job * 3 * width);
-            moments(from, channels, len, count, fold, parts, width);
+            match x {
+                Values::Numbers(x) => moments(x[start..].as_ptr(), channels, len, count, fold, parts, width),
+                Values::Pairs(_) => with_scratch(count * len, |numbers| {
+                    for (row, to) in numbers.chunks_exact_mut(len).enumerate() {
+                        x.copy_to(start + row * channels, to);
+                    }
+                    moments(numbers.as_ptr(), len, len, count, fold, parts, width);
+                }),
+            }
         }
     });
     let mut combined = vec![(0f64, 0f64, 0f64); cols];
@@ -285,7 +295,7 @@ pub fn group_norm(
     let (mut mean, mut var) = (vec![0f32; channels], vec![0f32; channels]);
     for image in 0..images {
         let span = image * positions * channels..(image + 1) * positions * channels;
-        channel_stats(&x[span.clone()], channels, &mut mean, &mut var);
+        channel_stats(Values::Numbers(&x[span.clone()]), channels, &mut mean, &mut var);
         // Statistics of a group from those of its channels.
         let (mut scale, mut shift) = (vec![0f32; channels], vec![0f32; channels]);
         for group in 0..groups {
@@ -318,6 +328,7 @@ pub fn group_norm(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bf16::{rounded, to_pairs};
     use crate::simd::{available, with_isa};
     use crate::twin::{assert_close, random};
 
@@ -336,7 +347,8 @@ mod tests {
                         x[1..1 + calm].fill(offset);
                         let x = &x[1..];
                         let (mut mean, mut var) = (vec![0f32; channels], vec![0f32; channels]);
-                        channel_stats(x, channels, &mut mean, &mut var);
+                        channel_stats(Values::Numbers(x), channels, &mut mean, &mut var);
+                        assert_equal_in_pairs(x, channels);
                         for c in 0..channels {
                             let column = || x.iter().skip(c).step_by(channels).map(|&x| x as f64);
                             let m = column().sum::<f64>() / rows as f64;
@@ -353,6 +365,22 @@ mod tests {
                 }
             });
         }
+    }
+
+    /// Statistics of numbers that bf16 holds, read as such and in pairs.
+    fn assert_equal_in_pairs(x: &[f32], channels: usize) {
+        if !x.len().is_multiple_of(2) {
+            return;
+        }
+        let numbers: Vec<f32> = x.iter().map(|&x| rounded(x)).collect();
+        let mut pairs = vec![0.0; x.len() / 2];
+        to_pairs(&numbers, &mut pairs);
+        let stats = |x: Values| {
+            let (mut mean, mut var) = (vec![0f32; channels], vec![0f32; channels]);
+            channel_stats(x, channels, &mut mean, &mut var);
+            (mean, var)
+        };
+        assert_eq!(stats(Values::Numbers(&numbers)), stats(Values::Pairs(&pairs)), "{channels} channels");
     }
 
     #[test]

@@ -3,8 +3,12 @@
 //! Jobs are bands of output rows (forward) or input rows (backward, which gathers instead of scattering, so
 //! that no two jobs write the same place). Loops over channels are vectors.
 
+use std::ops::Range;
+
+use crate::bf16::Values;
 use crate::lanes::Lanes;
 use crate::multiversion;
+use crate::scratch::with_scratch;
 use crate::threads::{self, SendPtr};
 
 /// A pooling of [n, h, w, c] to [n, out_h, out_w, c].
@@ -47,6 +51,15 @@ impl PoolShape {
         let first = pad.saturating_sub(start).div_ceil(dilation);
         let last = (size + pad).saturating_sub(start).div_ceil(dilation).min(k);
         (first.min(last), last)
+    }
+
+    /// The lines of the input that the taps of an output line read.
+    fn lines(&self, oy: usize) -> Range<usize> {
+        let line = |tap: usize| oy * self.stride[0] + tap * self.dilation[0] - self.pad[0];
+        match self.taps(0, oy) {
+            (first, last) if first < last => line(first)..line(last - 1) + 1,
+            _ => 0..0,
+        }
     }
 
     /// The output positions whose window may hold input position `i`: first, one past the last.
@@ -243,22 +256,31 @@ unsafe fn store<S: Lanes>(p: *mut f32, v: S::V, n: usize) {
 ///
 /// # Panics
 /// If the lengths do not fit.
-pub fn max_pool_backward(shape: &PoolShape, x: &[f32], dy: &[f32], dx: &mut [f32]) {
+pub fn max_pool_backward(shape: &PoolShape, x: Values, dy: &[f32], dx: &mut [f32]) {
     shape.check(x.len(), dy.len());
     assert_eq!(dx.len(), x.len(), "the gradient is as long as the input");
     // The tap that won each window, as a number, to be compared in vectors.
     let mut winner = vec![0f32; dy.len()];
-    let row = shape.out_w * shape.c;
+    let (row, len) = (shape.out_w * shape.c, shape.w * shape.c);
     let out = SendPtr(winner.as_mut_ptr());
     for_each_row(shape.n, shape.out_h, shape.w * shape.c * shape.stride[0], |image, oy| {
         // SAFETY: each row is written once.
         unsafe {
             let to = out.slice((image * shape.out_h + oy) * row, row);
-            winner_row(shape, &x[image * shape.h * shape.w * shape.c..], oy, to);
+            let first = image * shape.h * len;
+            match x {
+                Values::Numbers(x) => winner_row(shape, x[first..].as_ptr(), oy, to),
+                Values::Pairs(_) => {
+                    let lines = shape.lines(oy);
+                    with_scratch(lines.len() * len, |numbers| {
+                        x.copy_to(first + lines.start * len, numbers);
+                        winner_row(shape, numbers.as_ptr().wrapping_sub(lines.start * len), oy, to);
+                    });
+                }
+            }
         }
     });
     let out = SendPtr(dx.as_mut_ptr());
-    let len = shape.w * shape.c;
     let plane = shape.out_h * row;
     for_each_row(shape.n, shape.h, len, |image, iy| {
         // SAFETY: each row is written once.
@@ -285,7 +307,7 @@ pub fn max_pool_take(shape: &PoolShape, x: &[f32], v: &[f32], y: &mut [f32]) {
         let to = unsafe { out.slice((image * shape.out_h + oy) * row, row) };
         let from = image * image_len..(image + 1) * image_len;
         // SAFETY: the row is as long as the shape says.
-        unsafe { winner_row(shape, &x[from.clone()], oy, to) };
+        unsafe { winner_row(shape, x[from.clone()].as_ptr(), oy, to) };
         let values = &v[from];
         for (at, place) in to.iter_mut().enumerate() {
             let (ox, c, tap) = (at / shape.c, at % shape.c, *place as usize);
@@ -294,10 +316,10 @@ pub fn max_pool_take(shape: &PoolShape, x: &[f32], v: &[f32], y: &mut [f32]) {
     });
 }
 
-multiversion!(fn winner_row<S>(shape: &PoolShape, x: &[f32], oy: usize, winner: &mut [f32]) = winner_row_body);
+multiversion!(fn winner_row<S>(shape: &PoolShape, x: *const f32, oy: usize, winner: &mut [f32]) = winner_row_body);
 
 #[inline(always)]
-unsafe fn winner_row_body<S: Lanes>(s: &PoolShape, x: &[f32], oy: usize, winner: &mut [f32]) {
+unsafe fn winner_row_body<S: Lanes>(s: &PoolShape, x: *const f32, oy: usize, winner: &mut [f32]) {
     let (y0, y1) = s.taps(0, oy);
     // SAFETY: taps lie inside the image, channels inside a pixel.
     unsafe {
@@ -311,7 +333,7 @@ unsafe fn winner_row_body<S: Lanes>(s: &PoolShape, x: &[f32], oy: usize, winner:
                 let mut tap = S::splat((y0 * s.kw + x0) as f32);
                 for ky in y0..y1 {
                     for kx in x0..x1 {
-                        let v = load::<S>(x.as_ptr().add(pixel(s, oy, ox, ky, kx) * s.c + c), n);
+                        let v = load::<S>(x.add(pixel(s, oy, ox, ky, kx) * s.c + c), n);
                         let this = S::splat((ky * s.kw + kx) as f32);
                         tap = S::select(S::gt(v, best), this, tap);
                         tap = S::select(S::is_nan(v), this, tap);
@@ -543,7 +565,7 @@ mod tests {
                     let dy = random(2, out);
                     let (mut y, mut dx) = (vec![0f32; out], vec![9f32; x.len()]);
                     max_pool(&s, &x, &mut y);
-                    max_pool_backward(&s, &x, &dy, &mut dx);
+                    max_pool_backward(&s, Values::Numbers(&x), &dy, &mut dx);
                     let (mut want, mut want_dx) = (vec![0f64; out], vec![0f64; x.len()]);
                     each_output(&s, |o, places, _, _| {
                         // A dilated window may miss a small image altogether.
@@ -566,6 +588,9 @@ mod tests {
                         to_pairs(&x, &mut pairs);
                         max_pool_pairs(&s, &pairs, &mut pooled);
                         assert_rounded(&pooled, &y, &what);
+                        let mut again = vec![9f32; x.len()];
+                        max_pool_backward(&s, Values::Pairs(&pairs), &dy, &mut again);
+                        assert_eq!(dx, again, "{what}");
                     }
                     assert_close(&dx, &want_dx, 1e-6, &what);
                 }

@@ -13,7 +13,7 @@ use timm_kernels::bf16::Operands;
 
 use crate::claims::Claims;
 use crate::layout::Layout;
-use crate::plan::{Kernel, Planner, Value};
+use crate::plan::{Kernel, Planner, Rounds, Value};
 use crate::strided::Strided;
 use search::{Search, factor};
 
@@ -140,7 +140,9 @@ impl Planner<'_> {
         let name = format!("attention {count}x {queries}x{keys}x{dim}");
         let reads = reads.iter().map(Value::span).collect();
         self.push_counted(&name, found.product, reads, writes, kernel, flops);
-        self.pushed(found.product).rounds = in_pairs;
+        if in_pairs {
+            self.pushed(found.product).rounds = Rounds::Multiplied;
+        }
         self.set(found.last, out);
         Ok(())
     }

@@ -12,7 +12,7 @@ pub(crate) mod weight_grad;
 mod weight_grad_amx;
 pub mod winograd;
 
-use crate::bf16::Operands;
+use crate::bf16::{Operands, Stored};
 use crate::gemm::Epilogue;
 use crate::gemm::product::Product;
 use crate::pack::Layout;
@@ -440,26 +440,35 @@ pub(crate) fn pack_weights_for_input_grad_isa(
 /// [`pack_weights_for_input_grad`].
 ///
 /// # Panics
-/// If a slice is too short.
-pub fn input_grad(shape: &ConvShape, dy: &[f32], packed: &[f32], dx: &mut [f32]) {
-    input_grad_isa(best(), shape, dy, packed, dx);
+/// If a slice is too short, or dx is stored in pairs where [`stores_pairs`] says no.
+pub fn input_grad(shape: &ConvShape, dy: &[f32], packed: &[f32], dx: &mut [f32], stored: Stored) {
+    input_grad_isa(best(), shape, dy, packed, dx, stored);
 }
 
-pub(crate) fn input_grad_isa(isa: Isa, shape: &ConvShape, dy: &[f32], packed: &[f32], dx: &mut [f32]) {
+pub(crate) fn input_grad_isa(
+    isa: Isa,
+    shape: &ConvShape,
+    dy: &[f32],
+    packed: &[f32],
+    dx: &mut [f32],
+    stored: Stored,
+) {
     let packed_len = input_grad_packed_len_isa(isa, shape);
     let layout = shape.input_grad_layout(isa);
     let shape = &shape.output_elements();
     assert!(dy.len() >= shape.output_len(), "convolution: the output gradient is too short");
-    assert!(dx.len() >= shape.input_len(), "convolution: the input gradient is too short");
+    let dx_len = stored.output_len(shape.input_len());
+    assert!(dx.len() >= dx_len, "convolution: the input gradient is too short");
     assert!(packed.len() >= packed_len, "convolution: the packed weights are too short");
     if shape.input_len() == 0 {
         return;
     }
     if grouped::fits(shape) {
+        assert!(!stored.in_pairs(), "convolution: this input gradient is not stored in pairs");
         return grouped::input_grad(isa.vectors(), shape, dy, packed, SendPtr(dx.as_mut_ptr()));
     }
-    let plain = Epilogue::default();
-    let product = Product::new(layout, shape.operands, packed, SendPtr(dx.as_mut_ptr()), &plain);
+    let epilogue = Epilogue { stored, ..Epilogue::default() };
+    let product = Product::new(layout, shape.operands, packed, SendPtr(dx.as_mut_ptr()), &epilogue);
     if shape.is_pointwise() {
         let place = |pixel: usize| (dy.as_ptr().wrapping_add(pixel * shape.c_out), pixel * shape.c_in);
         return product.run_rows(shape.n * shape.h * shape.w, place);

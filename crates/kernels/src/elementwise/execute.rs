@@ -1,7 +1,7 @@
 //! Runs a [`Compiled`] program: jobs, tiles, and the loops of each operation.
 
 use super::compile::{Access, Compiled, Op, SPLAT, Step};
-use crate::bf16::round_to;
+use crate::bf16::{round_to, widen_to};
 use crate::lanes::Lanes;
 use crate::math;
 use crate::multiversion;
@@ -36,6 +36,8 @@ fn prefetch(p: *const f32, len: usize) {
 struct Job<'a> {
     plan: &'a Compiled,
     inputs: &'a [SendPtr<f32>],
+    /// Where in scratch each input that is pairs becomes numbers, tile by tile.
+    widened: &'a [Option<usize>],
     outputs: &'a [SendPtr<f32>],
     /// Whether each output is written at once, rather than when the tile is done.
     direct: &'a [bool],
@@ -56,20 +58,33 @@ impl Compiled {
         self.outer.iter().product::<usize>() * self.middle * self.inner
     }
 
-    /// Runs the program. Each of `rounded` is an output and where it goes in pairs of bf16 (see [`crate::bf16`]); one
-    /// that goes there only has a null pointer among `outputs`.
+    /// Whether an input may be pairs of bf16 (see [`crate::bf16`]): one that lies like the output.
+    pub fn takes_pairs(&self, input: usize) -> bool {
+        self.inputs[input].access == Access::Dense
+    }
+
+    /// Runs the program. The inputs that `pairs` names are pairs of bf16. Each of `rounded` is an output and where it goes
+    /// in pairs; one that goes there only has a null pointer among `outputs`.
     ///
     /// # Safety
-    /// Each input is readable wherever its strides reach, each output writable over the whole output space, and what is
-    /// rounded over half of it. The innermost dimension of what is rounded is even.
-    /// An output may be the very memory of an input that lies like it (in place), and of no other input or
-    /// output in part or in whole.
+    /// Each input is readable wherever its strides reach (half as far, if it is pairs), each output writable over the whole
+    /// output space, and what is rounded over half of it. The innermost dimension of what is rounded is even.
+    /// An output may be the very memory of an input that lies like it and has its form (in place), and of no other input
+    /// or output in part or in whole.
     ///
     /// # Panics
-    /// If the number of pointers is not the program's, or the program was compiled for channel sums.
-    pub unsafe fn run(&self, inputs: &[*const f32], outputs: &[*mut f32], rounded: &[(usize, *mut f32)]) {
+    /// If the number of pointers is not the program's, an input cannot be pairs, or the program was compiled for channel
+    /// sums.
+    pub unsafe fn run(
+        &self,
+        inputs: &[*const f32],
+        pairs: &[usize],
+        outputs: &[*mut f32],
+        rounded: &[(usize, *mut f32)],
+    ) {
         assert!(self.sums.is_empty(), "a program with channel sums is run by run_channel_sums");
         let (inputs, outputs, direct) = self.pointers(inputs, outputs);
+        let (widened, scratch) = self.places_of(pairs);
         let rounded: Vec<_> = rounded.iter().map(|&(output, to)| (output, SendPtr(to))).collect();
         let total = self.elements();
         if total == 0 {
@@ -81,6 +96,7 @@ impl Compiled {
             let job = Job {
                 plan: self,
                 inputs: &inputs,
+                widened: &widened,
                 outputs: &outputs,
                 direct: &direct,
                 rounded: &rounded,
@@ -91,7 +107,7 @@ impl Compiled {
                 sum_width: 0,
             };
             // SAFETY: the caller's promise; jobs have disjoint tiles.
-            with_scratch(self.scratch, |scratch| unsafe { run_job(&job, scratch.as_mut_ptr()) });
+            with_scratch(scratch, |scratch| unsafe { run_job(&job, scratch.as_mut_ptr()) });
         });
     }
 
@@ -107,6 +123,7 @@ impl Compiled {
     pub unsafe fn run_channel_sums(
         &self,
         inputs: &[*const f32],
+        pairs: &[usize],
         outputs: &[*mut f32],
         rounded: &[(usize, *mut f32)],
         sums: &mut [&mut [f32]],
@@ -117,6 +134,7 @@ impl Compiled {
             sum.fill(0.0);
         }
         let (inputs, outputs, direct) = self.pointers(inputs, outputs);
+        let (widened, scratch) = self.places_of(pairs);
         let rounded: Vec<_> = rounded.iter().map(|&(output, to)| (output, SendPtr(to))).collect();
         if self.elements() == 0 {
             return;
@@ -135,6 +153,7 @@ impl Compiled {
             let job = Job {
                 plan: self,
                 inputs: &inputs,
+                widened: &widened,
                 outputs: &outputs,
                 direct: &direct,
                 rounded: &rounded,
@@ -146,7 +165,7 @@ impl Compiled {
                 sum_width: width,
             };
             // SAFETY: the caller's promise; jobs have disjoint tiles.
-            with_scratch(self.scratch, |scratch| unsafe { run_job(&job, scratch.as_mut_ptr()) });
+            with_scratch(scratch, |scratch| unsafe { run_job(&job, scratch.as_mut_ptr()) });
         });
         let mut total = vec![0f64; self.cols];
         for (s, sum) in sums.iter_mut().enumerate() {
@@ -165,6 +184,17 @@ impl Compiled {
                 }
             }
         }
+    }
+
+    /// A block behind the scratch of the program for each input that is pairs, and the length of both.
+    fn places_of(&self, pairs: &[usize]) -> (Vec<Option<usize>>, usize) {
+        let (mut places, mut len) = (vec![None; self.inputs.len()], self.scratch);
+        for &input in pairs {
+            assert!(self.takes_pairs(input), "input {input} cannot be pairs");
+            places[input] = Some(len);
+            len += (self.rows * self.cols).next_multiple_of(SPLAT);
+        }
+        (places, len)
     }
 
     fn pointers(
@@ -223,6 +253,11 @@ unsafe fn run_job(job: &Job<'_>, scratch: *mut f32) {
             }
 
             for (i, input) in plan.inputs.iter().enumerate() {
+                if let Some(place) = job.widened[i] {
+                    slots[i] = scratch.add(place);
+                    widen_to(job.inputs[i].0.cast::<u16>().add(offset), slots[i], len);
+                    continue;
+                }
                 if input.access == Access::Dense {
                     slots[i] = job.inputs[i].add(offset);
                     continue;
@@ -299,7 +334,8 @@ fn ask_ahead(job: &Job<'_>, offset: usize, len: usize, at: usize, count: usize) 
     }
     let (from, to) = (offset + len + len * at / count, offset + len + len * (at + 1) / count);
     for (i, _) in job.plan.inputs.iter().enumerate().filter(|(_, x)| x.access == Access::Dense) {
-        prefetch(job.inputs[i].0.wrapping_add(from), to - from);
+        let size = if job.widened[i].is_some() { 2 } else { 1 };
+        prefetch(job.inputs[i].0.wrapping_add(from / size), (to - from) / size);
     }
     // Before a line is written it is read, unless it is an operand's.
     for target in job.outputs.iter().filter(|o| !o.0.is_null() && !job.inputs.iter().any(|i| i.0 == o.0)) {

@@ -1,5 +1,5 @@
 use super::{Instr, Operand, Program};
-use crate::bf16::assert_rounded;
+use crate::bf16::{assert_rounded, rounded, to_pairs};
 use crate::simd::{available, with_isa};
 use timm_graph::random;
 use timm_graph::scalar::{Binary, Unary};
@@ -148,7 +148,7 @@ fn random_programs_equal_their_naive_twin() {
                 let mut outputs = vec![vec![f32::NAN; total + 2]; program.outputs];
                 let pointers: Vec<*mut f32> = outputs.iter_mut().map(|o| o[1..].as_mut_ptr()).collect();
                 let what = format!("{isa:?} seed {seed} {program:?}");
-                unsafe { program.compile().run(&inputs, &pointers, &[]) };
+                unsafe { program.compile().run(&inputs, &[], &pointers, &[]) };
                 for (got, want) in outputs.iter().zip(&want) {
                     assert!(got[0].is_nan() && got[total + 1].is_nan(), "{what}: wrote outside");
                     for (&g, &w) in got[1..].iter().zip(want) {
@@ -177,13 +177,62 @@ fn outputs_are_rounded_beside_the_numbers_or_in_their_place() {
             // All outputs are rounded, one of them is stored in no other form.
             let mut pointers: Vec<*mut f32> = numbers.iter_mut().map(|o| o.as_mut_ptr()).collect();
             let rounded: Vec<_> = pairs.iter_mut().enumerate().map(|(i, p)| (i, p.as_mut_ptr())).collect();
-            unsafe { compiled.run(&inputs, &pointers, &[]) };
+            unsafe { compiled.run(&inputs, &[], &pointers, &[]) };
             pointers[only] = std::ptr::null_mut();
-            unsafe { compiled.run(&inputs, &pointers, &rounded) };
+            unsafe { compiled.run(&inputs, &[], &pointers, &rounded) };
             for (pairs, numbers) in pairs.iter().zip(&numbers) {
                 assert_rounded(pairs, numbers, &format!("seed {seed}"));
                 checked += 1;
             }
+        }
+    }
+    assert!(checked > 50, "only {checked} cases");
+}
+
+#[test]
+fn inputs_in_pairs_are_the_numbers_that_they_hold() {
+    let mut checked = 0;
+    for seed in 0..200 {
+        for summing in [false, true] {
+            let (program, mut data) = random_program(seed, summing);
+            let total: usize = program.dims.iter().product();
+            if !total.is_multiple_of(2) {
+                continue;
+            }
+            let written = if summing { seed as usize % program.outputs } else { program.outputs };
+            let channels = program.dims.last().map_or(1, |&c| c);
+            let compiled = match summing {
+                true => program.clone().compile_channel_sums(written),
+                false => program.clone().compile(),
+            };
+            data.iter_mut().flatten().for_each(|x| *x = rounded(*x));
+            let in_pairs: Vec<usize> = (0..data.len()).filter(|&i| compiled.takes_pairs(i)).collect();
+            let run = |data: &[Vec<f32>], pairs: &[usize], outputs: &mut [Vec<f32>]| {
+                let inputs: Vec<*const f32> = data.iter().map(|d| d.as_ptr()).collect();
+                let pointers: Vec<*mut f32> = outputs.iter_mut().map(|o| o.as_mut_ptr()).collect();
+                let mut sums = vec![vec![f32::NAN; channels]; program.outputs - written];
+                let mut slices: Vec<&mut [f32]> = sums.iter_mut().map(|s| s.as_mut_slice()).collect();
+                match summing {
+                    true => unsafe {
+                        compiled.run_channel_sums(&inputs, pairs, &pointers, &[], &mut slices);
+                    },
+                    false => unsafe { compiled.run(&inputs, pairs, &pointers, &[]) },
+                }
+                sums
+            };
+            let (mut numbers, mut again) =
+                (vec![vec![0f32; total]; written], vec![vec![0f32; total]; written]);
+            let sums = run(&data, &[], &mut numbers);
+            for &i in &in_pairs {
+                let mut pairs = vec![0f32; total / 2];
+                to_pairs(&data[i][..total], &mut pairs);
+                data[i] = pairs;
+                checked += 1;
+            }
+            let bits = |x: &[Vec<f32>]| x.iter().flatten().map(|x| x.to_bits()).collect::<Vec<_>>();
+            let sums_again = run(&data, &in_pairs, &mut again);
+            assert_eq!(bits(&numbers), bits(&again), "seed {seed} {program:?}");
+            assert_eq!(bits(&sums), bits(&sums_again), "seed {seed} {program:?}");
         }
     }
     assert!(checked > 50, "only {checked} cases");
@@ -199,7 +248,7 @@ fn in_place_runs_equal_runs_into_fresh_memory() {
         let mut fresh = vec![vec![0f32; total]; program.outputs];
         let inputs: Vec<*const f32> = data.iter().map(|d| d.as_ptr()).collect();
         let pointers: Vec<*mut f32> = fresh.iter_mut().map(|o| o.as_mut_ptr()).collect();
-        unsafe { compiled.run(&inputs, &pointers, &[]) };
+        unsafe { compiled.run(&inputs, &[], &pointers, &[]) };
         let mut dense_strides = vec![1; program.dims.len()];
         for d in (1..program.dims.len()).rev() {
             dense_strides[d - 1] = dense_strides[d] * program.dims[d];
@@ -215,7 +264,7 @@ fn in_place_runs_equal_runs_into_fresh_memory() {
                 let shared = memory.as_mut_ptr();
                 inputs[i] = shared.cast_const();
                 pointers[o] = shared;
-                unsafe { compiled.run(&inputs, &pointers, &[]) };
+                unsafe { compiled.run(&inputs, &[], &pointers, &[]) };
                 assert_eq!(memory, fresh[o], "seed {seed}: output {o} over input {i} of {program:?}");
                 checked += 1;
             }
@@ -243,9 +292,9 @@ fn channel_sums_equal_their_naive_twin() {
                 // What is summed, as the plain plan computes it: the sums themselves must be tight.
                 let mut terms = vec![vec![0f32; total]; program.outputs];
                 let all: Vec<*mut f32> = terms.iter_mut().map(|o| o.as_mut_ptr()).collect();
-                unsafe { program.clone().compile().run(&inputs, &all, &[]) };
+                unsafe { program.clone().compile().run(&inputs, &[], &all, &[]) };
                 let compiled = program.compile_channel_sums(written);
-                unsafe { compiled.run_channel_sums(&inputs, &pointers, &[], &mut slices) };
+                unsafe { compiled.run_channel_sums(&inputs, &[], &pointers, &[], &mut slices) };
                 for (got, want) in outputs.iter().zip(&want) {
                     for (&g, &w) in got.iter().zip(want) {
                         close(g, w, &what);
@@ -278,13 +327,13 @@ fn empty_spaces_and_single_numbers() {
     };
     let x = [3.0f32];
     let mut y = [0.0f32];
-    unsafe { program(vec![]).compile().run(&[x.as_ptr()], &[y.as_mut_ptr()], &[]) };
+    unsafe { program(vec![]).compile().run(&[x.as_ptr()], &[], &[y.as_mut_ptr()], &[]) };
     assert_eq!(y, [9.0]);
-    unsafe { program(vec![0]).compile().run(&[x.as_ptr()], &[y.as_mut_ptr()], &[]) };
-    unsafe { program(vec![4, 0]).compile().run(&[x.as_ptr()], &[y.as_mut_ptr()], &[]) };
+    unsafe { program(vec![0]).compile().run(&[x.as_ptr()], &[], &[y.as_mut_ptr()], &[]) };
+    unsafe { program(vec![4, 0]).compile().run(&[x.as_ptr()], &[], &[y.as_mut_ptr()], &[]) };
     let mut sums = [1.0f32; 3];
     let empty = Program { inputs: vec![Operand { strides: vec![3, 1] }], ..program(vec![0, 3]) };
     let empty = empty.compile_channel_sums(0);
-    unsafe { empty.run_channel_sums(&[x.as_ptr()], &[], &[], &mut [&mut sums]) };
+    unsafe { empty.run_channel_sums(&[x.as_ptr()], &[], &[], &[], &mut [&mut sums]) };
     assert_eq!(sums, [0.0; 3]);
 }
