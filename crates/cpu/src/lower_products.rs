@@ -466,14 +466,13 @@ impl Planner<'_> {
         if operands != Operands::Bf16 {
             return value;
         }
-        let key = (id, format!("bf16 {:?} {}", value.place, value.offset));
-        if let Some(done) = self.derived.get(&key) {
+        if let Some(done) = self.in_pairs.get(&value.span()) {
             return done.clone();
         }
         let pairs = self.new_value(id, Layout::row_major(&[value.layout.len() / 2]));
         let kernel: Kernel = Arc::new(|args| bf16::to_pairs(args.read(0), args.write(0)));
         self.push_step(ROUND, id, vec![value.span()], vec![pairs.span()], kernel);
-        self.derived.insert(key, pairs.clone());
+        self.in_pairs.insert(value.span(), pairs.clone());
         pairs
     }
 

@@ -51,7 +51,7 @@ impl Value {
 }
 
 /// A range of elements that a step reads or writes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Span {
     pub place: Place,
     pub offset: usize,
@@ -258,6 +258,8 @@ pub struct Planner<'g> {
     pub claims: Claims,
     /// Copies of values in other layouts, and packed weights, by a text that says which.
     pub derived: HashMap<(NodeId, String), Value>,
+    /// What has been rounded to pairs, whatever shape it is seen in.
+    pub in_pairs: HashMap<Span, Value>,
     /// Nodes whose value is the first channels of each pixel of a larger one.
     pub columns: HashMap<NodeId, Value>,
 }
@@ -313,6 +315,7 @@ impl<'g> Planner<'g> {
             constants: Vec::new(),
             fixed: fixed(graph),
             derived: HashMap::new(),
+            in_pairs: HashMap::new(),
             columns: HashMap::new(),
         }
     }

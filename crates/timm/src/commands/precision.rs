@@ -9,8 +9,8 @@ use timm_cpu::Precision;
 /// Options of mixed precision.
 #[derive(clap::Args, Clone, Debug, Serialize)]
 pub struct PrecisionOptions {
-    /// Mixed precision, where the machine gains by it: convolutions and linear layers, in inference attention too, multiply
-    /// numbers rounded to bf16, and what only they read is kept so; sums, parameters, norms and losses stay f32
+    /// Mixed precision, where the machine gains by it: convolutions, linear layers and attention multiply numbers rounded to
+    /// bf16, and what goes from one to the next is kept so; sums, statistics, parameters, their gradients and losses stay f32
     #[arg(long, help_heading = "Precision")]
     pub amp: bool,
     /// Type of the rounded numbers: bfloat16 (float16 has too small a range to train with on a CPU)

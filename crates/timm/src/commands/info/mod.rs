@@ -44,6 +44,9 @@ pub struct Options {
     /// With --passes: the graph of a training step, with cross-entropy and SGD
     #[arg(long, requires = "passes")]
     training: bool,
+    /// With --passes: as the commands with --amp plan it
+    #[arg(long, requires = "passes")]
+    amp: bool,
     /// With --passes: images in a batch
     #[arg(long, short, default_value = "1", value_parser = super::at_least_one, value_name = "N",
         requires = "passes")]

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use serde_json::json;
 use timm::{CpuEngine, DataConfig};
-use timm_cpu::{Size, passes};
+use timm_cpu::{Precision, Size, passes};
 use timm_graph::{DType, Graph};
 use timm_models::{Blueprint, Call};
 use timm_train::step::{ImageSpec, Phase, Step};
@@ -24,7 +24,8 @@ pub fn print(options: &Options, blueprint: &Blueprint, data: &DataConfig, pass: 
         return usage(format!("no pass is called '{pass}': {} or {ALL}", names.join(", ")));
     }
     let graph = graph(options, blueprint, data)?;
-    let reports = CpuEngine::default().explain(graph, |name| name == pass || pass == ALL)?;
+    let engine = CpuEngine { precision: if options.amp { Precision::Bf16 } else { Precision::F32 } };
+    let reports = engine.explain(graph, |name| name == pass || pass == ALL)?;
     if options.json {
         let size =
             |size: Size| json!({if size.steps { "steps" } else { "nodes" }: size.count, "bytes": size.bytes});
