@@ -223,6 +223,7 @@ impl Planner<'_> {
                 channels,
                 x: pointers[0],
                 dy: pointers[1],
+                dy_in_pairs: args.reads_pairs(1),
                 weight: has_weight.then(|| args.read(2 + has_residual as usize)),
                 eps,
                 residual: if has_residual { pointers[2] } else { std::ptr::null() },
@@ -235,9 +236,8 @@ impl Planner<'_> {
         let reads = values.iter().map(Value::span).collect();
         let writes = [&out].into_iter().chain(&sums).map(Value::span).collect();
         self.push_step("layer norm backward", id, reads, writes, kernel);
-        if !self.fixed[id.index()] {
-            self.steps.last_mut().expect("just pushed").exact_reads = exact;
-        }
+        let step = self.pushed(id);
+        (step.exact_reads, step.either_reads) = (exact, vec![1]);
         self.set(id, out);
         for (k, nodes) in found.sums.iter().enumerate() {
             for &node in nodes {

@@ -1,6 +1,6 @@
 //! Layer norm of rows, forward and backward.
 
-use crate::bf16::{Stored, round_to};
+use crate::bf16::{Stored, round_to, widen_to};
 use crate::lanes::Lanes;
 use crate::multiversion;
 use crate::norm::{checked_rows, rows_per_job};
@@ -142,11 +142,13 @@ pub struct Backward<'a> {
     pub x: *const f32,
     /// The gradient of the result.
     pub dy: *const f32,
+    /// Whether that is pairs of bf16 (see [`crate::bf16`]).
+    pub dy_in_pairs: bool,
     pub weight: Option<&'a [f32]>,
     pub eps: f32,
     /// Added to the gradient of x; or null.
     pub residual: *const f32,
-    /// The gradient of x. It may be the memory of `x`, `dy` or `residual`.
+    /// The gradient of x. It may be the memory of `x`, `dy` or `residual`, if they are numbers.
     pub dx: *mut f32,
 }
 
@@ -175,10 +177,13 @@ pub unsafe fn layer_norm_backward(b: &Backward, sums: Option<&mut [f32]>) {
     let (jobs, width) = (rows.div_ceil(per_job), 3 * channels);
     let mut partial = vec![0f32; jobs * width];
     let parts = SendPtr(partial.as_mut_ptr());
+    let near = if b.dy_in_pairs { TOGETHER * channels } else { 0 };
     threads::for_each(jobs, |job| {
         let first = job * per_job;
-        // SAFETY: rows and parts are disjoint; the rest is the caller's promise.
-        unsafe { backward_rows(b, first, per_job.min(rows - first), parts.add(job * width)) };
+        with_scratch(near, |near| {
+            // SAFETY: rows and parts are disjoint; the rest is the caller's promise.
+            unsafe { backward_rows(b, first, per_job.min(rows - first), parts.add(job * width), near) };
+        });
     });
     if let Some(sums) = sums {
         let mut total = vec![0f64; width];
@@ -190,23 +195,44 @@ pub unsafe fn layer_norm_backward(b: &Backward, sums: Option<&mut [f32]>) {
 }
 
 multiversion!(fn backward_rows<S>(
-    b: &Backward<'_>, first: usize, count: usize, sums: *mut f32,
+    b: &Backward<'_>, first: usize, count: usize, sums: *mut f32, near: &mut [f32],
 ) = backward_rows_body);
 
 #[inline(always)]
-unsafe fn backward_rows_body<S: Lanes>(b: &Backward, first: usize, count: usize, sums: *mut f32) {
+unsafe fn backward_rows_body<S: Lanes>(
+    b: &Backward,
+    first: usize,
+    count: usize,
+    sums: *mut f32,
+    near: &mut [f32],
+) {
     let mut row = 0;
     // SAFETY: the caller's promise.
     unsafe {
         while row + TOGETHER <= count {
-            backward_together::<S, TOGETHER>(b, first + row, sums);
+            let b = with_numbers(b, first + row, TOGETHER, near);
+            backward_together::<S, TOGETHER>(&b, first + row, sums);
             row += TOGETHER;
         }
         while row < count {
-            backward_together::<S, 1>(b, first + row, sums);
+            let b = with_numbers(b, first + row, 1, near);
+            backward_together::<S, 1>(&b, first + row, sums);
             row += 1;
         }
     }
+}
+
+/// The backward pass with dy as numbers in these rows, which go to `near` if they are pairs.
+#[inline(always)]
+unsafe fn with_numbers<'a>(b: &Backward<'a>, first: usize, rows: usize, near: &mut [f32]) -> Backward<'a> {
+    if !b.dy_in_pairs {
+        return *b;
+    }
+    let (start, len) = (first * b.channels, rows * b.channels);
+    assert!(near.len() >= len);
+    // SAFETY: the rows exist, and there is room for them.
+    unsafe { widen_to(b.dy.cast::<u16>().add(start), near.as_mut_ptr(), len) };
+    Backward { dy: near.as_ptr().wrapping_sub(start), ..*b }
 }
 
 /// A few rows: first the sums of each, then all columns.
@@ -392,7 +418,7 @@ unsafe fn sum<S: Lanes>(x: *const f32, len: usize) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bf16::in_every_form;
+    use crate::bf16::{in_every_form, rounded, to_pairs};
     use crate::simd::{available, with_isa};
     use crate::twin::{assert_close, random};
 
@@ -448,6 +474,7 @@ mod tests {
                             channels: c,
                             x: x.as_ptr(),
                             dy: dy.as_ptr(),
+                            dy_in_pairs: false,
                             weight: given,
                             eps: 1e-6,
                             residual: residual.map_or(std::ptr::null(), |r| r.as_ptr()),
@@ -461,6 +488,9 @@ mod tests {
                         }
                         assert_close(&sums[..c], &dw, 2e-5, &what);
                         assert_close(&sums[c..2 * c], &db, 1e-5, &what);
+                        if dy.len().is_multiple_of(2) {
+                            assert_equal_in_pairs(&backward, &dy);
+                        }
                         // In place of any operand, without sums.
                         for taken in 0..3 {
                             let mut all = [x.clone(), dy.clone(), residual.cloned().unwrap_or_default()];
@@ -485,6 +515,20 @@ mod tests {
         }
     }
 
+    /// A backward pass of a dy that bf16 holds, read as numbers and in pairs.
+    fn assert_equal_in_pairs(b: &Backward, dy: &[f32]) {
+        let dy: Vec<f32> = dy.iter().map(|&x| rounded(x)).collect();
+        let mut pairs = vec![0.0; dy.len() / 2];
+        to_pairs(&dy, &mut pairs);
+        let run = |dy: &[f32], dy_in_pairs: bool| {
+            let (mut dx, mut sums) = (vec![0f32; b.rows * b.channels], vec![0f32; 3 * b.channels]);
+            let b = Backward { dy: dy.as_ptr(), dy_in_pairs, dx: dx.as_mut_ptr(), ..*b };
+            unsafe { layer_norm_backward(&b, Some(&mut sums)) };
+            (dx, sums)
+        };
+        assert_eq!(run(&dy, false), run(&pairs, true), "{} rows of {}", b.rows, b.channels);
+    }
+
     #[test]
     fn a_mean_far_from_zero_costs_few_digits() {
         let (rows, c) = (9, 384);
@@ -495,7 +539,17 @@ mod tests {
         let (mut dx, mut sums) = (vec![0f32; rows * c], vec![0f32; 3 * c]);
         let (x, dy, residual) = (x.as_ptr(), dy.as_ptr(), std::ptr::null());
         let weight = Some(&w[..]);
-        let b = Backward { rows, channels: c, x, dy, weight, eps: 1e-6, residual, dx: dx.as_mut_ptr() };
+        let b = Backward {
+            rows,
+            channels: c,
+            x,
+            dy,
+            dy_in_pairs: false,
+            weight,
+            eps: 1e-6,
+            residual,
+            dx: dx.as_mut_ptr(),
+        };
         unsafe { layer_norm_backward(&b, Some(&mut sums)) };
         assert_close(&dx, &want, 1e-4, "dx");
         assert_close(&sums[..c], &dw, 1e-4, "weight");
