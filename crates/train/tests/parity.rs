@@ -11,7 +11,7 @@ use std::sync::Arc;
 use fixtures::training::{RunOptions, Tensor as Wanted, TrainingFixture};
 use fixtures::{fixture_paths, read_json_gz};
 use rayon::prelude::*;
-use timm_cpu::CpuEngine;
+use timm_cpu::{CpuEngine, Precision};
 use timm_graph::reference::ReferenceEngine;
 use timm_graph::{DType, Engine, InputData, Run, StateKind, Store, Tensor};
 use timm_models::ModelArgs;
@@ -136,20 +136,17 @@ impl Bench {
         self.fixture.gradients.values().any(|gradient| gradient.f32 > 1e-3)
     }
 
+    /// Loss and gradients of the first step, by parameter.
+    fn gradients(&self) -> (f64, Vec<Tensor>) {
+        let (losses, _, store) = self.train(&gradients_only(), 1);
+        let buffer =
+            |name: &String| store.get(&format!("optimizer.{name}.momentum_buffer")).expect("a gradient");
+        (losses[0], self.fixture.gradients.keys().map(|name| buffer(name).tensor.clone()).collect())
+    }
+
     /// One step; with an engine that computes in float64 the gradients must be equal but for rounding to float32.
     fn first_step(&self, exact: bool) {
-        // Momentum without decay: after one step the buffer is the gradient.
-        let options = RunOptions {
-            opt: "momentum".into(),
-            eps: None,
-            lr: 0.0,
-            momentum: Some(0.9),
-            weight_decay: 0.0,
-            smoothing: 0.0,
-            clip_grad: None,
-            ema_decay: None,
-        };
-        let (losses, norms, store) = self.train(&options, 1);
+        let (losses, norms, store) = self.train(&gradients_only(), 1);
         let name = &self.fixture.model;
         assert!((losses[0] - self.fixture.loss).abs() < 1e-5, "{name}: loss {losses:?}");
         assert!((norms[0] / self.fixture.grad_norm - 1.0).abs() < 1e-5, "{name}: gradient norm {norms:?}");
@@ -183,6 +180,20 @@ impl Bench {
             compare(&format!("{label}: {slot}"), &store.get(&slot).expect("an average").tensor, wanted);
         }
         assert_eq!(run.ema.is_empty(), run.options.ema_decay.is_none());
+    }
+}
+
+/// Momentum without decay: after one step the buffer is the gradient.
+fn gradients_only() -> RunOptions {
+    RunOptions {
+        opt: "momentum".into(),
+        eps: None,
+        lr: 0.0,
+        momentum: Some(0.9),
+        weight_decay: 0.0,
+        smoothing: 0.0,
+        clip_grad: None,
+        ema_decay: None,
     }
 }
 
@@ -223,6 +234,50 @@ fn gradients_of_every_family() {
     let families: BTreeSet<&str> = families.into_iter().chain(["resnet"]).collect();
     let written: BTreeSet<&str> = timm_models::families::written().collect();
     assert_eq!(families, written);
+}
+
+/// How far the gradients of PyTorch's bf16 autocast are from its float32 ones, all together and relative to their length:
+/// timm 1.0.31, torch 2.15, CPU. Batch norms over a few small images make much of any rounding.
+const AUTOCAST: [(&str, f64); 17] = [
+    ("beit_base_patch16_224", 5.4e-3),
+    ("caformer_s18", 7.9e-2),
+    ("deit_tiny_distilled_patch16_224", 1.1e-2),
+    ("densenet121", 3.1e-1),
+    ("eva02_base_patch16_clip_224", 1.5e-2),
+    ("gmlp_ti16_224", 8.0e-2),
+    ("resnet10t", 2.3e-1),
+    ("resnetv2_18", 3.3e-1),
+    ("swin_tiny_patch4_window7_224", 1.3e-2),
+    ("swinv2_tiny_window8_256", 1.6e-2),
+    ("test_byobnet", 1.8e-1),
+    ("test_convnext2", 8.7e-3),
+    ("test_nfnet", 2.0e-2),
+    ("test_resnet", 3.2e-1),
+    ("test_vit", 8.9e-3),
+    ("vit_small_patch16_rope_mixed_ape_224", 9.8e-3),
+    ("vit_tiny_r_s16_p8_224", 1.6e-2),
+];
+
+/// Mixed precision is about as near to float32 as PyTorch's.
+#[test]
+fn bf16_gradients_are_as_near_as_those_of_autocast() {
+    for (name, autocast) in AUTOCAST {
+        let paths = [format!("{name}.json.gz"), format!("gradients/{name}.json.gz")];
+        let path =
+            paths.iter().map(|path| fixtures().join(path)).find(|path| path.exists()).expect("a fixture");
+        let [(loss, whole), (mixed_loss, mixed)] = [Precision::F32, Precision::Bf16]
+            .map(|precision| Bench::read(&path, Arc::new(CpuEngine { precision })).gradients());
+        assert!((loss - mixed_loss).abs() < 2e-2, "{name}: loss {mixed_loss}, in float32 {loss}");
+        let (mut apart, mut length) = (0.0, 0.0);
+        for (a, b) in whole.iter().flat_map(|t| &t.data).zip(mixed.iter().flat_map(|t| &t.data)) {
+            apart += f64::from(a - b).powi(2);
+            length += f64::from(*a).powi(2);
+        }
+        let relative = (apart / length).sqrt();
+        println!("{name}: {relative:.1e}, autocast {autocast:.1e}");
+        assert!(relative > 0.0, "{name}: nothing was rounded");
+        assert!(relative < 1.5 * autocast, "{name}: {relative:.1e} from float32, autocast {autocast:.1e}");
+    }
 }
 
 #[test]
