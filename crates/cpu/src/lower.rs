@@ -263,7 +263,7 @@ impl Planner<'_> {
         let node = self.graph.node(id);
         let x = node.inputs[0];
         let shape = self.graph.shape(x);
-        // What is summed over all but its innermost axis is summed where it is made.
+        // What is summed over all but its innermost axis is summed where it is made, or read in either form.
         let orders = if shape.len() < 2 {
             vec![]
         } else {
@@ -272,7 +272,8 @@ impl Planner<'_> {
         for layout in orders {
             let inner = *layout.order.last().expect("two axes at least");
             let all_but_inner = (0..shape.len()).all(|a| (a == inner) != axes.contains(&a));
-            if op == ReduceOp::Sum && all_but_inner && self.in_open_group(x, &layout) {
+            let lies_so = self.computed(x).is_some_and(|value| value.layout.same_memory(&layout));
+            if op == ReduceOp::Sum && all_but_inner && (lies_so || self.in_open_group(x, &layout)) {
                 let sums = self.channel_sums(id, x, &layout, move |code| vec![code.operand(x)]);
                 self.set(id, Value { layout: Layout::row_major(&node.shape), ..sums });
                 return;
