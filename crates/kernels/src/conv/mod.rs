@@ -317,12 +317,12 @@ fn run_mapped(
     debug_assert_eq!(taps, product.taps());
     let padded = maps.y.padded || maps.x.padded;
     let tile_rows = product.tile_rows();
-    let (blocks, per_block) = product.row_blocks(pixels, source_channels * 4);
+    let blocks = product.row_blocks(pixels, source_channels * 4);
     let layout = &product.layout;
-    let work = per_block.min(pixels) * layout.groups * layout.inputs * layout.outputs * layout.taps;
-    product.run(blocks, work, |block, rows| {
-        let first = block * per_block;
-        let count = (pixels - first).min(per_block);
+    let work = blocks.most() * layout.groups * layout.inputs * layout.outputs * layout.taps;
+    product.run(blocks.count, work, |block, rows| {
+        let range = blocks.range(block);
+        let (first, count) = (range.start, range.len());
         let mut order = std::mem::take(&mut rows.order);
         maps.order(first, count, &mut order, &mut rows.class_counts);
         let missing = product.fused_taps * source_channels;

@@ -7,6 +7,7 @@
 
 use timm_graph::scalar::Unary;
 
+use super::weight_grad::add_up;
 use super::{DepthwiseShape, packed_channels};
 use crate::elementwise::apply_unary_rows;
 use crate::lanes::Lanes;
@@ -344,12 +345,7 @@ pub(super) fn weight_grad(shape: &DepthwiseShape, x: &[f32], dy: &[f32], dw: &mu
             unsafe { grad_row(&plan, x, dy, oy, parts.slice(job * size, size)) };
         }
     });
-    for c in 0..channels {
-        for tap in 0..taps {
-            let at = tap * channels + c;
-            dw[c * taps + tap] = partial.iter().skip(at).step_by(size).map(|&p| p as f64).sum::<f64>() as f32;
-        }
-    }
+    add_up(&partial, [taps, channels, channels], dw);
 }
 
 multiversion!(fn grad_row<S>(plan: &Plan, x: &[f32], dy: &[f32], oy: usize, dw: &mut [f32]) = grad_row_body);

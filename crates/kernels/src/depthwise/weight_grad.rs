@@ -35,14 +35,19 @@ pub(super) fn weight_grad(shape: &DepthwiseShape, x: &[f32], dy: &[f32], dw: &mu
         let dy = &dy[image * shape.out_h * shape.out_w * channels..][..shape.out_h * shape.out_w * channels];
         band(shape, x, dy, &rows, &part, sums);
     });
+    add_up(&partial, [taps, packed_channels(channels), channels], dw);
+}
+
+/// Sums parts of `[taps, row]` numbers, of which the first `channels` of each row count, to `[channels, taps]`.
+pub(super) fn add_up(partial: &[f32], [taps, row, channels]: [usize; 3], dw: &mut [f32]) {
     let target = SendPtr(dw.as_mut_ptr());
     threads::for_each(channels.div_ceil(TOTAL_CHANNELS), |job| {
         let first = job * TOTAL_CHANNELS;
         let count = TOTAL_CHANNELS.min(channels - first);
         for tap in 0..taps {
             let mut total = [0f64; TOTAL_CHANNELS];
-            for sums in partial.chunks_exact(size) {
-                let sums = &sums[tap * packed_channels(channels) + first..][..count];
+            for sums in partial.chunks_exact(taps * row) {
+                let sums = &sums[tap * row + first..][..count];
                 total.iter_mut().zip(sums).for_each(|(total, &sum)| *total += sum as f64);
             }
             for (c, &total) in total[..count].iter().enumerate() {

@@ -91,6 +91,34 @@ pub(crate) fn with_rows<R>(use_rows: impl FnOnce(&mut Rows) -> R) -> R {
     result
 }
 
+/// Rows in blocks of about as many whole tiles.
+pub(crate) struct RowBlocks {
+    rows: usize,
+    /// Rows that stay together.
+    unit: usize,
+    /// Blocks, none of them empty.
+    pub count: usize,
+}
+
+impl RowBlocks {
+    /// At most `count` blocks of units of `unit` rows.
+    fn new(rows: usize, unit: usize, count: usize) -> RowBlocks {
+        RowBlocks { rows, unit, count: count.max(1).min(rows.div_ceil(unit)) }
+    }
+
+    /// Rows of the largest block.
+    pub fn most(&self) -> usize {
+        (self.rows.div_ceil(self.unit).div_ceil(self.count.max(1)) * self.unit).min(self.rows)
+    }
+
+    /// The rows of a block.
+    pub fn range(&self, block: usize) -> Range<usize> {
+        let units = self.rows.div_ceil(self.unit);
+        let start = |block: usize| (block * units / self.count * self.unit).min(self.rows);
+        start(block)..start(block + 1)
+    }
+}
+
 /// In which order the jobs of (row block, part of the panels) are dealt out to the threads, the first half of two. What
 /// another core wrote comes slowly: where rows are many, each thread gets rows of its own, the same share of them in
 /// every step of a model, and all weights; else it gets weights of its own and all rows.
@@ -128,6 +156,10 @@ pub(crate) const COPIED_PANELS: usize = 4;
 const ENOUGH_JOBS: usize = 64;
 /// Tiles of a job, when there are plenty.
 const JOB_TILES: usize = 32;
+/// Tiles below which rows stay together.
+const FEW_TILES: usize = 24;
+/// Panels from which on it does not matter that one thread has one more.
+const FAIR_PANELS: usize = 8;
 /// Outputs of the widest panel.
 const WIDEST: usize = 64;
 /// Numbers of a panel's weights that stay in the second-level cache beside the rows that they meet.
@@ -184,8 +216,8 @@ impl<'a> Product<'a> {
         self.layout.taps / self.fused_taps
     }
 
-    /// Cuts `count` rows into ranges by shape alone, `source_bytes` being read for each row.
-    pub fn row_blocks(&self, count: usize, source_bytes: usize) -> (usize, usize) {
+    /// Cuts `count` rows into blocks by shape alone, `source_bytes` being read for each row.
+    pub fn row_blocks(&self, count: usize, source_bytes: usize) -> RowBlocks {
         let tiles = count.div_ceil(self.tile_rows());
         if self.is_amx() {
             let wanted = if self.is_split() {
@@ -196,15 +228,20 @@ impl<'a> Product<'a> {
             } else {
                 (JOB_SOURCE_BYTES / (source_bytes * self.taps()).max(1)).clamp(256, 512)
             };
-            let blocks = count.div_ceil(wanted).max(1);
             // Registers of rows are multiplied by twos.
-            let rows = tiles.div_ceil(blocks).max(1).next_multiple_of(2) * self.tile_rows();
-            return (count.div_ceil(rows), rows);
+            return RowBlocks::new(count, 2 * self.tile_rows(), count.div_ceil(wanted));
         }
         let cap = (JOB_SOURCE_BYTES / (source_bytes * self.tile_rows()).max(1)).clamp(8, JOB_TILES);
-        let blocks = if tiles < 24 { 1 } else { tiles.div_ceil(cap).next_multiple_of(4) };
-        let rows = tiles.div_ceil(blocks.max(1)).max(1) * self.tile_rows();
-        (count.div_ceil(rows), rows)
+        // An odd number of panels is shared fairly by two threads if each half of the rows is a job.
+        let panels = self.layout.panels();
+        let work = count * self.layout.len() / (2 * panels.max(1));
+        let halved = panels % 2 == 1 && panels < FAIR_PANELS && tiles > 2 && work >= SMALLEST_JOB;
+        let blocks = match tiles {
+            ..FEW_TILES if halved => 2,
+            ..FEW_TILES => 1,
+            _ => tiles.div_ceil(cap).next_multiple_of(4),
+        };
+        RowBlocks::new(count, self.tile_rows(), blocks)
     }
 
     /// Runs jobs of (row block, range of panels). `fill` sets up the rows of a block.
@@ -253,10 +290,10 @@ impl<'a> Product<'a> {
         let tile_rows = self.tile_rows();
         let (inputs, outputs) =
             (self.layout.groups * self.layout.inputs, self.layout.groups * self.layout.outputs);
-        let (blocks, per_block) = self.row_blocks(count, inputs * 4);
-        self.run(blocks, per_block.min(count) * self.layout.inputs * outputs, |block, rows| {
-            let first = block * per_block;
-            rows.fill((count - first).min(per_block), tile_rows, 1, 0, false, |row, table, _| {
+        let blocks = self.row_blocks(count, inputs * 4);
+        self.run(blocks.count, blocks.most() * self.layout.inputs * outputs, |block, rows| {
+            let Range { start: first, end } = blocks.range(block);
+            rows.fill(end - first, tile_rows, 1, 0, false, |row, table, _| {
                 // Inside the source, whose length the entry points check, unless it has no columns: then it is never read.
                 let (source, target) = place(first + row);
                 table[0] = source;
@@ -270,10 +307,10 @@ impl<'a> Product<'a> {
     pub fn run_columns(&self, count: usize, source: &[f32], source_column: usize, out_row: usize) {
         let (tile_rows, inputs, outputs) = (self.tile_rows(), self.layout.inputs, self.layout.outputs);
         debug_assert!(self.source_stride == tile_rows && self.layout.groups == 1 && self.layout.taps == 1);
-        let (blocks, per_block) = self.row_blocks(count, inputs * 4);
-        self.run(blocks, per_block.min(count) * inputs * outputs, |block, rows| {
-            let (first, mut band) = (block * per_block, std::mem::take(&mut rows.band));
-            let here = (count - first).min(per_block);
+        let blocks = self.row_blocks(count, inputs * 4);
+        self.run(blocks.count, blocks.most() * inputs * outputs, |block, rows| {
+            let (range, mut band) = (blocks.range(block), std::mem::take(&mut rows.band));
+            let (first, here) = (range.start, range.len());
             let len = here.div_ceil(tile_rows) * tile_rows * inputs;
             if band.len() < len {
                 band.resize(len, 0.0);

@@ -46,13 +46,13 @@ pub fn gemm_scaled(
     let layout = layout(isa(), Operands::F32, k, n);
     let mut product = checked(layout, Operands::F32, packed_b, c, m * n, epilogue);
     let tile_rows = product.tile_rows();
-    let (blocks, per_block) = product.row_blocks(m, 4 * k);
-    if blocks >= MANY_BLOCKS {
+    let blocks = product.row_blocks(m, 4 * k);
+    if blocks.count >= MANY_BLOCKS {
         product.fewest_panels = COPIED_PANELS;
     }
-    product.run(blocks, per_block.min(m) * k * n, |block, rows| {
-        let first = block * per_block;
-        let count = (m - first).min(per_block);
+    product.run(blocks.count, blocks.most() * k * n, |block, rows| {
+        let range = blocks.range(block);
+        let (first, count) = (range.start, range.len());
         let mut band = std::mem::take(&mut rows.band);
         if band.len() < count * k {
             band.resize(count * k, 0.0);
