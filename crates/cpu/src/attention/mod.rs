@@ -112,11 +112,9 @@ impl Planner<'_> {
     /// An attention as one step. `kept`: its derivatives will ask for the logarithms of its sums.
     fn lower_attention(&mut self, found: &Found, kept: bool) -> Result<(), EngineError> {
         let Forward { shape, mut reads, nodes, .. } = self.forward(found);
-        let in_pairs = !kept && self.precision == Operands::Bf16 && attention::takes_pairs(&shape);
+        let in_pairs = self.precision == Operands::Bf16 && attention::takes_pairs(&shape);
         if in_pairs {
-            for (id, value) in nodes.into_iter().zip(&mut reads) {
-                *value = self.as_operands(id, value.clone(), Operands::Bf16);
-            }
+            self.in_pairs(&nodes, &mut reads);
         }
         let Attention { queries, keys, dim, width, .. } = shape;
         let count = shape.q.offsets.len();
@@ -128,21 +126,30 @@ impl Planner<'_> {
             self.derived.insert(log_sums(found), sums);
         }
         let kernel: Kernel = Arc::new(move |args| {
+            let [q, k, v] = [0, 1, 2].map(|side| args.read(side));
             let bias = shape.bias.is_some().then(|| args.read(3));
-            if in_pairs {
-                let (q, k, v) = (args.read(0), args.read(1), args.read(2));
-                return attention::forward_pairs(&shape, q, k, v, bias, args.write(0), args.stored(0));
-            }
             let sums = kept.then(|| args.write(1));
-            attention::forward(&shape, args.read(0), args.read(1), args.read(2), bias, args.write(0), sums);
+            if in_pairs {
+                let sides = [q, k, v];
+                return attention::forward_pairs(&shape, sides, bias, args.write(0), args.stored(0), sums);
+            }
+            attention::forward(&shape, q, k, v, bias, args.write(0), sums);
         });
         let flops = 2 * (count * queries * keys * (dim + width)) as u64;
         let name = format!("attention {count}x {queries}x{keys}x{dim}");
         let reads = reads.iter().map(Value::span).collect();
         self.push_counted(&name, found.product, reads, writes, kernel, flops);
+        // The logarithms of the sums stay numbers: nothing reads them in pairs.
         self.pushed(found.product).rounds = in_pairs;
         self.set(found.last, out);
         Ok(())
+    }
+
+    /// Puts pairs in the place of the values of some nodes.
+    fn in_pairs(&mut self, nodes: &[NodeId], values: &mut [Value]) {
+        for (id, value) in nodes.iter().zip(values) {
+            *value = self.as_operands(*id, value.clone(), Operands::Bf16);
+        }
     }
 
     fn forward(&mut self, found: &Found) -> Forward {

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use super::softmax;
 use super::{Attention, BLOCK, ENOUGH_JOBS, Heads, SMALLEST_JOB, product};
 use crate::pack::Layout;
-use crate::scratch::with_scratch;
+use crate::scratch::{parts, with_scratch};
 use crate::simd::isa;
 use crate::threads::{SendPtr, for_each};
 
@@ -40,8 +40,8 @@ pub struct Derivatives {
 /// A backward pass: an [`Attention`], whose `out` it does not use, and how its work is cut.
 #[derive(Clone, Debug)]
 pub struct Backward {
-    attention: Attention,
-    to: Derivatives,
+    pub(super) attention: Attention,
+    pub(super) to: Derivatives,
     jobs: Vec<Job>,
     /// Offsets of the biases that differ; empty where none is wanted.
     biases: Vec<usize>,
@@ -113,15 +113,30 @@ impl Backward {
         self.attention.queries.div_ceil(blocks).next_multiple_of(BLOCK)
     }
 
-    fn check(&self, operands: &Operands, targets: &[&mut [f32]], d_bias: Option<&[&mut [f32]; 2]>) {
+    /// Whether there is nothing to compute.
+    pub(super) fn is_empty(&self) -> bool {
+        let a = &self.attention;
+        a.q.offsets.is_empty() || a.queries == 0 || a.keys == 0
+    }
+
+    /// For operands with so many numbers in an element, and slices of so many numbers to write.
+    pub(super) fn check(
+        &self,
+        operands: &Operands,
+        numbers: usize,
+        targets: &[usize],
+        d_bias: Option<&[&mut [f32]; 2]>,
+    ) {
         let (a, to) = (&self.attention, &self.to);
         let heads = a.q.offsets.len();
-        a.check_operands(operands.q, operands.k, operands.v, operands.bias);
-        to.out.check("derivatives of results", heads, a.queries, a.width, operands.d_out.len());
+        let [q, k, v, d_out] =
+            [operands.q, operands.k, operands.v, operands.d_out].map(|side| numbers * side.len());
+        a.check_lengths([q, k, v], operands.bias);
+        to.out.check("derivatives of results", heads, a.queries, a.width, d_out);
         assert!(operands.log_sums.len() >= heads * a.queries, "attention: one logarithm for each query");
         let sides = [(&to.q, a.queries, a.dim), (&to.k, a.keys, a.dim), (&to.v, a.keys, a.width)];
         for (target, rows, cols) in sides {
-            target.heads.check("derivatives", heads, rows, cols, targets[target.slice].len());
+            target.heads.check("derivatives", heads, rows, cols, targets[target.slice]);
             assert!(target.heads.col == 1 || cols == 1, "attention: a derivative's columns must be adjacent");
         }
         assert_eq!(to.bias, d_bias.is_some(), "attention: a place for the derivative by the bias");
@@ -137,13 +152,25 @@ impl Backward {
     /// # Panics
     /// If a slice is too short or columns that must be adjacent are not.
     pub fn run(&self, operands: &Operands, targets: &mut [&mut [f32]], d_bias: Option<[&mut [f32]; 2]>) {
-        let (a, to) = (&self.attention, &self.to);
-        if a.q.offsets.is_empty() || a.queries == 0 || a.keys == 0 {
+        if self.is_empty() {
             return;
         }
-        self.check(operands, targets, d_bias.as_ref());
+        let lengths: Vec<usize> = targets.iter().map(|target| target.len()).collect();
+        self.check(operands, 1, &lengths, d_bias.as_ref());
         let targets: Vec<SendPtr<f32>> = targets.iter_mut().map(|t| SendPtr(t.as_mut_ptr())).collect();
-        let [d_q, d_k, d_v] = [&to.q, &to.k, &to.v].map(|target| targets[target.slice]);
+        self.each_head(d_bias, |head, d_bias| {
+            // SAFETY: `check` made sure that every row of every matrix lies inside its slice; heads write rows of their
+            // own, and the heads that share a place for the bias are in one job.
+            unsafe {
+                let [d_q, d_k, d_v] = [&self.to.q, &self.to.k, &self.to.v]
+                    .map(|to| targets[to.slice].add(to.heads.offsets[head]));
+                self.head(operands, head, d_q, d_k, d_v, d_bias);
+            }
+        });
+    }
+
+    /// Runs all heads, job by job. Each gets the place where it adds to the derivative by its bias, or null.
+    pub(super) fn each_head(&self, d_bias: Option<[&mut [f32]; 2]>, run: impl Fn(usize, *mut f32) + Sync) {
         let sums = d_bias.map(|d| d.map(|slice| SendPtr(slice.as_mut_ptr())));
         for_each(self.jobs.len(), |index| {
             let job = &self.jobs[index];
@@ -152,33 +179,21 @@ impl Backward {
                     1 => (d_bias.0.wrapping_add(self.biases[job.partial]), self.bias_row()),
                     _ => (partial.0.wrapping_add(job.partial * self.bias_len()), self.bias_row()),
                 };
-                for i in 0..if row == 0 { 1 } else { a.queries } {
+                for i in 0..if row == 0 { 1 } else { self.attention.queries } {
                     // SAFETY: `check` made sure of the room; every job has a place of its own.
-                    unsafe { std::slice::from_raw_parts_mut(at.add(i * row), a.keys) }.fill(0.0);
+                    unsafe { std::slice::from_raw_parts_mut(at.add(i * row), self.attention.keys) }.fill(0.0);
                 }
                 at
             });
-            for &head in &job.heads {
-                // SAFETY: `check` made sure that every row of every matrix lies inside its slice; heads write rows of
-                // their own, and the heads that share a place for the bias are in this job.
-                unsafe {
-                    self.head(
-                        operands,
-                        head,
-                        d_q.add(to.q.heads.offsets[head]),
-                        d_k.add(to.k.heads.offsets[head]),
-                        d_v.add(to.v.heads.offsets[head]),
-                        d_bias.unwrap_or(std::ptr::null_mut()),
-                    );
-                }
-            }
+            job.heads.iter().for_each(|&head| run(head, d_bias.unwrap_or(std::ptr::null_mut())));
         });
         if let (Some([d_bias, partial]), true) = (sums, self.parts > 1) {
             self.add_parts(d_bias, partial);
         }
     }
 
-    fn bias_row(&self) -> usize {
+    /// Numbers between rows of the bias.
+    pub(super) fn bias_row(&self) -> usize {
         self.attention.bias.as_ref().map_or(0, |bias| bias.row)
     }
 
@@ -235,12 +250,7 @@ impl Backward {
             .map(|(numbers, heads)| (&numbers[heads.offsets[head]..], [heads.row, heads.col]));
         let d_out = (&operands.d_out[to.out.offsets[head]..], [to.out.row, to.out.col]);
         with_scratch(lengths.iter().sum(), |scratch| {
-            let mut rest = scratch;
-            let [keys, values, keys_down, queries, d_results, weights, slopes] = lengths.map(|len| {
-                let (part, more) = std::mem::take(&mut rest).split_at_mut(len);
-                rest = more;
-                part
-            });
+            let [keys, values, keys_down, queries, d_results, weights, slopes] = parts(scratch, lengths);
             by_key.pack_with(k.0, 0, [k.1[0], k.1[1], 0], keys, false);
             by_value.pack_with(v.0, 0, [v.1[0], v.1[1], 0], values, false);
             of_keys.pack_with(k.0, 0, [k.1[1], k.1[0], 0], keys_down, false);

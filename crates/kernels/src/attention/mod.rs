@@ -5,8 +5,10 @@
 //! Queries, keys and values are read where they stand, by strides, so that the projection before needs no
 //! transpose, and the result is written where the projection after reads it.
 
+#[cfg(target_arch = "x86_64")]
 mod amx;
 mod backward;
+mod pairs;
 mod softmax;
 #[cfg(test)]
 mod tests;
@@ -20,8 +22,8 @@ use crate::simd::{isa, prefetch};
 use crate::threads::{SendPtr, for_each};
 use softmax::Scores;
 
-pub use amx::{forward_pairs, takes_pairs};
 pub use backward::{Backward, Derivatives, Operands as BackwardOperands, Target};
+pub use pairs::{forward_pairs, takes_pairs};
 
 /// One matrix for each head: element (i, j) of head h at `offsets[h] + i · row + j · col`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,18 +120,20 @@ impl Attention {
         Layout::matrix(isa(), self.keys, self.width)
     }
 
-    fn check(&self, q: &[f32], k: &[f32], v: &[f32], bias: Option<&[f32]>, out: &[f32]) {
-        self.check_operands(q, k, v, bias);
-        self.check_output(out.len());
+    /// Where the logarithms of the sums go, `[heads, queries]`.
+    fn log_sums(&self, log_sums: Option<&mut [f32]>) -> Option<SendPtr<f32>> {
+        log_sums.map(|l| {
+            assert!(
+                l.len() >= self.q.offsets.len() * self.queries,
+                "attention: one logarithm for each query"
+            );
+            SendPtr(l.as_mut_ptr())
+        })
     }
 
     fn check_output(&self, len: usize) {
         self.out.check("results", self.q.offsets.len(), self.queries, self.width, len);
         assert!(self.out.col == 1 || self.width == 1, "attention: the result's columns must be adjacent");
-    }
-
-    fn check_operands(&self, q: &[f32], k: &[f32], v: &[f32], bias: Option<&[f32]>) {
-        self.check_lengths([q.len(), k.len(), v.len()], bias);
     }
 
     /// For so many numbers of queries, keys and values.
@@ -163,15 +167,10 @@ pub fn forward(
     if a.is_empty() {
         return;
     }
-    a.check(q, k, v, bias, out);
+    a.check_lengths([q.len(), k.len(), v.len()], bias);
+    a.check_output(out.len());
     let heads = a.q.offsets.len();
-    let (target, log_sums) = (
-        SendPtr(out.as_mut_ptr()),
-        log_sums.map(|l| {
-            assert!(l.len() >= heads * a.queries, "attention: one logarithm for each query");
-            SendPtr(l.as_mut_ptr())
-        }),
-    );
+    let (target, log_sums) = (SendPtr(out.as_mut_ptr()), a.log_sums(log_sums));
     let (keys, values) = (a.key_layout(), a.value_layout());
     let (together, parts) = a.cut();
     let per_part = a.queries.div_ceil(parts).next_multiple_of(BLOCK);
