@@ -37,6 +37,14 @@ fn lanes(count: usize, vector: usize) -> __mmask16 {
     ((1u32 << count.saturating_sub(vector * PAIRS).min(PAIRS)) - 1) as __mmask16
 }
 
+/// The lanes of both vectors of a square of so many numbers in all.
+fn masks(count: usize, square: usize) -> [__mmask16; 2] {
+    if (square + 1) * SIDE <= count {
+        return [__mmask16::MAX; 2];
+    }
+    [lanes(count, 2 * square), lanes(count, 2 * square + 1)]
+}
+
 /// The products of 32 rows `[2][step][row][pair]` and 32 columns `[step][pair][column]` as a square of sums, on top of what is
 /// there if `add`.
 ///
@@ -110,15 +118,19 @@ impl Target {
     unsafe fn write_columns(&self, square: &[f32], factor: f32) {
         let factor = _mm512_set1_ps(factor);
         for first in (0..self.rows).step_by(ROWS) {
-            let [low, high] = [0, STEP].map(|half| {
-                let register = &square[half + first / ROWS * REGISTER..][..REGISTER];
-                // SAFETY: the register's rows are inside the square.
-                transposed(std::array::from_fn(|row| unsafe {
-                    _mm512_loadu_si512(register.as_ptr().add(row * PAIRS).cast())
-                }))
-            });
-            for (row, (low, high)) in low.into_iter().zip(high).enumerate().take(self.rows - first) {
-                let values = [low, high].map(|v| _mm512_mul_ps(_mm512_castsi512_ps(v), factor));
+            let [low, high] = [0, STEP].map(|half| square[half + first / ROWS * REGISTER..].as_ptr());
+            let mut rows = [[_mm512_setzero_si512(); ROWS]; 2];
+            for row in 0..ROWS {
+                // SAFETY: both registers are inside the square.
+                unsafe {
+                    rows[0][row] = _mm512_loadu_si512(low.add(row * PAIRS).cast());
+                    rows[1][row] = _mm512_loadu_si512(high.add(row * PAIRS).cast());
+                }
+            }
+            let columns = [transposed(rows[0]), transposed(rows[1])];
+            for row in 0..ROWS.min(self.rows - first) {
+                let [low, high] = [columns[0][row], columns[1][row]].map(|v| _mm512_castsi512_ps(v));
+                let values = [_mm512_mul_ps(low, factor), _mm512_mul_ps(high, factor)];
                 // SAFETY: the caller's promise.
                 unsafe { self.write(first + row, values) };
             }
@@ -129,7 +141,7 @@ impl Target {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
     unsafe fn write(&self, row: usize, [low, high]: [__m512; 2]) {
         let at = self.offset + row * self.row;
-        let masks = [lanes(self.columns, 0), lanes(self.columns, 1)];
+        let masks = masks(self.columns, 0);
         let Place { numbers: SendPtr(numbers), pairs: SendPtr(pairs) } = self.place;
         // SAFETY: the caller's promise; masked lanes are not touched.
         unsafe {
