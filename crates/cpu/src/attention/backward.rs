@@ -32,6 +32,31 @@ pub struct End {
     pub parts: Vec<(usize, Heads, f32)>,
 }
 
+impl Derivatives {
+    /// Where they go, each end a slice, given the factors of what queries and keys are read from.
+    fn places(&self, out: Heads, factors: [f32; 2]) -> attention::Derivatives {
+        let nowhere = Target { slice: 0, heads: Heads { offsets: Vec::new(), row: 0, col: 0 } };
+        let (mut targets, mut scales) = ([0; 3].map(|_| nowhere.clone()), [self.scale; 3]);
+        for (slice, end) in self.ends.iter().enumerate() {
+            for (which, heads, factor) in &end.parts {
+                targets[*which] = Target { slice, heads: heads.clone() };
+                scales[*which] *= factor;
+            }
+        }
+        let [q, k, v] = targets;
+        attention::Derivatives {
+            out,
+            q,
+            k,
+            v,
+            // What is differentiated by is a product of a factor and what is read.
+            q_factor: scales[0] * factors[1],
+            k_factor: scales[1] * factors[0],
+            bias: self.bias.is_some(),
+        }
+    }
+}
+
 impl Planner<'_> {
     /// The derivatives of an attention as one step.
     pub(super) fn lower_attention_grad(
@@ -44,30 +69,19 @@ impl Planner<'_> {
         let d_out = self.side((derivatives.d_out, false));
         let Attention { queries, keys, dim, width, .. } = shape;
         let (count, biased) = (shape.q.offsets.len(), shape.bias.is_some());
-        let nowhere = Target { slice: 0, heads: Heads { offsets: Vec::new(), row: 0, col: 0 } };
-        let (mut targets, mut scales) = ([0; 3].map(|_| nowhere.clone()), [derivatives.scale; 3]);
+        let pass = Backward::new(shape, derivatives.places(d_out.heads, factors));
+        let in_pairs = self.precision == Operands::Bf16 && pass.takes_pairs();
+        let mut values = [&reads[..3], &[d_out.value], &reads[3..]].concat();
+        if in_pairs {
+            let [q, k, v] = nodes;
+            self.in_pairs(&[q, k, v, d_out.id], &mut values);
+        }
         let (mut writes, mut ends) = (Vec::new(), Vec::new());
-        for (slice, end) in derivatives.ends.iter().enumerate() {
-            for (which, heads, factor) in &end.parts {
-                targets[*which] = Target { slice, heads: heads.clone() };
-                scales[*which] *= factor;
-            }
+        for end in &derivatives.ends {
             let value = self.new_value(end.last, Layout::row_major(graph.shape(end.last)));
             writes.push(value.span());
             ends.push((end.last, value));
         }
-        let [q, k, v] = targets;
-        let to = attention::Derivatives {
-            out: d_out.heads,
-            q,
-            k,
-            v,
-            // What is differentiated by is a product of a factor and what is read.
-            q_factor: scales[0] * factors[1],
-            k_factor: scales[1] * factors[0],
-            bias: derivatives.bias.is_some(),
-        };
-        let pass = Backward::new(shape, to);
         let slices = writes.len();
         let bias_len = derivatives.bias.map(|bias| {
             // With the work memory behind it, it is no whole buffer: it stays numbers where other results become pairs.
@@ -78,12 +92,6 @@ impl Planner<'_> {
             ends.push((bias, Value { layout, ..with_work }));
             len
         });
-        let in_pairs = self.precision == Operands::Bf16 && pass.takes_pairs();
-        let mut values = [&reads[..3], &[d_out.value], &reads[3..]].concat();
-        if in_pairs {
-            let [q, k, v] = nodes;
-            self.in_pairs(&[q, k, v, d_out.id], &mut values);
-        }
         let mut reads: Vec<_> = values.iter().map(Value::span).collect();
         reads.push(self.derived[&log_sums(found)].span());
         let last = reads.len() - 1;

@@ -259,9 +259,12 @@ mod tests {
     use timm_graph::grad::gradients;
     use timm_graph::scalar::{Binary, Unary};
     use timm_graph::{Builder, DType, Init, NodeId};
+    use timm_kernels::bf16::Operands;
+    use timm_kernels::simd::{Isa, available, with_isa};
 
-    use crate::passes::testing::changes;
-    use crate::plan::Step;
+    use crate::passes::testing::{changes, changes_at};
+    use crate::plan::{Span, Step};
+    use crate::rounded::ROUND;
 
     #[test]
     fn attention_and_its_views_are_one_claim() {
@@ -357,5 +360,46 @@ mod tests {
             assert!(!steps.iter().any(|step| step.starts_with("attention")), "{steps:?}");
             assert!(steps.iter().any(|step| step == "softmax grad"), "{steps:?}");
         }
+    }
+
+    #[test]
+    fn in_bf16_both_steps_read_pairs_and_store_what_products_read_in_pairs() {
+        if !available().contains(&Isa::Amx) {
+            return;
+        }
+        let b = Builder::new(true);
+        let x = b.input("x", &[8, 8, 32], DType::F32);
+        let weights = [("qkv", 96, 32), ("bias", 8, 8), ("out", 8, 32)]
+            .map(|(name, outputs, inputs)| b.param(name, &[outputs, inputs], Init::Fill(0.0)));
+        let heads = b.permute(b.reshape(b.matmul_t(x, weights[0]), &[8, 8, 3, 8, 4]), &[2, 0, 3, 1, 4]);
+        let [q, k, v] = [0, 1, 2].map(|i| b.reshape(b.slice(heads, 0, i, 1), &[8, 8, 8, 4]));
+        // Products read the derivative by this bias, too.
+        let bias = b.matmul_t(b.input("places", &[8, 8, 8], DType::F32), weights[1]);
+        let y = b.matmul(b.softmax(b.add(b.matmul_t(q, k), bias)), v);
+        let y = b.matmul_t(b.reshape(b.permute(y, &[0, 2, 1, 3]), &[64, 32]), weights[2]);
+        let loss = b.reshape(b.sum(b.unary(Unary::Square, y), &[0, 1]), &[]);
+        for (name, gradient) in ["qkv", "bias", "out"].into_iter().zip(gradients(&b, loss, &weights).unwrap())
+        {
+            b.update(name, gradient);
+        }
+        let graph = b.finish().unwrap();
+        let plan = with_isa(Isa::Amx, || changes_at(graph, "rounded-results", Operands::Bf16).1);
+        let [forward, backward] = ["attention 64x", "attention grad 64x"].map(|name| {
+            plan.steps.iter().find(|step| step.name.starts_with(name)).expect("a step of that name")
+        });
+        let numbers = |step: &Step| step.reads.iter().map(|span| span.len).collect::<Vec<_>>();
+        // Half of q, k and v, the derivative by the result, the bias, and the logarithms of the sums.
+        assert_eq!(numbers(forward), [3072, 3072, 3072, 512]);
+        assert_eq!(numbers(backward), [3072, 3072, 3072, 1024, 512, 512]);
+        assert_eq!([&forward.rounded[..], &backward.rounded[..]], [[(0, 0)]; 2]);
+        // The derivative by the bias and one number of no use, which keeps it from being stored in pairs.
+        assert_eq!(backward.writes[1].len, 513);
+        let rounded = |span: &Span| {
+            plan.steps.iter().any(|step| step.name == ROUND && step.reads[0].place == span.place)
+        };
+        assert_eq!(
+            [&forward.writes[0], &backward.writes[0], &backward.writes[1]].map(rounded),
+            [false, false, true]
+        );
     }
 }
