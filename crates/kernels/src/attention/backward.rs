@@ -158,7 +158,7 @@ impl Backward {
         let lengths: Vec<usize> = targets.iter().map(|target| target.len()).collect();
         self.check(operands, 1, &lengths, d_bias.as_ref());
         let targets: Vec<SendPtr<f32>> = targets.iter_mut().map(|t| SendPtr(t.as_mut_ptr())).collect();
-        self.each_head(d_bias, |head, d_bias| {
+        self.each_head(d_bias, |head, _, d_bias| {
             // SAFETY: `check` made sure that every row of every matrix lies inside its slice; heads write rows of their
             // own, and the heads that share a place for the bias are in one job.
             unsafe {
@@ -169,8 +169,13 @@ impl Backward {
         });
     }
 
-    /// Runs all heads, job by job. Each gets the place where it adds to the derivative by its bias, or null.
-    pub(super) fn each_head(&self, d_bias: Option<[&mut [f32]; 2]>, run: impl Fn(usize, *mut f32) + Sync) {
+    /// Runs all heads, job by job. Each is told which one comes next, most likely, and the place where it adds to the
+    /// derivative by its bias, or null.
+    pub(super) fn each_head(
+        &self,
+        d_bias: Option<[&mut [f32]; 2]>,
+        run: impl Fn(usize, Option<usize>, *mut f32) + Sync,
+    ) {
         let sums = d_bias.map(|d| d.map(|slice| SendPtr(slice.as_mut_ptr())));
         for_each(self.jobs.len(), |index| {
             let job = &self.jobs[index];
@@ -185,7 +190,11 @@ impl Backward {
                 }
                 at
             });
-            job.heads.iter().for_each(|&head| run(head, d_bias.unwrap_or(std::ptr::null_mut())));
+            let after = self.jobs.get(index + 1).and_then(|job| job.heads.first());
+            let next = job.heads.iter().skip(1).chain(after).copied().map(Some).chain([None]);
+            for (&head, next) in job.heads.iter().zip(next) {
+                run(head, next, d_bias.unwrap_or(std::ptr::null_mut()));
+            }
         });
         if let (Some([d_bias, partial]), true) = (sums, self.parts > 1) {
             self.add_parts(d_bias, partial);

@@ -13,6 +13,8 @@ mod softmax;
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
+
 use crate::bf16::Operands;
 use crate::gemm::product::tile_height;
 use crate::gemm::tile::{MAX_ROWS, Tile, best_rows, tile_fn};
@@ -41,12 +43,13 @@ impl Heads {
         assert!(end <= len, "attention: {what} reach to {end} of {len}");
     }
 
-    /// Asks for a head's rows: they stand apart, so the processor would not see them coming.
-    fn prefetch(&self, head: usize, rows: usize, cols: usize, matrix: &[f32]) {
+    /// Asks for some of a head's rows, each element of the matrix so many numbers: they stand apart, so the processor would not
+    /// see them coming.
+    fn prefetch(&self, head: usize, rows: Range<usize>, cols: usize, matrix: &[f32], numbers: usize) {
         let Some(&offset) = self.offsets.get(head).filter(|_| self.col == 1) else { return };
-        for row in 0..rows {
-            let line = matrix[offset + row * self.row..].as_ptr();
-            for at in (0..cols).step_by(LINE) {
+        for row in rows {
+            let line = matrix[(offset + row * self.row) / numbers..].as_ptr();
+            for at in (0..cols / numbers).step_by(LINE) {
                 prefetch(line.wrapping_add(at).cast());
             }
         }
@@ -184,9 +187,9 @@ pub fn forward(
             let (packed_values, scores) = rest.split_at_mut(lengths[1]);
             for head in group * together..heads.min((group + 1) * together) {
                 if parts == 1 {
-                    a.q.prefetch(head + 1, a.queries, a.dim, q);
-                    a.k.prefetch(head + 1, a.keys, a.dim, k);
-                    a.v.prefetch(head + 1, a.keys, a.width, v);
+                    a.q.prefetch(head + 1, 0..a.queries, a.dim, q, 1);
+                    a.k.prefetch(head + 1, 0..a.keys, a.dim, k, 1);
+                    a.v.prefetch(head + 1, 0..a.keys, a.width, v, 1);
                 }
                 keys.pack_with(&k[a.k.offsets[head]..], 0, [a.k.row, a.k.col, 0], packed_keys, false);
                 values.pack_with(&v[a.v.offsets[head]..], 0, [a.v.col, a.v.row, 0], packed_values, false);

@@ -81,10 +81,10 @@ impl Backward {
             use super::amx::{Head, Place};
             let places: Vec<Place> =
                 targets.iter_mut().map(|(out, stored)| Place::new(out, *stored)).collect();
-            self.each_head(d_bias, |head, d_bias| {
+            self.each_head(d_bias, |head, next, d_bias| {
                 // SAFETY: `check` made sure that every row of every matrix lies inside its slice; heads write rows of
                 // their own, and the heads that share a place for the bias are in one job.
-                unsafe { Head { pass: self, operands, head, places: &places, d_bias }.run() };
+                unsafe { Head { pass: self, operands, head, next, places: &places, d_bias }.run() };
             });
         }
         #[cfg(not(target_arch = "x86_64"))]

@@ -4,6 +4,8 @@
 //! queries, in couples of these; then the derivatives by keys and values are made for all keys, transposed, which are
 //! turned on their way out.
 
+use std::ops::Range;
+
 use super::factors::{Rows, len};
 use super::softmax::{Scores, Slopes};
 use super::{Place, SIDE, SQUARE, STEP, Target, WHOLE, multiply, squares};
@@ -19,6 +21,8 @@ pub struct Head<'a> {
     pub pass: &'a Backward,
     pub operands: &'a Operands<'a>,
     pub head: usize,
+    /// The head that comes next, most likely.
+    pub next: Option<usize>,
     /// Of each slice that is written.
     pub places: &'a [Place],
     /// The derivative by the bias is added here, unless it is null.
@@ -122,6 +126,7 @@ impl Head<'_> {
         let d_bias_row = self.pass.bias_row();
         let log_sums = &self.operands.log_sums[self.head * a.queries + first..];
         let count = SIDE.min(a.queries - first);
+        self.prefetch(first..first + count);
         let square = weights.len() / squares(a.keys);
         // SAFETY: the caller's promise.
         unsafe {
@@ -147,6 +152,25 @@ impl Head<'_> {
                 multiply(rows, couples, d_q, false);
                 let target = self.target(&to.q, [first, index * SIDE], [a.queries, a.dim]);
                 target.write_rows(d_q, &[to.q_factor; SIDE]);
+            }
+        }
+    }
+
+    /// While some queries are computed, asks for the rows that the next head reads and writes in their place.
+    fn prefetch(&self, queries: Range<usize>) {
+        let Some(next) = self.next else { return };
+        let (a, to, operands) = (&self.pass.attention, &self.pass.to, self.operands);
+        let keys = a.keys * queries.start / a.queries..a.keys * queries.end / a.queries;
+        let rows = [
+            (operands.q, &a.q, &queries, a.dim, Some(&to.q)),
+            (operands.k, &a.k, &keys, a.dim, Some(&to.k)),
+            (operands.v, &a.v, &keys, a.width, Some(&to.v)),
+            (operands.d_out, &to.out, &queries, a.width, None),
+        ];
+        for (pairs, heads, rows, cols, to) in rows {
+            heads.prefetch(next, rows.clone(), cols, pairs, 2);
+            for (to, row) in to.into_iter().flat_map(|to| rows.clone().map(move |row| (to, row))) {
+                self.places[to.slice].prefetch(to.heads.offsets[next] + row * to.heads.row, cols);
             }
         }
     }

@@ -10,9 +10,11 @@ mod softmax;
 
 use std::arch::x86_64::*;
 
+use super::LINE;
 use crate::bf16::Stored;
 use crate::gemm::amx::pack::transposed;
 use crate::gemm::amx::registers::{PAIRS, REGISTER, ROWS, Segment, Steps, kernel};
+use crate::simd::prefetch;
 use crate::threads::SendPtr;
 
 pub(super) use backward::Head;
@@ -78,6 +80,21 @@ impl Place {
         Place {
             numbers: if matches!(stored, Stored::Pairs) { SendPtr(std::ptr::null_mut()) } else { out },
             pairs: stored.pairs(out).unwrap_or(SendPtr(std::ptr::null_mut())),
+        }
+    }
+}
+
+impl Place {
+    /// Asks for the lines of some numbers, which are written soon.
+    fn prefetch(&self, at: usize, count: usize) {
+        let lines = |from: *const u8, bytes: usize| {
+            (0..bytes).step_by(4 * LINE).for_each(|byte| prefetch(from.wrapping_add(byte)));
+        };
+        if !self.numbers.0.is_null() {
+            lines(self.numbers.0.wrapping_add(at).cast(), 4 * count);
+        }
+        if !self.pairs.0.is_null() {
+            lines(self.pairs.0.wrapping_add(at).cast(), 2 * count);
         }
     }
 }
