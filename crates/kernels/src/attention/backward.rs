@@ -6,6 +6,7 @@
 //! <https://arxiv.org/abs/2205.14135>). P and dS of a block stay in the second-level cache.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use super::softmax;
 use super::{Attention, BLOCK, ENOUGH_JOBS, Heads, SMALLEST_JOB, product};
@@ -45,19 +46,23 @@ pub struct Backward {
     jobs: Vec<Job>,
     /// Offsets of the biases that differ; empty where none is wanted.
     biases: Vec<usize>,
-    /// Jobs that share a bias.
+    /// Parts that the derivative by a bias is summed in.
     pub(super) parts: usize,
 }
 
 #[derive(Clone, Debug)]
 struct Job {
-    heads: Vec<usize>,
-    /// Where the job's sum of bias derivatives goes, among the partial sums of all jobs.
-    partial: usize,
+    /// Each with the index of its bias.
+    heads: Vec<(usize, usize)>,
+    /// The biases whose derivatives it sums, and which part of these sums.
+    biases: Range<usize>,
+    part: usize,
 }
 
 /// Numbers of the weights that are kept at a time.
 const KEPT: usize = 1 << 16;
+/// Numbers that all parts of the derivatives by biases may take.
+const MOST_PARTIALS: usize = 1 << 20;
 
 impl Backward {
     /// Cuts the work into jobs, by shape alone.
@@ -66,28 +71,44 @@ impl Backward {
     /// If the derivative by a bias is wanted of an attention without one.
     pub fn new(attention: Attention, to: Derivatives) -> Backward {
         let heads = attention.q.offsets.len();
-        let (mut jobs, mut biases, mut parts) = (Vec::new(), Vec::new(), 1);
-        if to.bias {
-            let at = attention.bias.as_ref().expect("attention: a bias to differentiate by");
-            let mut sharing: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-            (0..heads).for_each(|head| sharing.entry(at.offsets[head]).or_default().push(head));
-            let most = sharing.values().map(Vec::len).max().unwrap_or(1);
-            let work = most * attention.query_work() * attention.queries;
-            parts = ENOUGH_JOBS.div_ceil(sharing.len().max(1)).min((work / SMALLEST_JOB).max(1)).min(most);
-            let each = most.div_ceil(parts);
-            for (offset, sharing) in sharing {
-                for part in 0..parts {
-                    let heads = sharing.iter().skip(part * each).take(each).copied().collect();
-                    jobs.push(Job { heads, partial: biases.len() * parts + part });
-                }
-                biases.push(offset);
-            }
+        let mut pass = Backward { attention, to, jobs: Vec::new(), biases: Vec::new(), parts: 1 };
+        if pass.to.bias {
+            pass.cut_by_biases();
         } else {
-            let (together, _) = attention.cut();
-            let all: Vec<usize> = (0..heads).collect();
-            jobs.extend(all.chunks(together).map(|heads| Job { heads: heads.to_vec(), partial: 0 }));
+            let (together, _) = pass.attention.cut();
+            let all: Vec<(usize, usize)> = (0..heads).map(|head| (head, 0)).collect();
+            let job = |heads: &[_]| Job { heads: heads.to_vec(), biases: 0..0, part: 0 };
+            pass.jobs = all.chunks(together).map(job).collect();
         }
-        Backward { attention, to, jobs, biases, parts }
+        pass
+    }
+
+    /// Jobs for all heads of some biases, or a part of these heads. In their order, as they stand side by side in memory.
+    fn cut_by_biases(&mut self) {
+        let at = self.attention.bias.as_ref().expect("attention: a bias to differentiate by");
+        let mut sharing: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        at.offsets.iter().enumerate().for_each(|(head, &bias)| sharing.entry(bias).or_default().push(head));
+        let most = sharing.values().map(Vec::len).max().unwrap_or(1);
+        let work = at.offsets.len() * self.attention.query_work() * self.attention.queries;
+        let enough = ENOUGH_JOBS.min(work / SMALLEST_JOB).max(1);
+        let room = MOST_PARTIALS / (sharing.len() * self.bias_len()).max(1);
+        let each = most.div_ceil(enough.min(room).clamp(1, most));
+        self.parts = most.div_ceil(each);
+        self.biases = sharing.keys().copied().collect();
+        let together = self.biases.len().div_ceil(enough.div_ceil(self.parts)).max(1);
+        let sharing: Vec<Vec<usize>> = sharing.into_values().collect();
+        for (group, sharing) in sharing.chunks(together).enumerate() {
+            for part in 0..self.parts {
+                let biases = group * together..group * together + sharing.len();
+                let share = |(bias, heads): (usize, &Vec<usize>)| {
+                    let heads = heads.iter().skip(part * each).take(each);
+                    heads.map(move |&head| (head, bias)).collect::<Vec<_>>()
+                };
+                let mut heads: Vec<_> = biases.clone().zip(sharing).flat_map(share).collect();
+                heads.sort_unstable();
+                self.jobs.push(Job { heads, biases, part });
+            }
+        }
     }
 
     /// Numbers of work memory that [`Backward::run`] needs for the derivative by the bias.
@@ -177,23 +198,24 @@ impl Backward {
         run: impl Fn(usize, Option<usize>, *mut f32) + Sync,
     ) {
         let sums = d_bias.map(|d| d.map(|slice| SendPtr(slice.as_mut_ptr())));
+        let place = |bias: usize, part: usize| match sums {
+            None => std::ptr::null_mut(),
+            Some([d_bias, _]) if self.parts == 1 => d_bias.0.wrapping_add(self.biases[bias]),
+            Some([_, partial]) => partial.0.wrapping_add((bias * self.parts + part) * self.bias_len()),
+        };
         for_each(self.jobs.len(), |index| {
             let job = &self.jobs[index];
-            let d_bias = sums.map(|[d_bias, partial]| {
-                let (at, row) = match self.parts {
-                    1 => (d_bias.0.wrapping_add(self.biases[job.partial]), self.bias_row()),
-                    _ => (partial.0.wrapping_add(job.partial * self.bias_len()), self.bias_row()),
-                };
+            let row = self.bias_row();
+            for at in job.biases.clone().map(|bias| place(bias, job.part)) {
                 for i in 0..if row == 0 { 1 } else { self.attention.queries } {
-                    // SAFETY: `check` made sure of the room; every job has a place of its own.
+                    // SAFETY: `check` made sure of the room; every job has places of its own.
                     unsafe { std::slice::from_raw_parts_mut(at.add(i * row), self.attention.keys) }.fill(0.0);
                 }
-                at
-            });
+            }
             let after = self.jobs.get(index + 1).and_then(|job| job.heads.first());
-            let next = job.heads.iter().skip(1).chain(after).copied().map(Some).chain([None]);
-            for (&head, next) in job.heads.iter().zip(next) {
-                run(head, next, d_bias.unwrap_or(std::ptr::null_mut()));
+            let next = job.heads.iter().skip(1).chain(after).map(|next| Some(next.0)).chain([None]);
+            for (&(head, bias), next) in job.heads.iter().zip(next) {
+                run(head, next, place(bias, job.part));
             }
         });
         if let (Some([d_bias, partial]), true) = (sums, self.parts > 1) {
