@@ -24,3 +24,16 @@ pub(crate) fn aligned(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
     let skip = buffer.as_ptr().align_offset(64).min(15);
     &mut buffer[skip..skip + len]
 }
+
+/// Cuts scratch memory into parts of such lengths.
+///
+/// # Panics
+/// If it is too short.
+pub(crate) fn parts<const N: usize>(scratch: &mut [f32], lengths: [usize; N]) -> [&mut [f32]; N] {
+    let mut rest = scratch;
+    lengths.map(|len| {
+        let (part, more) = std::mem::take(&mut rest).split_at_mut(len);
+        rest = more;
+        part
+    })
+}

@@ -112,11 +112,9 @@ impl Planner<'_> {
     /// An attention as one step. `kept`: its derivatives will ask for the logarithms of its sums.
     fn lower_attention(&mut self, found: &Found, kept: bool) -> Result<(), EngineError> {
         let Forward { shape, mut reads, nodes, .. } = self.forward(found);
-        let in_pairs = !kept && self.precision == Operands::Bf16 && attention::takes_pairs(&shape);
+        let in_pairs = self.precision == Operands::Bf16 && attention::takes_pairs(&shape);
         if in_pairs {
-            for (id, value) in nodes.into_iter().zip(&mut reads) {
-                *value = self.as_operands(id, value.clone(), Operands::Bf16);
-            }
+            self.rounded(&nodes, &mut reads);
         }
         let Attention { queries, keys, dim, width, .. } = shape;
         let count = shape.q.offsets.len();
@@ -128,23 +126,32 @@ impl Planner<'_> {
             self.derived.insert(log_sums(found), sums);
         }
         let kernel: Kernel = Arc::new(move |args| {
+            let [q, k, v] = [0, 1, 2].map(|side| args.read(side));
             let bias = shape.bias.is_some().then(|| args.read(3));
-            if in_pairs {
-                let (q, k, v) = (args.read(0), args.read(1), args.read(2));
-                return attention::forward_pairs(&shape, q, k, v, bias, args.write(0), args.stored(0));
-            }
             let sums = kept.then(|| args.write(1));
-            attention::forward(&shape, args.read(0), args.read(1), args.read(2), bias, args.write(0), sums);
+            if in_pairs {
+                let sides = [q, k, v];
+                return attention::forward_pairs(&shape, sides, bias, args.write(0), args.stored(0), sums);
+            }
+            attention::forward(&shape, q, k, v, bias, args.write(0), sums);
         });
         let flops = 2 * (count * queries * keys * (dim + width)) as u64;
         let name = format!("attention {count}x {queries}x{keys}x{dim}");
         let reads = reads.iter().map(Value::span).collect();
         self.push_counted(&name, found.product, reads, writes, kernel, flops);
         if in_pairs {
+            // The logarithms of the sums stay numbers: no product reads them.
             self.pushed(found.product).rounds = Rounds::Multiplied;
         }
         self.set(found.last, out);
         Ok(())
+    }
+
+    /// Puts pairs in the place of the values of some nodes.
+    fn rounded(&mut self, nodes: &[NodeId], values: &mut [Value]) {
+        for (id, value) in nodes.iter().zip(values) {
+            *value = self.as_operands(*id, value.clone(), Operands::Bf16);
+        }
     }
 
     fn forward(&mut self, found: &Found) -> Forward {
@@ -254,9 +261,12 @@ mod tests {
     use timm_graph::grad::gradients;
     use timm_graph::scalar::{Binary, Unary};
     use timm_graph::{Builder, DType, Init, NodeId};
+    use timm_kernels::bf16::Operands;
+    use timm_kernels::simd::{Isa, available, with_isa};
 
-    use crate::passes::testing::changes;
-    use crate::plan::Step;
+    use crate::passes::testing::{changes, changes_at};
+    use crate::plan::{Span, Step};
+    use crate::rounded::ROUND;
 
     #[test]
     fn attention_and_its_views_are_one_claim() {
@@ -352,5 +362,46 @@ mod tests {
             assert!(!steps.iter().any(|step| step.starts_with("attention")), "{steps:?}");
             assert!(steps.iter().any(|step| step == "softmax grad"), "{steps:?}");
         }
+    }
+
+    #[test]
+    fn in_bf16_both_steps_read_pairs_and_store_what_products_read_in_pairs() {
+        if !available().contains(&Isa::Amx) {
+            return;
+        }
+        let b = Builder::new(true);
+        let x = b.input("x", &[8, 8, 32], DType::F32);
+        let weights = [("qkv", 96, 32), ("bias", 8, 8), ("out", 8, 32)]
+            .map(|(name, outputs, inputs)| b.param(name, &[outputs, inputs], Init::Fill(0.0)));
+        let heads = b.permute(b.reshape(b.matmul_t(x, weights[0]), &[8, 8, 3, 8, 4]), &[2, 0, 3, 1, 4]);
+        let [q, k, v] = [0, 1, 2].map(|i| b.reshape(b.slice(heads, 0, i, 1), &[8, 8, 8, 4]));
+        // Products read the derivative by this bias, too.
+        let bias = b.matmul_t(b.input("places", &[8, 8, 8], DType::F32), weights[1]);
+        let y = b.matmul(b.softmax(b.add(b.matmul_t(q, k), bias)), v);
+        let y = b.matmul_t(b.reshape(b.permute(y, &[0, 2, 1, 3]), &[64, 32]), weights[2]);
+        let loss = b.reshape(b.sum(b.unary(Unary::Square, y), &[0, 1]), &[]);
+        for (name, gradient) in ["qkv", "bias", "out"].into_iter().zip(gradients(&b, loss, &weights).unwrap())
+        {
+            b.update(name, gradient);
+        }
+        let graph = b.finish().unwrap();
+        let plan = with_isa(Isa::Amx, || changes_at(graph, "rounded-results", Operands::Bf16).1);
+        let [forward, backward] = ["attention 64x", "attention grad 64x"].map(|name| {
+            plan.steps.iter().find(|step| step.name.starts_with(name)).expect("a step of that name")
+        });
+        let numbers = |step: &Step| step.reads.iter().map(|span| span.len).collect::<Vec<_>>();
+        // Half of q, k and v, the derivative by the result, the bias, and the logarithms of the sums.
+        assert_eq!(numbers(forward), [3072, 3072, 3072, 512]);
+        assert_eq!(numbers(backward), [3072, 3072, 3072, 1024, 512, 512]);
+        assert_eq!([&forward.rounded[..], &backward.rounded[..]], [[(0, 0)]; 2]);
+        // The derivative by the bias and one number of no use, which keeps it from being stored in pairs.
+        assert_eq!(backward.writes[1].len, 513);
+        let rounded = |span: &Span| {
+            plan.steps.iter().any(|step| step.name == ROUND && step.reads[0].place == span.place)
+        };
+        assert_eq!(
+            [&forward.writes[0], &backward.writes[0], &backward.writes[1]].map(rounded),
+            [false, false, true]
+        );
     }
 }

@@ -6,11 +6,12 @@
 //! <https://arxiv.org/abs/2205.14135>). P and dS of a block stay in the second-level cache.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use super::softmax;
 use super::{Attention, BLOCK, ENOUGH_JOBS, Heads, SMALLEST_JOB, product};
 use crate::pack::Layout;
-use crate::scratch::with_scratch;
+use crate::scratch::{parts, with_scratch};
 use crate::simd::isa;
 use crate::threads::{SendPtr, for_each};
 
@@ -40,24 +41,28 @@ pub struct Derivatives {
 /// A backward pass: an [`Attention`], whose `out` it does not use, and how its work is cut.
 #[derive(Clone, Debug)]
 pub struct Backward {
-    attention: Attention,
-    to: Derivatives,
+    pub(super) attention: Attention,
+    pub(super) to: Derivatives,
     jobs: Vec<Job>,
     /// Offsets of the biases that differ; empty where none is wanted.
     biases: Vec<usize>,
-    /// Jobs that share a bias.
+    /// Parts that the derivative by a bias is summed in.
     pub(super) parts: usize,
 }
 
 #[derive(Clone, Debug)]
 struct Job {
-    heads: Vec<usize>,
-    /// Where the job's sum of bias derivatives goes, among the partial sums of all jobs.
-    partial: usize,
+    /// Each with the index of its bias.
+    heads: Vec<(usize, usize)>,
+    /// The biases whose derivatives it sums, and which part of these sums.
+    biases: Range<usize>,
+    part: usize,
 }
 
 /// Numbers of the weights that are kept at a time.
 const KEPT: usize = 1 << 16;
+/// Numbers that all parts of the derivatives by biases may take.
+const MOST_PARTIALS: usize = 1 << 20;
 
 impl Backward {
     /// Cuts the work into jobs, by shape alone.
@@ -66,28 +71,44 @@ impl Backward {
     /// If the derivative by a bias is wanted of an attention without one.
     pub fn new(attention: Attention, to: Derivatives) -> Backward {
         let heads = attention.q.offsets.len();
-        let (mut jobs, mut biases, mut parts) = (Vec::new(), Vec::new(), 1);
-        if to.bias {
-            let at = attention.bias.as_ref().expect("attention: a bias to differentiate by");
-            let mut sharing: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-            (0..heads).for_each(|head| sharing.entry(at.offsets[head]).or_default().push(head));
-            let most = sharing.values().map(Vec::len).max().unwrap_or(1);
-            let work = most * attention.query_work() * attention.queries;
-            parts = ENOUGH_JOBS.div_ceil(sharing.len().max(1)).min((work / SMALLEST_JOB).max(1)).min(most);
-            let each = most.div_ceil(parts);
-            for (offset, sharing) in sharing {
-                for part in 0..parts {
-                    let heads = sharing.iter().skip(part * each).take(each).copied().collect();
-                    jobs.push(Job { heads, partial: biases.len() * parts + part });
-                }
-                biases.push(offset);
-            }
+        let mut pass = Backward { attention, to, jobs: Vec::new(), biases: Vec::new(), parts: 1 };
+        if pass.to.bias {
+            pass.cut_by_biases();
         } else {
-            let (together, _) = attention.cut();
-            let all: Vec<usize> = (0..heads).collect();
-            jobs.extend(all.chunks(together).map(|heads| Job { heads: heads.to_vec(), partial: 0 }));
+            let (together, _) = pass.attention.cut();
+            let all: Vec<(usize, usize)> = (0..heads).map(|head| (head, 0)).collect();
+            let job = |heads: &[_]| Job { heads: heads.to_vec(), biases: 0..0, part: 0 };
+            pass.jobs = all.chunks(together).map(job).collect();
         }
-        Backward { attention, to, jobs, biases, parts }
+        pass
+    }
+
+    /// Jobs for all heads of some biases, or a part of these heads. In their order, as they stand side by side in memory.
+    fn cut_by_biases(&mut self) {
+        let at = self.attention.bias.as_ref().expect("attention: a bias to differentiate by");
+        let mut sharing: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        at.offsets.iter().enumerate().for_each(|(head, &bias)| sharing.entry(bias).or_default().push(head));
+        let most = sharing.values().map(Vec::len).max().unwrap_or(1);
+        let work = at.offsets.len() * self.attention.query_work() * self.attention.queries;
+        let enough = ENOUGH_JOBS.min(work / SMALLEST_JOB).max(1);
+        let room = MOST_PARTIALS / (sharing.len() * self.bias_len()).max(1);
+        let each = most.div_ceil(enough.min(room).clamp(1, most));
+        self.parts = most.div_ceil(each);
+        self.biases = sharing.keys().copied().collect();
+        let together = self.biases.len().div_ceil(enough.div_ceil(self.parts)).max(1);
+        let sharing: Vec<Vec<usize>> = sharing.into_values().collect();
+        for (group, sharing) in sharing.chunks(together).enumerate() {
+            for part in 0..self.parts {
+                let biases = group * together..group * together + sharing.len();
+                let share = |(bias, heads): (usize, &Vec<usize>)| {
+                    let heads = heads.iter().skip(part * each).take(each);
+                    heads.map(move |&head| (head, bias)).collect::<Vec<_>>()
+                };
+                let mut heads: Vec<_> = biases.clone().zip(sharing).flat_map(share).collect();
+                heads.sort_unstable();
+                self.jobs.push(Job { heads, biases, part });
+            }
+        }
     }
 
     /// Numbers of work memory that [`Backward::run`] needs for the derivative by the bias.
@@ -113,15 +134,30 @@ impl Backward {
         self.attention.queries.div_ceil(blocks).next_multiple_of(BLOCK)
     }
 
-    fn check(&self, operands: &Operands, targets: &[&mut [f32]], d_bias: Option<&[&mut [f32]; 2]>) {
+    /// Whether there is nothing to compute.
+    pub(super) fn is_empty(&self) -> bool {
+        let a = &self.attention;
+        a.q.offsets.is_empty() || a.queries == 0 || a.keys == 0
+    }
+
+    /// For operands with so many numbers in an element, and slices of so many numbers to write.
+    pub(super) fn check(
+        &self,
+        operands: &Operands,
+        numbers: usize,
+        targets: &[usize],
+        d_bias: Option<&[&mut [f32]; 2]>,
+    ) {
         let (a, to) = (&self.attention, &self.to);
         let heads = a.q.offsets.len();
-        a.check_operands(operands.q, operands.k, operands.v, operands.bias);
-        to.out.check("derivatives of results", heads, a.queries, a.width, operands.d_out.len());
+        let [q, k, v, d_out] =
+            [operands.q, operands.k, operands.v, operands.d_out].map(|side| numbers * side.len());
+        a.check_lengths([q, k, v], operands.bias);
+        to.out.check("derivatives of results", heads, a.queries, a.width, d_out);
         assert!(operands.log_sums.len() >= heads * a.queries, "attention: one logarithm for each query");
         let sides = [(&to.q, a.queries, a.dim), (&to.k, a.keys, a.dim), (&to.v, a.keys, a.width)];
         for (target, rows, cols) in sides {
-            target.heads.check("derivatives", heads, rows, cols, targets[target.slice].len());
+            target.heads.check("derivatives", heads, rows, cols, targets[target.slice]);
             assert!(target.heads.col == 1 || cols == 1, "attention: a derivative's columns must be adjacent");
         }
         assert_eq!(to.bias, d_bias.is_some(), "attention: a place for the derivative by the bias");
@@ -137,40 +173,49 @@ impl Backward {
     /// # Panics
     /// If a slice is too short or columns that must be adjacent are not.
     pub fn run(&self, operands: &Operands, targets: &mut [&mut [f32]], d_bias: Option<[&mut [f32]; 2]>) {
-        let (a, to) = (&self.attention, &self.to);
-        if a.q.offsets.is_empty() || a.queries == 0 || a.keys == 0 {
+        if self.is_empty() {
             return;
         }
-        self.check(operands, targets, d_bias.as_ref());
+        let lengths: Vec<usize> = targets.iter().map(|target| target.len()).collect();
+        self.check(operands, 1, &lengths, d_bias.as_ref());
         let targets: Vec<SendPtr<f32>> = targets.iter_mut().map(|t| SendPtr(t.as_mut_ptr())).collect();
-        let [d_q, d_k, d_v] = [&to.q, &to.k, &to.v].map(|target| targets[target.slice]);
+        self.each_head(d_bias, |head, _, d_bias| {
+            // SAFETY: `check` made sure that every row of every matrix lies inside its slice; heads write rows of their
+            // own, and the heads that share a place for the bias are in one job.
+            unsafe {
+                let [d_q, d_k, d_v] = [&self.to.q, &self.to.k, &self.to.v]
+                    .map(|to| targets[to.slice].add(to.heads.offsets[head]));
+                self.head(operands, head, d_q, d_k, d_v, d_bias);
+            }
+        });
+    }
+
+    /// Runs all heads, job by job. Each is told which one comes next, most likely, and the place where it adds to the
+    /// derivative by its bias, or null.
+    pub(super) fn each_head(
+        &self,
+        d_bias: Option<[&mut [f32]; 2]>,
+        run: impl Fn(usize, Option<usize>, *mut f32) + Sync,
+    ) {
         let sums = d_bias.map(|d| d.map(|slice| SendPtr(slice.as_mut_ptr())));
+        let place = |bias: usize, part: usize| match sums {
+            None => std::ptr::null_mut(),
+            Some([d_bias, _]) if self.parts == 1 => d_bias.0.wrapping_add(self.biases[bias]),
+            Some([_, partial]) => partial.0.wrapping_add((bias * self.parts + part) * self.bias_len()),
+        };
         for_each(self.jobs.len(), |index| {
             let job = &self.jobs[index];
-            let d_bias = sums.map(|[d_bias, partial]| {
-                let (at, row) = match self.parts {
-                    1 => (d_bias.0.wrapping_add(self.biases[job.partial]), self.bias_row()),
-                    _ => (partial.0.wrapping_add(job.partial * self.bias_len()), self.bias_row()),
-                };
-                for i in 0..if row == 0 { 1 } else { a.queries } {
-                    // SAFETY: `check` made sure of the room; every job has a place of its own.
-                    unsafe { std::slice::from_raw_parts_mut(at.add(i * row), a.keys) }.fill(0.0);
+            let row = self.bias_row();
+            for at in job.biases.clone().map(|bias| place(bias, job.part)) {
+                for i in 0..if row == 0 { 1 } else { self.attention.queries } {
+                    // SAFETY: `check` made sure of the room; every job has places of its own.
+                    unsafe { std::slice::from_raw_parts_mut(at.add(i * row), self.attention.keys) }.fill(0.0);
                 }
-                at
-            });
-            for &head in &job.heads {
-                // SAFETY: `check` made sure that every row of every matrix lies inside its slice; heads write rows of
-                // their own, and the heads that share a place for the bias are in this job.
-                unsafe {
-                    self.head(
-                        operands,
-                        head,
-                        d_q.add(to.q.heads.offsets[head]),
-                        d_k.add(to.k.heads.offsets[head]),
-                        d_v.add(to.v.heads.offsets[head]),
-                        d_bias.unwrap_or(std::ptr::null_mut()),
-                    );
-                }
+            }
+            let after = self.jobs.get(index + 1).and_then(|job| job.heads.first());
+            let next = job.heads.iter().skip(1).chain(after).map(|next| Some(next.0)).chain([None]);
+            for (&(head, bias), next) in job.heads.iter().zip(next) {
+                run(head, next, place(bias, job.part));
             }
         });
         if let (Some([d_bias, partial]), true) = (sums, self.parts > 1) {
@@ -178,7 +223,8 @@ impl Backward {
         }
     }
 
-    fn bias_row(&self) -> usize {
+    /// Numbers between rows of the bias.
+    pub(super) fn bias_row(&self) -> usize {
         self.attention.bias.as_ref().map_or(0, |bias| bias.row)
     }
 
@@ -235,12 +281,7 @@ impl Backward {
             .map(|(numbers, heads)| (&numbers[heads.offsets[head]..], [heads.row, heads.col]));
         let d_out = (&operands.d_out[to.out.offsets[head]..], [to.out.row, to.out.col]);
         with_scratch(lengths.iter().sum(), |scratch| {
-            let mut rest = scratch;
-            let [keys, values, keys_down, queries, d_results, weights, slopes] = lengths.map(|len| {
-                let (part, more) = std::mem::take(&mut rest).split_at_mut(len);
-                rest = more;
-                part
-            });
+            let [keys, values, keys_down, queries, d_results, weights, slopes] = parts(scratch, lengths);
             by_key.pack_with(k.0, 0, [k.1[0], k.1[1], 0], keys, false);
             by_value.pack_with(v.0, 0, [v.1[0], v.1[1], 0], values, false);
             of_keys.pack_with(k.0, 0, [k.1[1], k.1[0], 0], keys_down, false);

@@ -5,11 +5,15 @@
 //! Queries, keys and values are read where they stand, by strides, so that the projection before needs no
 //! transpose, and the result is written where the projection after reads it.
 
+#[cfg(target_arch = "x86_64")]
 mod amx;
 mod backward;
+mod pairs;
 mod softmax;
 #[cfg(test)]
 mod tests;
+
+use std::ops::Range;
 
 use crate::bf16::Operands;
 use crate::gemm::product::tile_height;
@@ -20,8 +24,8 @@ use crate::simd::{isa, prefetch};
 use crate::threads::{SendPtr, for_each};
 use softmax::Scores;
 
-pub use amx::{forward_pairs, takes_pairs};
 pub use backward::{Backward, Derivatives, Operands as BackwardOperands, Target};
+pub use pairs::{forward_pairs, takes_pairs};
 
 /// One matrix for each head: element (i, j) of head h at `offsets[h] + i · row + j · col`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,12 +43,13 @@ impl Heads {
         assert!(end <= len, "attention: {what} reach to {end} of {len}");
     }
 
-    /// Asks for a head's rows: they stand apart, so the processor would not see them coming.
-    fn prefetch(&self, head: usize, rows: usize, cols: usize, matrix: &[f32]) {
+    /// Asks for some of a head's rows, each element of the matrix so many numbers: they stand apart, so the processor would not
+    /// see them coming.
+    fn prefetch(&self, head: usize, rows: Range<usize>, cols: usize, matrix: &[f32], numbers: usize) {
         let Some(&offset) = self.offsets.get(head).filter(|_| self.col == 1) else { return };
-        for row in 0..rows {
-            let line = matrix[offset + row * self.row..].as_ptr();
-            for at in (0..cols).step_by(LINE) {
+        for row in rows {
+            let line = matrix[(offset + row * self.row) / numbers..].as_ptr();
+            for at in (0..cols / numbers).step_by(LINE) {
                 prefetch(line.wrapping_add(at).cast());
             }
         }
@@ -118,18 +123,20 @@ impl Attention {
         Layout::matrix(isa(), self.keys, self.width)
     }
 
-    fn check(&self, q: &[f32], k: &[f32], v: &[f32], bias: Option<&[f32]>, out: &[f32]) {
-        self.check_operands(q, k, v, bias);
-        self.check_output(out.len());
+    /// Where the logarithms of the sums go, `[heads, queries]`.
+    fn log_sums(&self, log_sums: Option<&mut [f32]>) -> Option<SendPtr<f32>> {
+        log_sums.map(|l| {
+            assert!(
+                l.len() >= self.q.offsets.len() * self.queries,
+                "attention: one logarithm for each query"
+            );
+            SendPtr(l.as_mut_ptr())
+        })
     }
 
     fn check_output(&self, len: usize) {
         self.out.check("results", self.q.offsets.len(), self.queries, self.width, len);
         assert!(self.out.col == 1 || self.width == 1, "attention: the result's columns must be adjacent");
-    }
-
-    fn check_operands(&self, q: &[f32], k: &[f32], v: &[f32], bias: Option<&[f32]>) {
-        self.check_lengths([q.len(), k.len(), v.len()], bias);
     }
 
     /// For so many numbers of queries, keys and values.
@@ -163,15 +170,10 @@ pub fn forward(
     if a.is_empty() {
         return;
     }
-    a.check(q, k, v, bias, out);
+    a.check_lengths([q.len(), k.len(), v.len()], bias);
+    a.check_output(out.len());
     let heads = a.q.offsets.len();
-    let (target, log_sums) = (
-        SendPtr(out.as_mut_ptr()),
-        log_sums.map(|l| {
-            assert!(l.len() >= heads * a.queries, "attention: one logarithm for each query");
-            SendPtr(l.as_mut_ptr())
-        }),
-    );
+    let (target, log_sums) = (SendPtr(out.as_mut_ptr()), a.log_sums(log_sums));
     let (keys, values) = (a.key_layout(), a.value_layout());
     let (together, parts) = a.cut();
     let per_part = a.queries.div_ceil(parts).next_multiple_of(BLOCK);
@@ -185,9 +187,9 @@ pub fn forward(
             let (packed_values, scores) = rest.split_at_mut(lengths[1]);
             for head in group * together..heads.min((group + 1) * together) {
                 if parts == 1 {
-                    a.q.prefetch(head + 1, a.queries, a.dim, q);
-                    a.k.prefetch(head + 1, a.keys, a.dim, k);
-                    a.v.prefetch(head + 1, a.keys, a.width, v);
+                    a.q.prefetch(head + 1, 0..a.queries, a.dim, q, 1);
+                    a.k.prefetch(head + 1, 0..a.keys, a.dim, k, 1);
+                    a.v.prefetch(head + 1, 0..a.keys, a.width, v, 1);
                 }
                 keys.pack_with(&k[a.k.offsets[head]..], 0, [a.k.row, a.k.col, 0], packed_keys, false);
                 values.pack_with(&v[a.v.offsets[head]..], 0, [a.v.col, a.v.row, 0], packed_values, false);

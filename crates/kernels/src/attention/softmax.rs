@@ -117,8 +117,11 @@ unsafe fn store<S: Lanes>(p: *mut f32, v: S::V, count: usize) {
 const LEAST_EXPONENT: f32 = -75.0;
 
 /// 2 to the power of a number that is not above 0 by much.
+///
+/// # Safety
+/// As for [`Lanes`].
 #[inline(always)]
-unsafe fn power_of_two<S: Lanes>(exponent: S::V) -> S::V {
+pub(super) unsafe fn power_of_two<S: Lanes>(exponent: S::V) -> S::V {
     // SAFETY: the caller's promise.
     unsafe {
         let bound = S::splat(LEAST_EXPONENT * LOG2_E);

@@ -1,5 +1,5 @@
 use super::*;
-use crate::bf16::{Stored, assert_rounded, rounded, to_pairs};
+use crate::bf16::{Stored, Target as PairsTarget, in_every_form, round, rounded, to_pairs};
 use crate::simd::{available, with_isa};
 use crate::testing::Random;
 use crate::threads::with_count;
@@ -118,45 +118,66 @@ fn the_forward_pass_matches_the_naive_one() {
     }
 }
 
+/// Shapes whose rows are whole pairs: odd numbers of rows, sides that fill no register, several blocks of queries.
+const PAIRED: [(usize, usize, usize, usize, usize); 8] = [
+    (2, 3, 5, 6, 4),
+    (3, 49, 49, 32, 32),
+    (2, 197, 197, 64, 64),
+    (2, 70, 33, 24, 40),
+    (1, 1, 130, 34, 66),
+    (2, 65, 1, 2, 2),
+    (40, 9, 9, 8, 8),
+    (1, 300, 1100, 16, 12),
+];
+
+/// A [`case`] whose sides are whole pairs, and rounded; and these sides in pairs.
+fn case_in_pairs(
+    shape: (usize, usize, usize, usize, usize),
+    biased: bool,
+) -> (Attention, [Vec<f32>; 4], [Vec<f32>; 3]) {
+    let (heads, queries, keys, dim, width) = shape;
+    let (a, mut operands) = case(heads, queries, keys, dim, width, biased);
+    let even = |side: &Heads| Heads { offsets: side.offsets.iter().map(|o| o - 1).collect(), ..*side };
+    let a = Attention { q: even(&a.q), k: even(&a.k), v: even(&a.v), ..a };
+    let pairs = [0, 1, 2].map(|side: usize| in_pairs(&mut operands[side]));
+    (a, operands, pairs)
+}
+
+/// Rounds numbers; returns them in pairs.
+fn in_pairs(numbers: &mut [f32]) -> Vec<f32> {
+    numbers.iter_mut().for_each(|x| *x = rounded(*x));
+    let mut pairs = vec![0.0; numbers.len() / 2];
+    to_pairs(numbers, &mut pairs);
+    pairs
+}
+
 #[test]
 fn pairs_give_what_rounded_operands_give() {
-    const SHAPES: [(usize, usize, usize, usize, usize); 4] =
-        [(2, 3, 5, 6, 4), (3, 49, 49, 32, 32), (12, 197, 197, 64, 64), (2, 70, 33, 24, 40)];
-    for (heads, queries, keys, dim, width) in SHAPES {
-        for biased in [false, true] {
-            let (a, mut operands) = case(heads, queries, keys, dim, width, biased);
-            let even =
-                |side: &Heads| Heads { offsets: side.offsets.iter().map(|o| o - 1).collect(), ..*side };
-            let a = Attention { q: even(&a.q), k: even(&a.k), v: even(&a.v), ..a };
-            operands[..3].iter_mut().flatten().for_each(|x| *x = rounded(*x));
-            let (p, _) = weights(&a, &operands);
-            if !takes_pairs(&a) {
-                return;
-            }
-            let [q, k, v] = [0, 1, 2].map(|side: usize| {
-                let mut pairs = vec![0.0; operands[side].len() / 2];
-                to_pairs(&operands[side], &mut pairs);
-                pairs
-            });
-            let run = |out: &mut [f32], stored: Stored| {
-                forward_pairs(&a, &q, &k, &v, biased.then_some(&operands[3]), out, stored);
-            };
-            let len = queries * (heads * width + 2);
-            let (mut numbers, mut pairs) = (vec![0f32; len], vec![0f32; len / 2]);
-            run(&mut numbers, Stored::Numbers);
-            run(&mut pairs, Stored::Pairs);
-            let what = format!("{heads} {queries} {keys} {dim} {width} {biased}");
-            assert_rounded(&pairs, &numbers, &what);
-            let (mut got, mut want) = (Vec::new(), Vec::new());
-            for n in 0..heads * queries * width {
-                let (h, i, j) = (n / width / queries, n / width % queries, n % width);
-                let row = &p[(h * queries + i) * keys..][..keys];
-                want.push((0..keys).map(|m| row[m] * operands[2][at(&a.v, h, m, j)] as f64).sum());
-                got.push(numbers[at(&a.out, h, i, j)]);
-            }
-            // Weights are rounded, too.
-            assert_close(&got, &want, 3e-3, &what);
+    for (shape, biased) in PAIRED.into_iter().flat_map(|shape| [(shape, false), (shape, true)]) {
+        let (heads, queries, keys, dim, width) = shape;
+        let (a, operands, [q, k, v]) = case_in_pairs(shape, biased);
+        let (p, logs) = weights(&a, &operands);
+        if !takes_pairs(&a) {
+            return;
         }
+        let what = format!("{heads} {queries} {keys} {dim} {width} {biased}");
+        let out = Heads { offsets: (0..heads).map(|h| h * width).collect(), row: heads * width, col: 1 };
+        let a = Attention { out, ..a };
+        let numbers = in_every_form(queries * heads * width, &what, |out, stored| {
+            let mut log_sums = vec![0f32; heads * queries];
+            let bias = biased.then_some(&operands[3][..]);
+            forward_pairs(&a, [&q, &k, &v], bias, out, stored, Some(&mut log_sums));
+            assert_close(&log_sums, &logs, 1e-5, &what);
+        });
+        let (mut got, mut want) = (Vec::new(), Vec::new());
+        for n in 0..heads * queries * width {
+            let (h, i, j) = (n / width / queries, n / width % queries, n % width);
+            let row = &p[(h * queries + i) * keys..][..keys];
+            want.push((0..keys).map(|m| row[m] * operands[2][at(&a.v, h, m, j)] as f64).sum());
+            got.push(numbers[at(&a.out, h, i, j)]);
+        }
+        // Weights are rounded, too.
+        assert_close(&got, &want, 3e-3, &what);
     }
 }
 
@@ -230,6 +251,49 @@ fn run_backward(a: &Attention, to: &Derivatives, operands: &[Vec<f32>; 4], d_out
     results
 }
 
+/// Derivatives by q, k and v, `[head][row][column]`, and by the bias, in f64.
+fn naive_derivatives(
+    a: &Attention,
+    to: &Derivatives,
+    operands: &[Vec<f32>; 4],
+    d_out: &[f32],
+) -> [Vec<f64>; 4] {
+    let Attention { queries, keys, dim, width, .. } = *a;
+    let heads = a.q.offsets.len();
+    let (p, _) = weights(a, operands);
+    let [q, k, v, _] = operands;
+    let (mut d_q, mut d_k) = (vec![0f64; heads * queries * dim], vec![0f64; heads * keys * dim]);
+    let (mut d_v, mut d_bias) = (vec![0f64; heads * keys * width], vec![0f64; queries * keys]);
+    for h in 0..heads {
+        for i in 0..queries {
+            let row = &p[(h * queries + i) * keys..][..keys];
+            let d = |j: usize| d_out[at(&to.out, h, i, j)] as f64;
+            let d_row: Vec<f64> =
+                (0..keys).map(|m| (0..width).map(|j| d(j) * v[at(&a.v, h, m, j)] as f64).sum()).collect();
+            let sum: f64 = row.iter().zip(&d_row).map(|(p, d)| p * d).sum();
+            for m in 0..keys {
+                let slope = row[m] * (d_row[m] - sum);
+                for c in 0..dim {
+                    d_q[(h * queries + i) * dim + c] +=
+                        to.q_factor as f64 * slope * k[at(&a.k, h, m, c)] as f64;
+                    d_k[(h * keys + m) * dim + c] += to.k_factor as f64 * slope * q[at(&a.q, h, i, c)] as f64;
+                }
+                (0..width).for_each(|j| d_v[(h * keys + m) * width + j] += row[m] * d(j));
+                if let Some(bias) = &a.bias {
+                    d_bias[at(bias, h, i, m)] += slope;
+                }
+            }
+        }
+    }
+    [d_q, d_k, d_v, d_bias]
+}
+
+/// A target's numbers `[head][row][column]`.
+fn all(from: &[f32], target: &Target, rows: usize, cols: usize) -> Vec<f32> {
+    let place = |n: usize| at(&target.heads, n / (rows * cols), n / cols % rows, n % cols);
+    (0..target.heads.offsets.len() * rows * cols).map(|n| from[place(n)]).collect()
+}
+
 #[test]
 fn the_backward_pass_matches_the_naive_one() {
     // The last shapes take several blocks of queries.
@@ -238,46 +302,15 @@ fn the_backward_pass_matches_the_naive_one() {
         for biased in [false, true] {
             let (a, operands) = case(heads, queries, keys, dim, width, biased);
             let (to, d_out) = derivatives(&a, biased);
-            let (p, _) = weights(&a, &operands);
-            let [q, k, v, _] = &operands;
-            let (mut want_q, mut want_k) =
-                (vec![0f64; heads * queries * dim], vec![0f64; heads * keys * dim]);
-            let (mut want_v, mut want_bias) = (vec![0f64; heads * keys * width], vec![0f64; queries * keys]);
-            for h in 0..heads {
-                for i in 0..queries {
-                    let row = &p[(h * queries + i) * keys..][..keys];
-                    let d = |j: usize| d_out[at(&to.out, h, i, j)] as f64;
-                    let d_row: Vec<f64> = (0..keys)
-                        .map(|m| (0..width).map(|j| d(j) * v[at(&a.v, h, m, j)] as f64).sum())
-                        .collect();
-                    let sum: f64 = row.iter().zip(&d_row).map(|(p, d)| p * d).sum();
-                    for m in 0..keys {
-                        let slope = row[m] * (d_row[m] - sum);
-                        for c in 0..dim {
-                            want_q[(h * queries + i) * dim + c] +=
-                                a.scale as f64 * slope * k[at(&a.k, h, m, c)] as f64;
-                            want_k[(h * keys + m) * dim + c] += -0.7 * slope * q[at(&a.q, h, i, c)] as f64;
-                        }
-                        (0..width).for_each(|j| want_v[(h * keys + m) * width + j] += row[m] * d(j));
-                        if let Some(bias) = &a.bias {
-                            want_bias[at(bias, h, i, m)] += slope;
-                        }
-                    }
-                }
-            }
+            let [want_q, want_k, want_v, want_bias] = &naive_derivatives(&a, &to, &operands, &d_out);
             for &isa in available() {
                 with_isa(isa, || {
                     let what = format!("{isa:?} {heads} {queries} {keys} {dim} {width} {biased}");
                     let got = run_backward(&a, &to, &operands, &d_out);
-                    let all = |from: &[f32], target: &Target, rows: usize, cols: usize| -> Vec<f32> {
-                        let place =
-                            |n: usize| at(&target.heads, n / (rows * cols), n / cols % rows, n % cols);
-                        (0..heads * rows * cols).map(|n| from[place(n)]).collect()
-                    };
                     let sides = [
-                        (all(&got.both, &to.q, queries, dim), &want_q),
-                        (all(&got.both, &to.k, keys, dim), &want_k),
-                        (all(&got.v, &to.v, keys, width), &want_v),
+                        (all(&got.both, &to.q, queries, dim), want_q),
+                        (all(&got.both, &to.k, keys, dim), want_k),
+                        (all(&got.v, &to.v, keys, width), want_v),
                     ];
                     for (got, want) in sides {
                         assert_close(&got, want, 2e-5, &what);
@@ -299,14 +332,126 @@ fn the_backward_pass_matches_the_naive_one() {
     }
 }
 
+/// What a backward pass reads, in pairs, and the form in which it stores.
+struct Paired<'a> {
+    a: &'a Attention,
+    pass: Backward,
+    sides: &'a [Vec<f32>; 3],
+    bias: Option<&'a [f32]>,
+    d_out: &'a [f32],
+}
+
+impl Paired<'_> {
+    fn run(&self, form: fn(&mut [f32]) -> Stored) -> (Results, Results) {
+        let (a, [q, k, v]) = (self.a, self.sides);
+        let heads = a.q.offsets.len();
+        let mut log_sums = vec![0f32; heads * a.queries];
+        let mut out = vec![0f32; a.queries * (heads * a.width + 2)];
+        forward_pairs(a, [q, k, v], self.bias, &mut out, Stored::Numbers, Some(&mut log_sums));
+        let rows = a.queries.max(a.keys);
+        let empty = || Results {
+            both: vec![7.0; (rows * (2 * heads * a.dim + 3)).next_multiple_of(2)],
+            v: vec![7.0; a.keys * heads * a.width],
+            bias: vec![7.0; a.queries * a.keys],
+        };
+        let (mut numbers, mut beside) = (empty(), empty());
+        let mut partial = vec![7f32; self.pass.partial_len()];
+        let operands = BackwardOperands { q, k, v, bias: self.bias, log_sums: &log_sums, d_out: self.d_out };
+        let d_bias = self.bias.map(|_| [&mut numbers.bias[..], &mut partial[..]]);
+        let half = |numbers: &mut Vec<f32>| numbers.truncate(numbers.len() / 2);
+        half(&mut beside.both);
+        half(&mut beside.v);
+        let stored = [form(&mut beside.both), form(&mut beside.v)];
+        if let Stored::Pairs = stored[0] {
+            half(&mut numbers.both);
+            half(&mut numbers.v);
+        }
+        let mut targets = [(&mut numbers.both[..], stored[0]), (&mut numbers.v[..], stored[1])];
+        self.pass.run_pairs(&operands, &mut targets, d_bias);
+        (numbers, beside)
+    }
+}
+
+/// Checks that pairs hold all numbers that were written, rounded, and nothing else.
+fn assert_pairs(pairs: &[f32], numbers: &[f32], what: &str) {
+    let halves = pairs.iter().flat_map(|pair| [pair.to_bits() as u16, (pair.to_bits() >> 16) as u16]);
+    let untouched = [7f32.to_bits() as u16, (7f32.to_bits() >> 16) as u16];
+    for (i, (half, number)) in halves.zip(numbers).enumerate() {
+        let want = if *number == 7.0 { untouched[i % 2] } else { round(*number) };
+        assert_eq!(half, want, "{what}: number {i}");
+    }
+}
+
+/// The derivatives of a [`case_in_pairs`], and that by the result, rounded and in pairs.
+fn derivatives_in_pairs(a: &Attention, bias: bool) -> (Derivatives, Vec<f32>, Vec<f32>) {
+    let (to, mut d_out) = derivatives(a, bias);
+    let heads = a.q.offsets.len();
+    let out = Heads { offsets: (0..heads).map(|h| h * a.width).collect(), row: heads * a.width, col: 1 };
+    let pairs = in_pairs(&mut d_out);
+    (Derivatives { out, ..to }, d_out, pairs)
+}
+
+#[test]
+fn the_backward_pass_in_pairs_gives_what_rounded_operands_give() {
+    for (shape, biased) in PAIRED.into_iter().flat_map(|shape| [(shape, false), (shape, true)]) {
+        let (heads, queries, keys, dim, width) = shape;
+        let (a, operands, sides) = case_in_pairs(shape, biased);
+        let (to, d_out, d_pairs) = derivatives_in_pairs(&a, biased);
+        let pass = Backward::new(a.clone(), to.clone());
+        if !pass.takes_pairs() {
+            return;
+        }
+        let bias = biased.then_some(&operands[3][..]);
+        let paired = Paired { a: &a, pass, sides: &sides, bias, d_out: &d_pairs };
+        let (numbers, _) = paired.run(|_| Stored::Numbers);
+        let what = format!("{heads} {queries} {keys} {dim} {width} {biased}");
+        let [want_q, want_k, want_v, want_bias] = &naive_derivatives(&a, &to, &operands, &d_out);
+        let targets = [
+            (all(&numbers.both, &to.q, queries, dim), want_q),
+            (all(&numbers.both, &to.k, keys, dim), want_k),
+            (all(&numbers.v, &to.v, keys, width), want_v),
+        ];
+        for (side, (got, want)) in targets.iter().enumerate() {
+            // Weights and their derivatives are rounded, too.
+            assert_close(got, want, 3e-3, &format!("{what} side {side}"));
+        }
+        let written = numbers.both.iter().filter(|x| **x != 7.0).count();
+        assert_eq!(written, heads * dim * (queries + keys), "{what}: wrote beside the derivatives");
+        if let Some(bias) = &a.bias {
+            let rows = if bias.row == 0 { 1 } else { queries };
+            assert_close(&numbers.bias[..rows * keys], &want_bias[..rows * keys], 2e-5, &what);
+            assert!(numbers.bias[rows * keys..].iter().all(|x| *x == 7.0), "{what}");
+        }
+        let (pairs, _) = paired.run(|_| Stored::Pairs);
+        assert_pairs(&pairs.both, &numbers.both, &what);
+        assert_pairs(&pairs.v, &numbers.v, &what);
+        // SAFETY: one step writes it.
+        let (both, beside) = paired.run(|beside| {
+            Stored::Both(unsafe {
+                PairsTarget::new(std::slice::from_raw_parts_mut(beside.as_mut_ptr(), beside.len()))
+            })
+        });
+        assert!(both.both == numbers.both && both.v == numbers.v && both.bias == numbers.bias, "{what}");
+        assert_pairs(&beside.both, &numbers.both, &what);
+        assert_pairs(&beside.v, &numbers.v, &what);
+    }
+}
+
 #[test]
 fn backward_results_do_not_depend_on_threads() {
-    let (a, operands) = case(64, 49, 49, 32, 32, true);
-    let (to, d_out) = derivatives(&a, true);
-    assert!(Backward::new(a.clone(), to.clone()).parts > 1, "several jobs sum one bias");
+    let (a, operands, sides) = case_in_pairs((64, 49, 49, 32, 32), true);
+    let (to, d_out, d_pairs) = derivatives_in_pairs(&a, true);
+    let pass = Backward::new(a.clone(), to.clone());
+    assert!(pass.parts > 1, "several jobs sum one bias");
     let one = with_count(1, || run_backward(&a, &to, &operands, &d_out));
     let more = run_backward(&a, &to, &operands, &d_out);
     assert!(one.both == more.both && one.v == more.v && one.bias == more.bias);
+    if pass.takes_pairs() {
+        let paired = Paired { a: &a, pass, sides: &sides, bias: Some(&operands[3]), d_out: &d_pairs };
+        let (one, _) = with_count(1, || paired.run(|_| Stored::Numbers));
+        let (more, _) = paired.run(|_| Stored::Numbers);
+        assert!(one.both == more.both && one.v == more.v && one.bias == more.bias);
+    }
 }
 
 #[test]

@@ -9,6 +9,7 @@
 //! copied and weights packed, and a product is the sum of six. Fourteen loads then serve twenty-four products, so the weights
 //! may come from the second level, too; rows longer than that level holds are taken in stretches.
 
+pub(crate) mod couples;
 mod finish;
 pub(crate) mod pack;
 pub(crate) mod registers;
