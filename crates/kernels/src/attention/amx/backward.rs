@@ -185,6 +185,7 @@ impl Head<'_> {
             columns: SIDE.min(columns - column),
         }
     }
+
     /// A block's share of the derivative by keys or values: sums over its queries, for all columns and keys, in squares that
     /// are transposed. Those of the first block are set, of all others added to; after the last one they are written.
     ///

@@ -1,6 +1,7 @@
 //! A head's operands as factors, by squares.
 
 use std::arch::x86_64::*;
+use std::marker::PhantomData;
 
 use super::super::Heads;
 use super::{SIDE, STEP, lanes, squares};
@@ -9,28 +10,29 @@ use crate::gemm::amx::pack::transposed;
 use crate::gemm::amx::registers::{PAIRS, REGISTER, ROWS};
 
 /// Rows of one head, numbers in pairs, by twos: filled up to whole squares with rows of zeros.
-pub(super) struct Rows {
+pub(super) struct Rows<'a> {
     couples: Vec<Couple>,
     /// Numbers of a row.
     pub cols: usize,
+    life: PhantomData<&'a [f32]>,
 }
 
-impl Rows {
-    /// Of a head's rows from `first` on; `zeros` are as many as a row has pairs.
+impl<'a> Rows<'a> {
+    /// `count` of a head's rows from the `first` one on; `zeros` are as many as a row has pairs.
     pub fn new(
-        pairs: &[f32],
+        pairs: &'a [f32],
         heads: &Heads,
         head: usize,
         [first, count, cols]: [usize; 3],
-        zeros: &[f32],
-    ) -> Rows {
+        zeros: &'a [f32],
+    ) -> Rows<'a> {
         assert!(2 * zeros.len() >= cols, "attention: a row of zeros");
         let row = |i: usize| {
             let at = (heads.offsets[head] + (first + i) * heads.row) / 2;
             if i < count { pairs[at..at + cols / 2].as_ptr().cast() } else { zeros.as_ptr().cast() }
         };
         let couples = (0..squares(count) * SIDE / 2).map(|c| [row(2 * c), row(2 * c + 1)]).collect();
-        Rows { couples, cols }
+        Rows { couples, cols, life: PhantomData }
     }
 
     fn row(&self, i: usize) -> *const i32 {

@@ -82,9 +82,7 @@ impl Place {
             pairs: stored.pairs(out).unwrap_or(SendPtr(std::ptr::null_mut())),
         }
     }
-}
 
-impl Place {
     /// Asks for the lines of some numbers, which are written soon.
     fn prefetch(&self, at: usize, count: usize) {
         let lines = |from: *const u8, bytes: usize| {
@@ -100,7 +98,6 @@ impl Place {
 }
 
 /// Some rows and columns of a square in a result.
-#[derive(Clone, Copy)]
 struct Target {
     place: Place,
     /// Where the first number goes, and the numbers from row to row.
