@@ -16,6 +16,8 @@ pub enum Reduction {
 const CHUNK: usize = 512;
 /// Columns of a job.
 const BLOCK: usize = 256;
+/// Numbers of a single image from which on its lines are shared by two threads.
+const FAIR: usize = 1 << 15;
 /// Numbers of a job where all numbers make one sum.
 const PART: usize = 1 << 16;
 
@@ -95,8 +97,10 @@ fn middle(kind: Reduction, [outer, len, inner]: [usize; 3], src: &[f32], dst: &m
     }
     let blocks = inner.div_ceil(BLOCK);
     let columns = BLOCK.min(inner);
-    // Long columns are cut, so that few of them make work for many threads.
-    let rows = if max { len } else { (PART / columns).next_multiple_of(CHUNK).min(len) };
+    // Long columns are cut, so that few of them make work for many threads. So are those of a single image: whoever wrote
+    // its lines sums them, and has them at hand for what comes next.
+    let most = if outer == 1 && len * inner >= FAIR { len.div_ceil(2) } else { len };
+    let rows = if max { len } else { (PART / columns).next_multiple_of(CHUNK).min(most) };
     let parts = len.div_ceil(rows.max(1));
     if parts <= 1 {
         for_each(outer * blocks, |job| {
@@ -120,20 +124,23 @@ fn middle(kind: Reduction, [outer, len, inner]: [usize; 3], src: &[f32], dst: &m
     let mut sums = vec![0f64; outer * blocks * parts * columns];
     let target = SendPtr(sums.as_mut_ptr());
     for_each(outer * blocks * parts, |job| {
-        let (o, part) = (job / (blocks * parts), job % parts);
-        let first = job / parts % blocks * BLOCK;
+        let (part, column) = (job / (outer * blocks), job % (outer * blocks));
+        let (o, first) = (column / blocks, column % blocks * BLOCK);
         let width = BLOCK.min(inner - first);
         let count = rows.min(len - part * rows);
         // SAFETY: each job has its own sums; kernels run only what this machine has.
         unsafe {
-            let out = target.slice(job * columns, width);
+            let out = target.slice((column * parts + part) * columns, width);
             sum_columns(&src[(o * len + part * rows) * inner + first..], count, inner, out);
         }
     });
-    for (i, x) in dst.iter_mut().enumerate() {
-        let (o, block, column) = (i / inner, i % inner / BLOCK, i % inner % BLOCK);
-        let parts_of = |part: usize| sums[((o * blocks + block) * parts + part) * columns + column];
-        *x = (0..parts).map(parts_of).sum::<f64>() as f32;
+    let rows = dst.chunks_exact_mut(inner).flat_map(|row| row.chunks_mut(BLOCK));
+    for (to, parts) in rows.zip(sums.chunks_exact_mut(parts * columns)) {
+        let (total, rest) = parts.split_at_mut(columns);
+        for part in rest.chunks_exact(columns) {
+            total.iter_mut().zip(part).for_each(|(total, sum)| *total += sum);
+        }
+        to.iter_mut().zip(total).for_each(|(to, total)| *to = *total as f32);
     }
 }
 
