@@ -145,7 +145,7 @@ impl Order {
 }
 
 /// Multiply-adds below which a job is not worth handing to another thread.
-const SMALLEST_JOB: usize = 1 << 20;
+const SMALLEST_JOB: usize = 1 << 19;
 /// Multiply-adds that could be done while a weight comes from memory.
 const FETCH: usize = 16;
 /// Products that matrix registers take in the time in which vectors take one, but for those of split numbers.

@@ -48,6 +48,9 @@ const WIDEST: usize = 64;
 /// Tiles that F(4×4, 3×3) needs to be worth its transforms and its weights, four times the plain ones.
 const MANY_TILES: usize = 9;
 
+/// Tiles of F(4×4, 3×3) below which one panel is no work for two threads; the direct way has lines to share.
+const FEW_TILES: usize = 32;
+
 /// Which algorithm serves a shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -66,6 +69,9 @@ impl Kind {
             (shape.n * tiled(shape.out_h()) * tiled(shape.out_w())) as f32 / outputs as f32
         };
         let tiles = shape.n * shape.out_h().div_ceil(F4::OUT) * shape.out_w().div_ceil(F4::OUT);
+        if tiles < FEW_TILES && shape.c_out <= WIDEST {
+            return None;
+        }
         // With few tiles, reading the transformed weights costs more than is saved.
         let small = shape.c_in * shape.c_out <= 1 << 16;
         if pass != Pass::Training && tiles >= MANY_TILES && waste(F4::OUT) <= 4.0 / 3.0 {
