@@ -149,9 +149,11 @@ impl Planner<'_> {
         let (x, w) = (graph.node(root).inputs[0], graph.node(root).inputs[1]);
         let mut shape = conv_shape(conv, graph.shape(x), graph.shape(w));
         let pass = if self.fixed[w.index()] { Pass::Inference } else { Pass::Training };
-        let by_winograd = Winograd::new(&shape, pass).is_some_and(|way| way.beats_pairs());
-        if as_depthwise(&shape).is_none() && !by_winograd {
+        // Only numbers go this way.
+        let mut way = Winograd::new(&shape, pass);
+        if as_depthwise(&shape).is_none() && !way.is_some_and(|way| way.beats_pairs()) {
             shape.operands = self.conv_operands(&shape);
+            way = way.filter(|_| shape.operands == Operands::F32);
         }
         if shape.is_pointwise()
             && shape.groups == 1
@@ -190,7 +192,7 @@ impl Planner<'_> {
                 depthwise::depthwise(&shape, args.read(0), args.read(1), tail.bias, tail.act, args.write(0));
             };
             (self.packed_depthwise(w), Arc::new(kernel))
-        } else if let Some(way) = Winograd::new(&shape, pass) {
+        } else if let Some(way) = way {
             let pack = move |w: &[f32], packed: &mut [f32]| way.pack_weights(w, packed);
             let packed = self.packed(w, &format!("{way:?}"), way.packed_len(), pack);
             let kernel = move |args: &Args| {
@@ -216,7 +218,7 @@ impl Planner<'_> {
             conv_flops(&shape),
         );
         let in_pairs = as_image || !as_it_comes && conv::stores_pairs(&shape);
-        let numbers_only = !as_image && Winograd::new(&shape, pass).is_some();
+        let numbers_only = !as_image && way.is_some();
         let operands = if as_image { Operands::Bf16 } else { shape.operands };
         let stores = if in_pairs { rounds(operands, shape.c_out) } else { Rounds::Never };
         self.take_pairs(id, stores, in_pairs && !numbers_only, tail);
@@ -225,8 +227,8 @@ impl Planner<'_> {
 
     /// What a convolution multiplies.
     fn conv_operands(&self, shape: &ConvShape) -> Operands {
-        let rows = if shape.groups == 1 { shape.n * shape.out_h() * shape.out_w() } else { 0 };
-        self.product_operands(rows, shape.c_in / shape.groups, shape.c_out * shape.kh * shape.kw)
+        let (rows, uses) = (shape.n * shape.out_h() * shape.out_w(), shape.c_out * shape.kh * shape.kw);
+        self.grouped_operands(shape.groups, rows, shape.c_in, uses)
     }
 
     /// Lets the step of a node store pairs, and read a residual so.
@@ -271,9 +273,8 @@ impl Planner<'_> {
         let mut shape = conv_shape(conv, graph.shape(id), graph.shape(w));
         let mut input = self.channels_last(dy);
         if as_depthwise(&shape).is_none() {
-            let rows = if shape.groups == 1 { shape.n * shape.h * shape.w } else { 0 };
-            shape.operands =
-                self.product_operands(rows, shape.c_out / shape.groups, shape.c_in * shape.kh * shape.kw);
+            let (rows, uses) = (shape.n * shape.h * shape.w, shape.c_in * shape.kh * shape.kw);
+            shape.operands = self.grouped_operands(shape.groups, rows, shape.c_out, uses);
             input = self.as_operands(dy, input, shape.operands);
         }
         let (packed, kernel): (Value, Kernel) = if let Some(shape) = as_depthwise(&shape) {
@@ -459,6 +460,12 @@ impl Planner<'_> {
             Operands::F32 if rows >= MANY_ROWS => bf16::exact(rows, inputs, uses),
             operands => operands,
         }
+    }
+
+    /// The same for a convolution of so many groups, among which its inputs are shared out.
+    fn grouped_operands(&self, groups: usize, rows: usize, inputs: usize, uses: usize) -> Operands {
+        // The products of groups are small ones.
+        self.product_operands(if groups == 1 { rows } else { 0 }, inputs / groups, uses)
     }
 
     /// A value whose innermost numbers are multiplied, as a product reads it: rounded once for all that do.
