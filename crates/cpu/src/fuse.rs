@@ -154,7 +154,7 @@ impl Planner<'_> {
         let totals = (!summed.is_empty())
             .then(|| self.new_value(sum_node, Layout::row_major(&[summed.len(), channels])));
         let exact = (0..operands.len()).filter(|&i| operands[i].1.layout.same_memory(&layout)).collect();
-        let either = (0..operands.len()).filter(|&i| compiled.takes_pairs(i)).collect();
+        let either = compiled.pair_inputs();
         let reads = operands.iter().map(|(_, v)| v.span()).collect();
         let writes = results.iter().chain(&totals).map(Value::span).collect();
         let stored = outputs.len();
@@ -225,7 +225,7 @@ impl Planner<'_> {
         let count = sums.len();
         let flops = (instrs.len() as u64) * layout.len() as u64;
         let compiled = program(layout, &operands, count, instrs).compile_channel_sums(0);
-        let either = (0..operands.len()).filter(|&i| compiled.takes_pairs(i)).collect();
+        let either = compiled.pair_inputs();
         let out = self.new_value(id, Layout::row_major(&[count, channels]));
         let reads = operands.iter().map(|(_, v)| v.span()).collect();
         let kernel: Kernel = Arc::new(move |args| {

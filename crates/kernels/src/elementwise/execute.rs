@@ -32,17 +32,24 @@ fn prefetch(p: *const f32, len: usize) {
     let _ = (p, len);
 }
 
+/// What a run reads and writes.
+struct Memory {
+    inputs: Vec<SendPtr<f32>>,
+    /// Where in scratch each input that is pairs becomes numbers, tile by tile.
+    widened: Vec<Option<usize>>,
+    outputs: Vec<SendPtr<f32>>,
+    /// Whether each output is written at once, rather than when the tile is done.
+    direct: Vec<bool>,
+    /// Outputs that are stored rounded, and where.
+    rounded: Vec<(usize, SendPtr<f32>)>,
+    /// Numbers of scratch memory of a job.
+    scratch: usize,
+}
+
 /// What one job works on.
 struct Job<'a> {
     plan: &'a Compiled,
-    inputs: &'a [SendPtr<f32>],
-    /// Where in scratch each input that is pairs becomes numbers, tile by tile.
-    widened: &'a [Option<usize>],
-    outputs: &'a [SendPtr<f32>],
-    /// Whether each output is written at once, rather than when the tile is done.
-    direct: &'a [bool],
-    /// Outputs that are stored rounded, and where.
-    rounded: &'a [(usize, SendPtr<f32>)],
+    memory: &'a Memory,
     /// Tiles to run: all columns of row tiles counted together, or one column block of row tiles.
     first: usize,
     last: usize,
@@ -58,8 +65,12 @@ impl Compiled {
         self.outer.iter().product::<usize>() * self.middle * self.inner
     }
 
-    /// Whether an input may be pairs of bf16 (see [`crate::bf16`]): one that lies like the output.
-    pub fn takes_pairs(&self, input: usize) -> bool {
+    /// The inputs that may be pairs of bf16 (see [`crate::bf16`]): those that lie like the output.
+    pub fn pair_inputs(&self) -> Vec<usize> {
+        (0..self.inputs.len()).filter(|&input| self.takes_pairs(input)).collect()
+    }
+
+    fn takes_pairs(&self, input: usize) -> bool {
         self.inputs[input].access == Access::Dense
     }
 
@@ -83,9 +94,7 @@ impl Compiled {
         rounded: &[(usize, *mut f32)],
     ) {
         assert!(self.sums.is_empty(), "a program with channel sums is run by run_channel_sums");
-        let (inputs, outputs, direct) = self.pointers(inputs, outputs);
-        let (widened, scratch) = self.places_of(pairs);
-        let rounded: Vec<_> = rounded.iter().map(|&(output, to)| (output, SendPtr(to))).collect();
+        let memory = self.memory(inputs, pairs, outputs, rounded);
         let total = self.elements();
         if total == 0 {
             return;
@@ -95,11 +104,7 @@ impl Compiled {
         threads::for_each(tiles.div_ceil(tiles_per_job), |job| {
             let job = Job {
                 plan: self,
-                inputs: &inputs,
-                widened: &widened,
-                outputs: &outputs,
-                direct: &direct,
-                rounded: &rounded,
+                memory: &memory,
                 first: job * tiles_per_job,
                 last: tiles.min((job + 1) * tiles_per_job),
                 column_block: None,
@@ -107,7 +112,7 @@ impl Compiled {
                 sum_width: 0,
             };
             // SAFETY: the caller's promise; jobs have disjoint tiles.
-            with_scratch(scratch, |scratch| unsafe { run_job(&job, scratch.as_mut_ptr()) });
+            with_scratch(memory.scratch, |scratch| unsafe { run_job(&job, scratch.as_mut_ptr()) });
         });
     }
 
@@ -133,9 +138,7 @@ impl Compiled {
             assert_eq!(sum.len(), self.inner, "a sum has one number per channel");
             sum.fill(0.0);
         }
-        let (inputs, outputs, direct) = self.pointers(inputs, outputs);
-        let (widened, scratch) = self.places_of(pairs);
-        let rounded: Vec<_> = rounded.iter().map(|&(output, to)| (output, SendPtr(to))).collect();
+        let memory = self.memory(inputs, pairs, outputs, rounded);
         if self.elements() == 0 {
             return;
         }
@@ -152,11 +155,7 @@ impl Compiled {
             let (column_block, row_job) = (index / row_jobs, index % row_jobs);
             let job = Job {
                 plan: self,
-                inputs: &inputs,
-                widened: &widened,
-                outputs: &outputs,
-                direct: &direct,
-                rounded: &rounded,
+                memory: &memory,
                 first: row_job * tiles_per_job,
                 last: self.row_tiles.min((row_job + 1) * tiles_per_job),
                 column_block: Some(column_block),
@@ -165,7 +164,7 @@ impl Compiled {
                 sum_width: width,
             };
             // SAFETY: the caller's promise; jobs have disjoint tiles.
-            with_scratch(scratch, |scratch| unsafe { run_job(&job, scratch.as_mut_ptr()) });
+            with_scratch(memory.scratch, |scratch| unsafe { run_job(&job, scratch.as_mut_ptr()) });
         });
         let mut total = vec![0f64; self.cols];
         for (s, sum) in sums.iter_mut().enumerate() {
@@ -186,36 +185,40 @@ impl Compiled {
         }
     }
 
-    /// A block behind the scratch of the program for each input that is pairs, and the length of both.
-    fn places_of(&self, pairs: &[usize]) -> (Vec<Option<usize>>, usize) {
-        let (mut places, mut len) = (vec![None; self.inputs.len()], self.scratch);
-        for &input in pairs {
-            assert!(self.takes_pairs(input), "input {input} cannot be pairs");
-            places[input] = Some(len);
-            len += (self.rows * self.cols).next_multiple_of(SPLAT);
-        }
-        (places, len)
-    }
-
-    fn pointers(
+    /// Each input that is pairs gets a block behind the scratch of the program.
+    fn memory(
         &self,
         inputs: &[*const f32],
+        pairs: &[usize],
         outputs: &[*mut f32],
-    ) -> (Vec<SendPtr<f32>>, Vec<SendPtr<f32>>, Vec<bool>) {
+        rounded: &[(usize, *mut f32)],
+    ) -> Memory {
         assert_eq!(inputs.len(), self.inputs.len(), "number of inputs");
         assert_eq!(outputs.len(), self.outputs.len(), "number of outputs");
+        let (mut widened, mut scratch) = (vec![None; self.inputs.len()], self.scratch);
+        for &input in pairs {
+            assert!(self.takes_pairs(input), "input {input} cannot be pairs");
+            widened[input] = Some(scratch);
+            scratch += (self.rows * self.cols).next_multiple_of(SPLAT);
+        }
         let direct = outputs
             .iter()
             .zip(&self.outputs)
             .map(|(&o, plan)| !o.is_null() && !plan.read_later.iter().any(|&i| inputs[i] == o.cast_const()))
             .collect();
-        let inputs = inputs.iter().map(|&p| SendPtr(p.cast_mut())).collect();
-        (inputs, outputs.iter().map(|&p| SendPtr(p)).collect(), direct)
+        Memory {
+            inputs: inputs.iter().map(|&p| SendPtr(p.cast_mut())).collect(),
+            widened,
+            outputs: outputs.iter().map(|&p| SendPtr(p)).collect(),
+            direct,
+            rounded: rounded.iter().map(|&(output, to)| (output, SendPtr(to))).collect(),
+            scratch,
+        }
     }
 }
 
 unsafe fn run_job(job: &Job<'_>, scratch: *mut f32) {
-    let plan = job.plan;
+    let (plan, memory) = (job.plan, job.memory);
     // SAFETY: slots have their home inside scratch, inputs and outputs are as `run` demands; offsets follow
     // the strides over the output space.
     unsafe {
@@ -229,7 +232,7 @@ unsafe fn run_job(job: &Job<'_>, scratch: *mut f32) {
         }
         for (i, input) in plan.inputs.iter().enumerate() {
             if input.access == Access::Uniform {
-                std::slice::from_raw_parts_mut(slots[i], SPLAT).fill(*job.inputs[i].0);
+                std::slice::from_raw_parts_mut(slots[i], SPLAT).fill(*memory.inputs[i].0);
             }
         }
         let mut repeated: Vec<usize> = vec![usize::MAX; plan.inputs.len()];
@@ -253,13 +256,13 @@ unsafe fn run_job(job: &Job<'_>, scratch: *mut f32) {
             }
 
             for (i, input) in plan.inputs.iter().enumerate() {
-                if let Some(place) = job.widened[i] {
+                if let Some(place) = memory.widened[i] {
                     slots[i] = scratch.add(place);
-                    widen_to(job.inputs[i].0.cast::<u16>().add(offset), slots[i], len);
+                    widen_to(memory.inputs[i].0.cast::<u16>().add(offset), slots[i], len);
                     continue;
                 }
                 if input.access == Access::Dense {
-                    slots[i] = job.inputs[i].add(offset);
+                    slots[i] = memory.inputs[i].add(offset);
                     continue;
                 }
                 if input.access == Access::Uniform {
@@ -269,7 +272,7 @@ unsafe fn run_job(job: &Job<'_>, scratch: *mut f32) {
                 for (&x, &stride) in index.iter().zip(&input.outer) {
                     at += x * stride;
                 }
-                let source = job.inputs[i].add(at).cast_const();
+                let source = memory.inputs[i].add(at).cast_const();
                 match input.access {
                     Access::Tile => std::slice::from_raw_parts_mut(slots[i], SPLAT).fill(*source),
                     Access::InPlace => slots[i] = source.cast_mut(),
@@ -297,8 +300,8 @@ unsafe fn run_job(job: &Job<'_>, scratch: *mut f32) {
                 }
             }
             for (o, output) in plan.outputs.iter().enumerate() {
-                if job.direct[o] {
-                    slots[output.slot] = job.outputs[o].add(offset);
+                if memory.direct[o] {
+                    slots[output.slot] = memory.outputs[o].add(offset);
                 }
             }
             let uniform = if tile == job.first { plan.uniform_steps.as_slice() } else { &[] };
@@ -310,12 +313,12 @@ unsafe fn run_job(job: &Job<'_>, scratch: *mut f32) {
                 ask_ahead(job, offset, len, at, count);
                 execute(step, &slots, len);
             }
-            for &(o, to) in job.rounded {
+            for &(o, to) in &memory.rounded {
                 round_to(slots[plan.outputs[o].slot], to.0.cast::<u16>().add(offset), len);
             }
             for (o, output) in plan.outputs.iter().enumerate() {
-                if !job.direct[o] && !job.outputs[o].0.is_null() {
-                    std::ptr::copy_nonoverlapping(slots[output.slot], job.outputs[o].add(offset), len);
+                if !memory.direct[o] && !memory.outputs[o].0.is_null() {
+                    std::ptr::copy_nonoverlapping(slots[output.slot], memory.outputs[o].add(offset), len);
                 }
             }
             for (s, &slot) in plan.sums.iter().enumerate() {
@@ -329,19 +332,22 @@ unsafe fn run_job(job: &Job<'_>, scratch: *mut f32) {
 /// Asks for the share of operation `at` of `count` in the next tile. A program leaves memory idle while it works on what
 /// it has read; asking for all at once would wait for it.
 fn ask_ahead(job: &Job<'_>, offset: usize, len: usize, at: usize, count: usize) {
-    if count < LONG && job.plan.sums.is_empty() {
+    let (plan, memory) = (job.plan, job.memory);
+    if count < LONG && plan.sums.is_empty() {
         return;
     }
     let (from, to) = (offset + len + len * at / count, offset + len + len * (at + 1) / count);
-    for (i, _) in job.plan.inputs.iter().enumerate().filter(|(_, x)| x.access == Access::Dense) {
-        let size = if job.widened[i].is_some() { 2 } else { 1 };
-        prefetch(job.inputs[i].0.wrapping_add(from / size), (to - from) / size);
+    for (i, _) in plan.inputs.iter().enumerate().filter(|(_, x)| x.access == Access::Dense) {
+        let size = if memory.widened[i].is_some() { 2 } else { 1 };
+        prefetch(memory.inputs[i].0.wrapping_add(from / size), (to - from) / size);
     }
     // Before a line is written it is read, unless it is an operand's.
-    for target in job.outputs.iter().filter(|o| !o.0.is_null() && !job.inputs.iter().any(|i| i.0 == o.0)) {
+    for target in
+        memory.outputs.iter().filter(|o| !o.0.is_null() && !memory.inputs.iter().any(|i| i.0 == o.0))
+    {
         prefetch(target.0.wrapping_add(from), to - from);
     }
-    for (_, target) in job.rounded {
+    for (_, target) in &memory.rounded {
         prefetch(target.0.wrapping_add(from / 2), (to - from) / 2);
     }
 }

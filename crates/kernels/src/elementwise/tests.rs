@@ -206,7 +206,7 @@ fn inputs_in_pairs_are_the_numbers_that_they_hold() {
                 false => program.clone().compile(),
             };
             data.iter_mut().flatten().for_each(|x| *x = rounded(*x));
-            let in_pairs: Vec<usize> = (0..data.len()).filter(|&i| compiled.takes_pairs(i)).collect();
+            let in_pairs = compiled.pair_inputs();
             let run = |data: &[Vec<f32>], pairs: &[usize], outputs: &mut [Vec<f32>]| {
                 let inputs: Vec<*const f32> = data.iter().map(|d| d.as_ptr()).collect();
                 let pointers: Vec<*mut f32> = outputs.iter_mut().map(|o| o.as_mut_ptr()).collect();
