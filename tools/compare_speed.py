@@ -33,6 +33,7 @@ INFERENCE = [
 TRAINING = ["resnet50", "efficientnet_b0", "convnext_tiny", "vit_small_patch16_224"]
 SIDES = {"inference": ["eager", "compile", "onnxruntime", "openvino"], "training": ["eager"]}
 AMP_SIDES = ["eager", "openvino"]
+REST = 0.4  # seconds before each measurement: OpenMP's threads wait busily for 0.2 s after their work
 
 
 # A peer: a process that answers each line "COUNT" on its input with the seconds of that many batches.
@@ -188,13 +189,16 @@ def compare(args, python, model, bench, env):
     names = [side for side in SIDES[bench] if side in args.peers and (side in AMP_SIDES or not args.amp)]
     peers = [Peer(name, command, env) for name in names + ["eager-contiguous"] * ("eager" in names)]
     failed, peers = [peer.name for peer in peers if not peer.works], [peer for peer in peers if peer.works]
+    sides = {"ours": lambda: ours(args, model, bench, args.iterations, env)}
+    if args.scaling:
+        sides["alone"] = lambda: ours(args, model, bench, args.iterations, {**env, "RAYON_NUM_THREADS": "1"})
+    sides.update({peer.name: lambda peer=peer: peer.measure(args.iterations) for peer in peers})
     rounds = []
     for _ in range(args.rounds):
-        row = {"ours": ours(args, model, bench, args.iterations, env)}
-        if args.scaling:
-            row["alone"] = ours(args, model, bench, args.iterations, {**env, "RAYON_NUM_THREADS": "1"})
-        row.update({peer.name: peer.measure(args.iterations) for peer in peers})
-        rounds.append(row)
+        rounds.append({})
+        for name, measure in sides.items():
+            time.sleep(REST)
+            rounds[-1][name] = measure()
     for peer in peers:
         peer.stop()
 
@@ -242,11 +246,12 @@ def main():
     parser.add_argument("--amp", action="store_true", help="bf16: ours with --amp, PyTorch under autocast, OpenVINO's hint")
     parser.add_argument("--scaling", action="store_true", help="also our speed over that of one thread")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--iterations", type=int, default=5)
+    parser.add_argument("--iterations", type=int, help="batches a side and round [default: 40 images, at least 5]")
     parser.add_argument("--python", help="an interpreter that has the peers' packages, instead of target/peers")
     parser.add_argument("--no-log", action="store_true", help="do not append to docs/speed.jsonl")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    args.iterations = args.iterations or max(5, 40 // args.batch_size)
     if args.side:
         args.model = args.models[0]
         return serve(args)
