@@ -100,7 +100,9 @@ impl Compiled {
             return;
         }
         let tiles = self.row_tiles * self.inner_blocks;
-        let tiles_per_job = tiles.div_ceil(total.div_ceil(self.job_elements));
+        let jobs = total.div_ceil(self.job_elements);
+        // Two threads share an even number of jobs fairly.
+        let tiles_per_job = tiles.div_ceil(if jobs > 1 { jobs.next_multiple_of(2) } else { 1 });
         threads::for_each(tiles.div_ceil(tiles_per_job), |job| {
             let job = Job {
                 plan: self,
