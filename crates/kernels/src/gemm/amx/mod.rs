@@ -33,6 +33,8 @@ const SPLIT_PIECE: usize = 48;
 const SHORT: usize = 24;
 /// Numbers of weights that stay in the second-level cache.
 const NEAR_WEIGHTS: usize = 256 << 10;
+/// Panels whose sums stay in the first-level cache beside rows and weights, and whose outputs are some whole lines.
+const GROUP: usize = 2;
 /// Numbers of a cache line.
 const LINE: usize = 16;
 /// Segments that a kernel is called with at most.
@@ -213,10 +215,11 @@ fn run_alike(product: &Product, rows: &Rows, panels: &[Panel], copy: &mut Vec<f3
     let run = panels[0].inputs * product.fused_taps;
     let targets: Vec<Target> = panels.iter().map(|panel| Target::new(product, panel)).collect();
     let cut = Steps::new(run);
+    let part = product.layout.part_len();
     let _shapes = Registers::new(cut);
     if !product.is_split() || run < 2 * SPLIT_RUN || !rows.even.starts.is_empty() {
         let lefts = Lefts::new(product, rows, &panels[0], cut, 0..cut.of_tap, copy);
-        return Job { product, lefts, cut, panels, targets: &targets }.run();
+        return Job { product, lefts, cut, panels, targets: &targets, part }.run();
     }
     let vectors: usize = panels.iter().map(|panel| panel.vectors).sum();
     let stretch = cut.of_tap.div_ceil(run.div_ceil(SPLIT_RUN));
@@ -224,7 +227,7 @@ fn run_alike(product: &Product, rows: &Rows, panels: &[Panel], copy: &mut Vec<f3
         for first in (0..cut.of_tap).step_by(stretch) {
             let steps = first..(first + stretch).min(cut.of_tap);
             let lefts = Lefts::new(product, rows, &panels[0], cut, steps.clone(), copy);
-            Job { product, lefts, cut, panels, targets: &targets }.panel_by_panel(steps, sums);
+            Job { product, lefts, cut, panels, targets: &targets, part }.panel_by_panel(steps, sums);
         }
     });
 }
@@ -237,6 +240,8 @@ struct Job<'a> {
     panels: &'a [Panel],
     /// Of each panel.
     targets: &'a [Target],
+    /// Numbers of a part of the weights.
+    part: usize,
 }
 
 impl Job<'_> {
@@ -281,24 +286,25 @@ impl Job<'_> {
         self.lefts.taps * self.cut.run() * panel.vectors * PAIRS
     }
 
-    /// All outputs of some rows, one panel after the other: rows are written as a whole.
+    /// All outputs of some rows, a few panels after the others.
     fn row_by_row(&self, steps: usize) {
-        let vectors: usize = self.panels.iter().map(|panel| panel.vectors).sum();
-        with_scratch(2 * vectors * REGISTER, |sums| {
+        with_scratch(2 * GROUP * 2 * REGISTER, |sums| {
             for pair in self.pairs() {
-                let mut rest = &mut sums[..];
-                for panel in self.panels {
-                    if self.registers() <= self.together() {
-                        // Weights are read once: they come from far away.
-                        let len = self.weights(panel);
-                        self.prefetch_weights(panel.offset + len, len);
+                for (panels, targets) in self.panels.chunks(GROUP).zip(self.targets.chunks(GROUP)) {
+                    let mut rest = &mut sums[..];
+                    for panel in panels {
+                        if self.registers() <= self.together() {
+                            // Weights are read once: they come from far away.
+                            let len = self.weights(panel);
+                            self.prefetch_weights(panel.offset + len, len);
+                        }
+                        let (sums, others) = rest.split_at_mut(pair.len() * panel.vectors * REGISTER);
+                        self.multiply(panel, pair.clone(), 0..steps, sums, false);
+                        rest = others;
                     }
-                    let (sums, others) = rest.split_at_mut(pair.len() * panel.vectors * REGISTER);
-                    self.multiply(panel, pair.clone(), 0..steps, sums, false);
-                    rest = others;
+                    // SAFETY: see `store`; these are the sums of these rows.
+                    unsafe { store(self.product, targets, &self.lefts, pair.clone(), sums) };
                 }
-                // SAFETY: see `store`; these are the sums of these rows.
-                unsafe { store(self.product, self.targets, &self.lefts, pair, sums) };
             }
         });
     }
@@ -347,9 +353,8 @@ impl Job<'_> {
 
     /// Asks for some of the weights that come next.
     fn prefetch_weights(&self, first: usize, count: usize) {
-        let layout = &self.product.layout;
-        for part in 0..layout.parts {
-            prefetch_numbers(self.product.packed, part * layout.part_len() + first, count);
+        for part in 0..self.product.layout.parts {
+            prefetch_numbers(self.product.packed, part * self.part + first, count);
         }
     }
 
@@ -386,7 +391,7 @@ impl Job<'_> {
                     weights: weights[(tap * run + first * cut.pairs) * width..].as_ptr(),
                     steps: last - first - tail,
                     tail,
-                    parts: [4 * lefts.part, 4 * self.product.layout.part_len()],
+                    parts: [4 * lefts.part, 4 * self.part],
                 });
                 count += 1;
             }
