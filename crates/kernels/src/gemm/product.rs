@@ -148,6 +148,8 @@ impl Order {
 const SMALLEST_JOB: usize = 1 << 19;
 /// Multiply-adds that could be done while a weight comes from memory.
 const FETCH: usize = 16;
+/// As many while an output is prepared and stored.
+const STORE: usize = 16;
 /// Products that matrix registers take in the time in which vectors take one, but for those of split numbers.
 const AMX_GAIN: usize = 8;
 /// [`Product::fewest_panels`] where jobs copy their rows.
@@ -253,8 +255,9 @@ impl<'a> Product<'a> {
         let weights = self.layout.len();
         let rows = blocks * work_per_block / weights.max(1);
         let gain = if self.is_amx() && !self.is_split() { AMX_GAIN } else { 1 };
-        // With few rows the time goes into bringing the weights.
-        let work_per_block = (work_per_block / gain).max(FETCH * weights / blocks);
+        // With few rows the time goes into bringing the weights, with short ones into storing what comes of them.
+        let stored = rows / blocks * self.layout.groups * self.layout.outputs;
+        let work_per_block = (work_per_block / gain).max(FETCH * weights / blocks).max(STORE * stored);
         let most = panels.div_ceil(self.fewest_panels).min((work_per_block / SMALLEST_JOB).max(1));
         // Each job splits its rows anew.
         let enough = if self.is_split() { threads::count() } else { ENOUGH_JOBS / gain };
