@@ -1,4 +1,5 @@
-//! Passes over a finished plan that let elementwise steps overwrite what they read.
+//! Passes over a finished plan that let steps overwrite what they read just where they write: the operands of elementwise steps,
+//! and residuals.
 
 use std::collections::HashMap;
 
@@ -44,7 +45,7 @@ pub fn states(plan: &mut Plan) {
     rename(plan, &renames);
 }
 
-/// Lets the result of an elementwise step take the buffer of an operand that dies there.
+/// Lets the result of a step take the buffer of an operand that dies there, and that it reads in no other way.
 pub fn buffers(plan: &mut Plan) {
     let mut renames: HashMap<usize, Place> = HashMap::new();
     let resolve = |renames: &HashMap<usize, Place>, place: Place| {
@@ -68,6 +69,9 @@ pub fn buffers(plan: &mut Plan) {
                 let Place::Buffer(n) = resolve(&renames, span.place) else { return None };
                 let buffer = &plan.buffers[n];
                 let dies = !buffer.fixed && buffer.life.last == s && n != target && !taken.contains(&n);
+                let inexact = (0..step.reads.len()).filter(|r| !step.exact_reads.contains(r));
+                let is_donor = |r: usize| resolve(&renames, step.reads[r].place) == Place::Buffer(n);
+                let dies = dies && !inexact.into_iter().any(is_donor);
                 (dies && span.len == len && buffer.life.len == len && span.offset == 0).then_some(n)
             });
             if let Some(n) = donor {
@@ -100,7 +104,7 @@ fn rename(plan: &mut Plan, renames: &HashMap<usize, Place>) {
 #[cfg(test)]
 mod tests {
     use timm_graph::scalar::Unary;
-    use timm_graph::{Builder, DType, Graph, Init};
+    use timm_graph::{Builder, Conv2d, DType, Graph, Init};
 
     use crate::passes::testing::changes;
 
@@ -152,5 +156,24 @@ mod tests {
   … 1 unchanged
 ";
         assert_eq!(changes, expected.trim_start_matches('\n'));
+    }
+
+    #[test]
+    fn a_residual_is_overwritten_unless_it_is_convolved_too() {
+        let b = Builder::new(false);
+        let x = b.input("x", &[1, 8, 4, 4], DType::F32);
+        let conv =
+            |name: &str, x| b.conv2d(x, b.param(name, &[8, 8, 1, 1], Init::Fill(0.0)), Conv2d::default());
+        let first = conv("first", x);
+        let second = b.add(conv("third", conv("second", first)), first);
+        b.output("y", b.softmax(b.add(conv("fourth", second), second)));
+        let (_, plan) = changes(b.finish().unwrap(), "buffers-in-place");
+        let convs: Vec<_> = plan.steps.iter().filter(|step| step.name.starts_with("conv")).collect();
+        let [_, _, third, fourth] = convs[..] else { panic!("four convolutions") };
+        assert_eq!(third.writes[0].place, third.reads[2].place, "the residual dies");
+        assert!(
+            fourth.reads.iter().all(|read| read.place != fourth.writes[0].place),
+            "the residual is the input"
+        );
     }
 }

@@ -9,7 +9,7 @@
 //! 3. `plan` walks the nodes once and writes steps: images lie NHWC, reshapes and permutations are views,
 //!    elementwise nodes fuse (`fuse`), weights are packed once for each version of the store;
 //! 4. `recompute` runs light steps again where their results would wait long in much memory;
-//! 5. `in_place` lets elementwise steps overwrite what dies there, and updates write straight into the store;
+//! 5. `in_place` lets steps overwrite operands and residuals that die there, and updates write straight into the store;
 //! 6. `memory` gives every buffer its place in one block.
 //!
 //! [`CpuEngine::explain`] shows what each pass did. Then `run` executes: no allocation of work memory after the first

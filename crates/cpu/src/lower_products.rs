@@ -7,7 +7,7 @@ use timm_kernels::bf16::{self, Operands};
 use timm_kernels::conv::winograd::{self, Pass, Winograd};
 use timm_kernels::conv::{self, ConvShape, image, stem};
 use timm_kernels::depthwise::{self, DepthwiseShape};
-use timm_kernels::gemm::{self, Epilogue, RowMap};
+use timm_kernels::gemm::{self, Epilogue, Residual, RowMap};
 
 use crate::epilogue::Fused;
 use crate::layout::Layout;
@@ -32,11 +32,23 @@ impl Tail {
         2 + self.bias as usize
     }
 
+    fn residual<'a>(&self, args: &'a Args<'_>) -> Residual<'a> {
+        let at = self.residual_at();
+        if !self.residual {
+            return Residual::None;
+        }
+        match (args.reads_pairs(at), args.overwrites(at)) {
+            (false, false) => Residual::Numbers(args.read(at)),
+            (true, false) => Residual::Pairs(args.read(at)),
+            (false, true) => Residual::OverwrittenNumbers,
+            (true, true) => Residual::OverwrittenPairs,
+        }
+    }
+
     fn bind<'a>(&self, args: &'a Args<'_>) -> Epilogue<'a> {
         Epilogue {
             bias: self.bias.then(|| args.read(2)),
-            residual: self.residual.then(|| args.read(self.residual_at())),
-            residual_in_pairs: self.residual && args.reads_pairs(self.residual_at()),
+            residual: self.residual(args),
             act: self.act,
             stored: args.stored(0),
         }
@@ -222,6 +234,9 @@ impl Planner<'_> {
         let operands = if as_image { Operands::Bf16 } else { shape.operands };
         let stores = if in_pairs { rounds(operands, shape.c_out) } else { Rounds::Never };
         self.take_pairs(id, stores, in_pairs && !numbers_only, tail);
+        if in_pairs {
+            self.may_overwrite_residual(id, tail);
+        }
         out
     }
 
@@ -236,6 +251,11 @@ impl Planner<'_> {
         let step = self.pushed(id);
         step.rounds = stores;
         step.either_reads.extend((reads && tail.residual).then(|| tail.residual_at()));
+    }
+
+    /// Lets the result of a node's step take the place of the residual, which its kernel reads where it writes.
+    fn may_overwrite_residual(&mut self, id: NodeId, tail: Tail) {
+        self.pushed(id).exact_reads.extend(tail.residual.then(|| tail.residual_at()));
     }
 
     /// A pointwise convolution that scales its input as it reads it.
@@ -264,6 +284,7 @@ impl Planner<'_> {
         let name = format!("{} scaled", conv_name("conv", &shape));
         self.push_counted(&name, id, reads, vec![out.span()], kernel, conv_flops(&shape));
         self.take_pairs(id, rounds(shape.operands, shape.c_out), true, tail);
+        self.may_overwrite_residual(id, tail);
         out
     }
 
@@ -445,6 +466,7 @@ impl Planner<'_> {
         let name = format!("linear {m}x{k}->{n}{}", if reordered { " reordered" } else { "" });
         self.push_counted(&name, id, reads, vec![out.span()], kernel, flops);
         self.take_pairs(id, rounds(operands, n), true, tail);
+        self.may_overwrite_residual(id, tail);
         out
     }
 

@@ -84,7 +84,7 @@ pub fn passes() -> impl Iterator<Item = Pass> {
         ),
         pass(
             "buffers-in-place",
-            "elementwise steps overwrite what nobody reads after them",
+            "steps overwrite operands and residuals that nobody reads after them",
             Job::Move(in_place::buffers),
         ),
         pass("memory", "every buffer gets its place in one block", Job::Move(memory::buffers)),

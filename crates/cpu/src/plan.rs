@@ -114,6 +114,11 @@ impl Args<'_> {
         self.pair_reads.contains(&i)
     }
 
+    /// Whether a result takes the place of the `i`-th operand.
+    pub fn overwrites(&self, i: usize) -> bool {
+        self.writes.iter().any(|write| write.0.cast_const() == self.reads[i].0)
+    }
+
     /// The `i`-th operand in the form that it has.
     pub fn values(&self, i: usize) -> Values<'_> {
         if self.reads_pairs(i) { Values::Pairs(self.read(i)) } else { Values::Numbers(self.read(i)) }

@@ -1,5 +1,7 @@
 //! What the tests of matrix products and convolutions share.
 
+use crate::bf16::Stored;
+use crate::gemm::{Epilogue, Residual};
 use crate::simd::{Isa, available, best};
 
 /// The instruction sets of this machine, up to the one in use.
@@ -43,4 +45,19 @@ pub(crate) fn assert_close(got: &[f32], want: &[f64], name: &str) {
         let off = (*got as f64 - want).abs();
         assert!(off <= 4e-6 * largest, "{name}: [{at}] is {got}, want {want}");
     }
+}
+
+/// Checks that a step that overwrites its residual stores what it stores beside it, bit for bit; numbers that it does not
+/// store are left alone.
+pub(crate) fn assert_overwrites(what: &str, epilogue: &Epilogue, run: impl Fn(&mut [f32], &Epilogue)) {
+    let (before, stored, residual) = match epilogue.residual {
+        Residual::Numbers(numbers) => (numbers, Stored::Numbers, Residual::OverwrittenNumbers),
+        Residual::Pairs(pairs) => (pairs, Stored::Pairs, Residual::OverwrittenPairs),
+        _ => return,
+    };
+    let (mut beside, mut overwritten) = (before.to_vec(), before.to_vec());
+    run(&mut beside, &Epilogue { stored, ..*epilogue });
+    run(&mut overwritten, &Epilogue { stored, residual, ..*epilogue });
+    let bits = |numbers: &[f32]| numbers.iter().map(|number| number.to_bits()).collect::<Vec<u32>>();
+    assert!(bits(&overwritten) == bits(&beside), "{what}: another result in the residual's place");
 }

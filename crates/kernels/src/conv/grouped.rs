@@ -446,6 +446,7 @@ impl Pass<'_> {
         let width = x.extent(x.positions());
         let row = channels.groups * outputs;
         let first_output = block.first_group * outputs;
+        let residual = self.epilogue.residual_numbers(self.out);
         let mut weights = block.offset;
         for (panel, gathered) in channels.panels(block.vectors).zip(&plan.outputs) {
             let panel_width = panel.vectors * lanes(isa);
@@ -486,7 +487,7 @@ impl Pass<'_> {
                             gathered: gathered.as_ptr(),
                             gathered_count: gathered.len(),
                             bias: self.epilogue.bias.map_or(std::ptr::null(), after),
-                            residual: self.epilogue.residual.map_or(std::ptr::null(), |r| r[at..].as_ptr()),
+                            residual: residual.map_or(std::ptr::null(), |r| r.wrapping_add(at)),
                             relu: self.epilogue.act == Some(Unary::Relu),
                         };
                         // SAFETY: the band holds every pixel that taps of this line lead to, and some to spare;

@@ -13,8 +13,8 @@ mod weight_grad_amx;
 pub mod winograd;
 
 use crate::bf16::{Operands, Stored};
-use crate::gemm::Epilogue;
 use crate::gemm::product::Product;
+use crate::gemm::{Epilogue, Residual};
 use crate::pack::Layout;
 use crate::simd::{Isa, best};
 use crate::threads::SendPtr;
@@ -115,11 +115,7 @@ impl ConvShape {
         let len = self.output_len();
         assert!(out.len() >= epilogue.stored.output_len(len), "convolution: the output is too short");
         assert!(epilogue.bias.is_none_or(|b| b.len() >= self.c_out), "convolution: the bias is too short");
-        let residual = epilogue.residual_len(len);
-        assert!(
-            epilogue.residual.is_none_or(|r| r.len() >= residual),
-            "convolution: the residual is too short"
-        );
+        epilogue.check_residual(len, "convolution");
     }
 
     fn forward_layout(&self, isa: Isa) -> Layout {
@@ -258,8 +254,11 @@ pub(crate) fn forward_isa(
         return;
     }
     if grouped::fits(shape) {
-        let numbers = !epilogue.stored.in_pairs() && !epilogue.residual_in_pairs;
-        assert!(numbers, "convolution: narrow groups read and store numbers");
+        let numbers = matches!(epilogue.residual, Residual::None | Residual::Numbers(_));
+        assert!(
+            numbers && !epilogue.stored.in_pairs(),
+            "convolution: narrow groups read and store numbers of their own"
+        );
         return grouped::forward(isa.vectors(), shape, x, packed, SendPtr(out.as_mut_ptr()), epilogue);
     }
     let fuse = shape.fuse_rows();

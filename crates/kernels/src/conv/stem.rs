@@ -8,7 +8,7 @@ use super::ConvShape;
 use super::band::{BandTile, MAX_PIXELS, heights, tile_fn};
 use crate::bf16::Operands;
 use crate::elementwise::apply_unary;
-use crate::gemm::Epilogue;
+use crate::gemm::{Epilogue, Residual};
 use crate::pack::{Layout, lanes};
 use crate::scratch::with_scratch;
 use crate::simd::{Isa, isa};
@@ -65,7 +65,8 @@ pub fn forward(shape: &ConvShape, x: &[f32], packed: &[f32], out: &mut [f32], ep
     assert!(x.len() >= shape.input_len(), "convolution: the input is too short");
     assert!(!epilogue.stored.in_pairs(), "convolution: the first layer stores numbers");
     assert!(packed.len() >= layout.len(), "convolution: the packed weights are too short");
-    assert!(!epilogue.residual_in_pairs, "convolution: this way reads a residual of numbers");
+    let numbers = matches!(epilogue.residual, Residual::None | Residual::Numbers(_));
+    assert!(numbers, "convolution: this way reads a residual of numbers of its own");
     shape.check_output(out, epilogue);
     if shape.output_len() == 0 {
         return;
@@ -134,6 +135,7 @@ impl Band {
         epilogue: &Epilogue,
     ) {
         let (out_w, plane) = (shape.out_w(), self.plane(shape));
+        let residual = epilogue.residual_numbers(out);
         let offsets: Vec<usize> = (0..shape.c_in)
             .flat_map(|channel| {
                 (0..shape.kh).map(move |row| channel * plane + row * shape.dilation[0] * self.width)
@@ -162,7 +164,7 @@ impl Band {
                         gathered: std::ptr::null(),
                         gathered_count: 0,
                         bias: epilogue.bias.map_or(std::ptr::null(), after),
-                        residual: epilogue.residual.map_or(std::ptr::null(), |r| r[at..].as_ptr()),
+                        residual: residual.map_or(std::ptr::null(), |r| r.wrapping_add(at)),
                         relu: epilogue.act == Some(Unary::Relu),
                     };
                     // SAFETY: the copy holds every number that a line's taps lead to, and some to spare; jobs write

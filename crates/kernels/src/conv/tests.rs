@@ -5,7 +5,7 @@ use super::winograd::{Pass, Winograd};
 use super::*;
 use crate::bf16::{Stored, in_every_form, rounded, to_pairs};
 use crate::simd::{available, with_isa};
-use crate::testing::{Random, assert_close, isas};
+use crate::testing::{Random, assert_close, assert_overwrites, isas};
 
 /// Calls `visit(output index, input index, weight index)` for every product of a convolution.
 fn products(shape: &ConvShape, mut visit: impl FnMut(usize, usize, usize)) {
@@ -67,11 +67,15 @@ fn check_operands(shape: &ConvShape, random: &mut Random, case: usize) {
         residual.iter_mut().for_each(|number| *number = rounded(*number));
         to_pairs(&residual, &mut residual_pairs);
     }
+    let has_residual = case.is_multiple_of(3);
     let stored_residual = if residual_in_pairs { &residual_pairs } else { &residual };
     let epilogue = Epilogue {
         bias: case.is_multiple_of(2).then_some(&bias[..]),
-        residual: case.is_multiple_of(3).then_some(&stored_residual[..]),
-        residual_in_pairs,
+        residual: match () {
+            _ if !has_residual => Residual::None,
+            _ if residual_in_pairs => Residual::Pairs(stored_residual),
+            _ => Residual::Numbers(stored_residual),
+        },
         act: [None, Some(Unary::Relu), Some(Unary::Silu), None][case % 4],
         ..Epilogue::default()
     };
@@ -84,7 +88,7 @@ fn check_operands(shape: &ConvShape, random: &mut Random, case: usize) {
     });
     for (at, sum) in out.iter_mut().enumerate() {
         *sum += epilogue.bias.map_or(0.0, |b| b[at % shape.c_out] as f64);
-        *sum += epilogue.residual.map_or(0.0, |_| residual[at] as f64);
+        *sum += if has_residual { residual[at] as f64 } else { 0.0 };
         *sum = epilogue.act.map_or(*sum, |act| act.eval(*sum));
     }
     for isa in isas().into_iter().filter(|isa| shape.operands != Operands::Split || *isa == Isa::Amx) {
@@ -106,6 +110,11 @@ fn check_operands(shape: &ConvShape, random: &mut Random, case: usize) {
                 got
             };
             assert_close(&got, &out, &format!("forward {name}"));
+            if stores_pairs(shape) {
+                assert_overwrites(&name, &epilogue, |out, epilogue| {
+                    forward_isa(isa, shape, &x_operand, &packed, out, epilogue);
+                });
+            }
         }
         if shape.operands.fit(shape.group_out()) {
             let mut packed = vec![f32::NAN; input_grad_packed_len_isa(isa, shape)];
@@ -288,7 +297,7 @@ fn winograd_matches_the_naive_convolution() {
         let (bias, residual) = (random.numbers(c_out), random.numbers(shape.output_len()));
         let epilogue = Epilogue {
             bias: case.is_multiple_of(2).then_some(&bias[..]),
-            residual: case.is_multiple_of(3).then_some(&residual[..]),
+            residual: case.is_multiple_of(3).then_some(&residual[..]).into(),
             act: [None, Some(Unary::Relu), Some(Unary::Silu), None][case % 4],
             ..Epilogue::default()
         };
@@ -301,7 +310,7 @@ fn winograd_matches_the_naive_convolution() {
         products(&shape, |o, i, w| want[o] += x[i] as f64 * weights[w] as f64);
         for (at, sum) in want.iter_mut().enumerate() {
             *sum += epilogue.bias.map_or(0.0, |b| b[at % c_out] as f64);
-            *sum += epilogue.residual.map_or(0.0, |r| r[at] as f64);
+            *sum += if case.is_multiple_of(3) { residual[at] as f64 } else { 0.0 };
             *sum = epilogue.act.map_or(*sum, |act| act.eval(*sum));
         }
         for &isa in available() {
@@ -321,7 +330,16 @@ fn winograd_matches_the_naive_convolution() {
                     Pass::InputGrad => {
                         assert_close(&compute(way, &dy, x.len(), &Epilogue::default()), &want_dx, &name);
                     }
-                    _ => assert_close(&compute(way, &x, want.len(), &epilogue), &want, &name),
+                    _ => {
+                        assert_close(&compute(way, &x, want.len(), &epilogue), &want, &name);
+                        assert_overwrites(&name, &epilogue, |out, epilogue| {
+                            with_isa(isa, || {
+                                let mut packed = vec![f32::NAN; way.packed_len()];
+                                way.pack_weights(&weights, &mut packed);
+                                way.run(&x, &packed, out, epilogue);
+                            });
+                        });
+                    }
                 }
             }
             if winograd::fits_weight_grad(&shape) {
@@ -360,7 +378,7 @@ fn stems_match_the_naive_convolution() {
         let (bias, residual) = (random.numbers(shape.c_out), random.numbers(shape.output_len()));
         let epilogue = Epilogue {
             bias: case.is_multiple_of(2).then_some(&bias[..]),
-            residual: case.is_multiple_of(3).then_some(&residual[..]),
+            residual: case.is_multiple_of(3).then_some(&residual[..]).into(),
             act: [None, Some(Unary::Relu), Some(Unary::Silu), None][case % 4],
             ..Epilogue::default()
         };
@@ -373,7 +391,7 @@ fn stems_match_the_naive_convolution() {
         });
         for (at, sum) in want.iter_mut().enumerate() {
             *sum += epilogue.bias.map_or(0.0, |b| b[at % shape.c_out] as f64);
-            *sum += epilogue.residual.map_or(0.0, |r| r[at] as f64);
+            *sum += if case.is_multiple_of(3) { residual[at] as f64 } else { 0.0 };
             *sum = epilogue.act.map_or(*sum, |act| act.eval(*sum));
         }
         for &isa in available() {

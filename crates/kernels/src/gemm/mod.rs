@@ -24,20 +24,63 @@ pub use scaled::{Scaling, gemm_scaled};
 pub struct Epilogue<'a> {
     /// One number per output channel.
     pub bias: Option<&'a [f32]>,
-    /// Laid out as the output.
-    pub residual: Option<&'a [f32]>,
-    /// The residual is pairs of bf16, half as long as the output's numbers.
-    pub residual_in_pairs: bool,
+    pub residual: Residual<'a>,
     /// `Relu` is applied in registers, any other to the tile just stored.
     pub act: Option<Unary>,
     /// With pairs the output is half as long.
     pub stored: Stored<'a>,
 }
 
+/// What is added to a product, laid out as its output.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum Residual<'a> {
+    #[default]
+    None,
+    Numbers(&'a [f32]),
+    /// Pairs of bf16, half as long as the output's numbers.
+    Pairs(&'a [f32]),
+    /// What stands where the output's numbers go.
+    OverwrittenNumbers,
+    /// What stands where the output's pairs go.
+    OverwrittenPairs,
+}
+
+impl<'a> From<Option<&'a [f32]>> for Residual<'a> {
+    fn from(numbers: Option<&'a [f32]>) -> Residual<'a> {
+        numbers.map_or(Residual::None, Residual::Numbers)
+    }
+}
+
 impl Epilogue<'_> {
-    /// Numbers of the residual of an output of `len` numbers.
-    pub(crate) fn residual_len(&self, len: usize) -> usize {
-        if self.residual_in_pairs { Operands::Bf16.elements(len) } else { len }
+    /// # Panics
+    /// If the residual of an output of `len` numbers is shorter, or is to be in a form that is not stored.
+    pub(crate) fn check_residual(&self, len: usize, what: &str) {
+        let fits = match self.residual {
+            Residual::None => true,
+            Residual::Numbers(numbers) => numbers.len() >= len,
+            Residual::Pairs(pairs) => pairs.len() >= Operands::Bf16.elements(len),
+            Residual::OverwrittenNumbers => !matches!(self.stored, Stored::Pairs),
+            Residual::OverwrittenPairs => self.stored.in_pairs(),
+        };
+        assert!(fits, "{what}: the residual is too short, or not stored so");
+    }
+
+    /// The residual's numbers, if it has some; `out` is the output.
+    pub(crate) fn residual_numbers(&self, out: SendPtr<f32>) -> Option<*const f32> {
+        match self.residual {
+            Residual::Numbers(numbers) => Some(numbers.as_ptr()),
+            Residual::OverwrittenNumbers => Some(out.0.cast_const()),
+            _ => None,
+        }
+    }
+
+    /// The residual's pairs.
+    pub(crate) fn residual_pairs(&self, out: SendPtr<f32>) -> Option<*const u16> {
+        match self.residual {
+            Residual::Pairs(pairs) => Some(pairs.as_ptr().cast()),
+            Residual::OverwrittenPairs => self.stored.pairs(out).map(|pairs| pairs.0.cast_const()),
+            _ => None,
+        }
     }
 }
 
@@ -107,10 +150,7 @@ fn checked<'a>(
     assert!(c.len() >= epilogue.stored.output_len(c_len), "product: the output is too short");
     assert!(packed_b.len() >= layout.len(), "product: the packed matrix is too short");
     assert!(epilogue.bias.is_none_or(|b| b.len() >= layout.outputs), "product: the bias is too short");
-    assert!(
-        epilogue.residual.is_none_or(|r| r.len() >= epilogue.residual_len(c_len)),
-        "product: the residual is too short"
-    );
+    epilogue.check_residual(c_len, "product");
     Product::new(layout, operands, packed_b, SendPtr(c.as_mut_ptr()), epilogue)
 }
 

@@ -204,13 +204,10 @@ impl<'a> Product<'a> {
 
     /// Where the residual of an output channel begins, null without one.
     pub fn residual(&self, output: usize) -> *const f32 {
-        match self.epilogue.residual {
-            None => std::ptr::null(),
-            Some(residual) if self.epilogue.residual_in_pairs => {
-                residual.as_ptr().cast::<u16>().wrapping_add(output).cast()
-            }
-            Some(residual) => residual[output..].as_ptr(),
-        }
+        let (numbers, pairs) =
+            (self.epilogue.residual_numbers(self.out), self.epilogue.residual_pairs(self.out));
+        let pairs = pairs.map(|pairs| pairs.wrapping_add(output).cast());
+        numbers.map(|numbers| numbers.wrapping_add(output)).or(pairs).unwrap_or(std::ptr::null())
     }
 
     /// Taps as the tile sees them.
@@ -354,7 +351,7 @@ impl<'a> Product<'a> {
         let panel = self.layout.panel(index);
         let bias = self.epilogue.bias.map_or(std::ptr::null(), |b| b[panel.first_output..].as_ptr());
         let residual = self.residual(panel.first_output);
-        let in_pairs = self.epilogue.residual_in_pairs && !residual.is_null();
+        let in_pairs = self.epilogue.residual_pairs(self.out).is_some();
         let mut widened = [0.0; MAX_ROWS * WIDEST];
         let run = panel.inputs * self.fused_taps;
         let width = panel.vectors * lanes(isa);

@@ -3,7 +3,7 @@ use timm_graph::scalar::Unary;
 use super::*;
 use crate::bf16::{rounded, to_pairs};
 use crate::simd::with_isa;
-use crate::testing::{Random, assert_close, isas};
+use crate::testing::{Random, assert_close, assert_overwrites, isas};
 
 /// The product in f64, one sum at a time.
 fn naive(
@@ -37,7 +37,7 @@ fn gemm_matches_the_naive_product() {
         let residual = random.numbers(m * c_row_stride);
         let epilogue = Epilogue {
             bias: (case % 2 == 0).then_some(&bias[..]),
-            residual: (case % 3 == 0).then_some(&residual[..]),
+            residual: (case % 3 == 0).then_some(&residual[..]).into(),
             act: [None, Some(Unary::Relu), Some(Unary::Silu)][case % 3],
             ..Epilogue::default()
         };
@@ -61,12 +61,15 @@ fn gemm_matches_the_naive_product() {
             let out = &mut c[1..];
             let packed = &packed[1..];
             gemm_isa(isa, operands, m, n, k, a, a_row, a_col, packed, out, c_row_stride, &epilogue);
+            assert_overwrites("product", &epilogue, |out, epilogue| {
+                gemm_isa(isa, operands, m, n, k, a, a_row, a_col, packed, out, c_row_stride, epilogue);
+            });
             for i in 0..m {
                 let want: Vec<f64> = (0..n)
                     .map(|j| {
                         let sum = product[i * n + j]
                             + epilogue.bias.map_or(0.0, |b| b[j] as f64)
-                            + epilogue.residual.map_or(0.0, |r| r[i * c_row_stride + j] as f64);
+                            + if case % 3 == 0 { residual[i * c_row_stride + j] as f64 } else { 0.0 };
                         epilogue.act.map_or(sum, |act| act.eval(sum))
                     })
                     .collect();
@@ -99,7 +102,8 @@ fn split_numbers_are_as_exact_as_f32() {
         };
         let (a, b) = (wide(random.numbers(m * k)), wide(random.numbers(k * n)));
         let (bias, residual) = (random.numbers(n), random.numbers(m * n));
-        let epilogue = Epilogue { bias: Some(&bias), residual: Some(&residual), ..Epilogue::default() };
+        let epilogue =
+            Epilogue { bias: Some(&bias), residual: Residual::Numbers(&residual), ..Epilogue::default() };
         let want: Vec<f64> = naive(m, n, k, |i, l| a[i * k + l], |l, j| b[l * n + j])
             .into_iter()
             .enumerate()
@@ -163,7 +167,7 @@ fn scaled_rows_match_the_naive_product() {
         let mut want = naive(m, n, k, scaled, |l, j| b[l * n + j]);
         want.iter_mut().zip(&residual).for_each(|(w, r)| *w += *r as f64);
         let scaling = Scaling { scale: &scale, shift: &shift, relu };
-        let epilogue = Epilogue { residual: Some(&residual), ..Epilogue::default() };
+        let epilogue = Epilogue { residual: Residual::Numbers(&residual), ..Epilogue::default() };
         for isa in isas() {
             let layout = layout(isa, Operands::F32, k, n);
             let mut packed = vec![0.0; layout.len()];
@@ -192,7 +196,7 @@ fn reordered_rows_match_the_naive_product() {
             let at = row as usize * n;
             (0..n).for_each(|j| want[at + j] = sums[j] + residual[at + j] as f64);
         }
-        let epilogue = Epilogue { residual: Some(&residual), ..Epilogue::default() };
+        let epilogue = Epilogue { residual: Residual::Numbers(&residual), ..Epilogue::default() };
         let (from, to) = (RowMap::new(from), RowMap::new(to));
         for isa in isas() {
             let layout = layout(isa, Operands::F32, k, n);

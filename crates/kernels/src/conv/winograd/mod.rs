@@ -16,9 +16,9 @@ use timm_graph::scalar::Unary;
 
 use crate::bf16::{Operands, Stored, round_to};
 use crate::elementwise::apply_unary;
-use crate::gemm::Epilogue;
 use crate::gemm::product::{Order, tile_height};
 use crate::gemm::tile::{MAX_ROWS, Tile, best_rows, tile_fn};
+use crate::gemm::{Epilogue, Residual};
 use crate::lanes::Lanes;
 use crate::multiversion;
 use crate::pack::{Layout, Panel, lanes};
@@ -281,7 +281,8 @@ fn run(kind: Kind, shape: &ConvShape, x: &[f32], packed: &[f32], out: &mut [f32]
     let layout = layout(isa, shape);
     assert!(x.len() >= shape.input_len(), "convolution: the input is too short");
     assert!(packed.len() >= kind.points() * layout.len(), "convolution: the packed weights are too short");
-    assert!(!epilogue.residual_in_pairs, "convolution: this way reads a residual of numbers");
+    let in_pairs = matches!(epilogue.residual, Residual::Pairs(_) | Residual::OverwrittenPairs);
+    assert!(!in_pairs, "convolution: this way reads a residual of numbers");
     shape.check_output(out, epilogue);
     let (out_len, points) = (kind.out(), kind.points());
     let grid = Grid {
@@ -495,8 +496,8 @@ unsafe fn transform_outputs_body<S: Lanes, K: Scheme>(
                     for (j, value) in K::outputs::<S>(half).into_iter().enumerate().take(columns) {
                         let at = pixel(i, j) + lane;
                         let mut value = S::add(value, bias);
-                        if let Some(residual) = epilogue.residual {
-                            value = S::add(value, load(residual.as_ptr().add(at)));
+                        if let Some(residual) = epilogue.residual_numbers(out) {
+                            value = S::add(value, load(residual.add(at)));
                         }
                         if epilogue.act == Some(Unary::Relu) {
                             // The second operand wins over a NaN on either side: NaN stays NaN.

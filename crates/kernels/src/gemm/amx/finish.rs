@@ -10,8 +10,8 @@ use super::pack::widened;
 use super::registers::{PAIRS, REGISTER, ROWS};
 use crate::bf16::Stored;
 use crate::elementwise::apply_unary_rows;
-use crate::gemm::Epilogue;
 use crate::gemm::product::{Product, SKIPPED};
+use crate::gemm::{Epilogue, Residual};
 use crate::math;
 use crate::pack::Panel;
 use crate::simd::Avx512;
@@ -75,9 +75,9 @@ pub(super) unsafe fn store(
         pairs: epilogue.stored.pairs(product.out).map_or(std::ptr::null_mut(), |pairs| pairs.0),
     };
     let residual = match epilogue.residual {
-        None => Form::None,
-        Some(_) if epilogue.residual_in_pairs => Form::Pairs,
-        Some(_) => Form::Numbers,
+        Residual::None => Form::None,
+        Residual::Pairs(_) | Residual::OverwrittenPairs => Form::Pairs,
+        Residual::Numbers(_) | Residual::OverwrittenNumbers => Form::Numbers,
     };
     let stored = match epilogue.stored {
         Stored::Numbers => Form::Numbers,
