@@ -33,8 +33,7 @@ pub fn states(plan: &mut Plan) {
         let whole = plan.buffers[n].life.len == value.layout.len() && value.offset == 0;
         let elementwise = step.name.starts_with("elementwise");
         let late_reader = last_read.get(&place).is_some_and(|&last| last > s);
-        let inexact =
-            (0..step.reads.len()).any(|r| step.reads[r].place == place && !step.exact_reads.contains(&r));
+        let inexact = step.reads_inexactly(|read| read == place);
         let taken = renames.contains_key(&n);
         if !whole || !elementwise || late_reader || inexact || taken {
             return true;
@@ -69,10 +68,9 @@ pub fn buffers(plan: &mut Plan) {
                 let Place::Buffer(n) = resolve(&renames, span.place) else { return None };
                 let buffer = &plan.buffers[n];
                 let dies = !buffer.fixed && buffer.life.last == s && n != target && !taken.contains(&n);
-                let inexact = (0..step.reads.len()).filter(|r| !step.exact_reads.contains(r));
-                let is_donor = |r: usize| resolve(&renames, step.reads[r].place) == Place::Buffer(n);
-                let dies = dies && !inexact.into_iter().any(is_donor);
-                (dies && span.len == len && buffer.life.len == len && span.offset == 0).then_some(n)
+                let inexact = step.reads_inexactly(|read| resolve(&renames, read) == Place::Buffer(n));
+                (dies && !inexact && span.len == len && buffer.life.len == len && span.offset == 0)
+                    .then_some(n)
             });
             if let Some(n) = donor {
                 taken.push(n);

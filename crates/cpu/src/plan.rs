@@ -182,6 +182,13 @@ pub struct Step {
     pub rounded: Vec<(usize, usize)>,
 }
 
+impl Step {
+    /// Whether it reads one of such places otherwise than only where it writes at that moment.
+    pub fn reads_inexactly(&self, such: impl Fn(Place) -> bool) -> bool {
+        (0..self.reads.len()).any(|r| such(self.reads[r].place) && !self.exact_reads.contains(&r))
+    }
+}
+
 /// A buffer while planning.
 #[derive(Clone, Copy, Debug)]
 pub struct Buffer {

@@ -180,6 +180,14 @@ pub fn prefetch(p: *const u8) {
     let _ = p;
 }
 
+/// Asks for `count` numbers from `first` on, as far as there are as many.
+pub fn prefetch_numbers(numbers: &[f32], first: usize, count: usize) {
+    const LINE: usize = 16;
+    for line in numbers.get(first..).unwrap_or_default().chunks(LINE).take(count.div_ceil(LINE)) {
+        prefetch(line.as_ptr().cast());
+    }
+}
+
 /// `S` on lanes that hold pairs of bf16 numbers: what a kernel multiplies are pairs, what it sums is `f32`.
 #[derive(Clone, Copy)]
 pub struct Pairs<S>(PhantomData<S>);

@@ -17,11 +17,9 @@ use crate::elementwise::apply_unary_rows;
 use crate::gemm::Epilogue;
 use crate::pack::{lanes, max_vectors};
 use crate::scratch::with_scratch;
-use crate::simd::{Isa, prefetch};
+use crate::simd::{Isa, prefetch_numbers};
 use crate::threads::{SendPtr, for_each};
 
-/// Numbers of a cache line.
-const LINE: usize = 16;
 /// Bytes of a job's copy, which should stay in a second-level cache beside weights and results.
 const BAND_BYTES: usize = 384 << 10;
 /// Jobs that keep a large machine busy.
@@ -457,14 +455,14 @@ impl Pass<'_> {
                     .flat_map(|ty| phase_x.taps.iter().map(move |tx| (ty.1, tx.1)))
                     .map(|(ty, tx)| ((ty - y.shifts.0) as usize * width + (tx - x.shifts.0) as usize) * pixel)
                     .collect();
-                let (here, next) = self.packed[weights..].split_at(taps.len() * inputs * panel_width);
+                let here = &self.packed[weights..][..taps.len() * inputs * panel_width];
                 weights += here.len();
-                let mut next = next[..here.len().min(next.len())].chunks(LINE);
-                let share = next.len().div_ceil(lines.len().max(1));
+                let (mut next, share) = (weights, here.len().div_ceil(lines.len().max(1)));
                 let first_channel = if block.side_by_side == 1 { panel.first * lanes(isa) } else { 0 };
                 for line in lines.start..lines.end.min(phase_y.count) {
                     // What comes next stands right behind, but far away.
-                    next.by_ref().take(share).for_each(|line| prefetch(line.as_ptr().cast()));
+                    prefetch_numbers(self.packed, next, share);
+                    next += share;
                     let out_line = image * y.target + phase_y.first + line * y.out_step;
                     let source = &band[(line - lines.start) * y.step * width * pixel..];
                     for (first, pixels, height) in heights(isa, panel.vectors, phase_x.count) {

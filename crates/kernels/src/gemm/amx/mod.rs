@@ -21,7 +21,7 @@ use super::product::{Product, Rows, SPLIT_RUN};
 use crate::bf16::PARTS;
 use crate::pack::Panel;
 use crate::scratch::{aligned, with_scratch};
-use crate::simd::prefetch;
+use crate::simd::prefetch_numbers;
 use finish::{Target, store};
 use registers::{PAIRS, REGISTER, ROWS, Registers, Segment, Steps, kernel};
 
@@ -35,8 +35,6 @@ const SHORT: usize = 24;
 const NEAR_WEIGHTS: usize = 256 << 10;
 /// Panels whose sums stay in the first-level cache beside rows and weights, and whose outputs are some whole lines.
 const GROUP: usize = 2;
-/// Numbers of a cache line.
-const LINE: usize = 16;
 /// Segments that a kernel is called with at most.
 const MOST_SEGMENTS: usize = 16;
 
@@ -407,12 +405,5 @@ impl Job<'_> {
                 return;
             }
         }
-    }
-}
-
-/// Asks for some of the numbers that come next.
-fn prefetch_numbers(numbers: &[f32], first: usize, count: usize) {
-    for line in numbers.get(first..).unwrap_or_default().chunks(LINE).take(count.div_ceil(LINE)) {
-        prefetch(line.as_ptr().cast());
     }
 }
