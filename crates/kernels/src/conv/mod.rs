@@ -317,9 +317,7 @@ fn run_mapped(
     let padded = maps.y.padded || maps.x.padded;
     let tile_rows = product.tile_rows();
     let blocks = product.row_blocks(pixels, source_channels * 4);
-    let layout = &product.layout;
-    let work = blocks.most() * layout.groups * layout.inputs * layout.outputs * layout.taps;
-    product.run(blocks.count, work, |block, rows| {
+    product.run(blocks.count, blocks.most(), |block, rows| {
         let range = blocks.range(block);
         let (first, count) = (range.start, range.len());
         let mut order = std::mem::take(&mut rows.order);
@@ -357,8 +355,7 @@ fn forward_from_padded_copy(shape: &ConvShape, x: &[f32], product: &Product) {
     let lines_per_block = (192usize.next_multiple_of(tile_rows) / out_w).clamp(1, out_h);
     let blocks_per_image = out_h.div_ceil(lines_per_block);
     let line_len = (shape.w + shape.pad[2] + shape.pad[3]) * shape.c_in;
-    let work = lines_per_block * out_w * shape.c_out * shape.taps() * shape.c_in;
-    product.run(shape.n * blocks_per_image, work, |block, rows| {
+    product.run(shape.n * blocks_per_image, lines_per_block * out_w, |block, rows| {
         let (image, part) = (block / blocks_per_image, block % blocks_per_image);
         let first = part * lines_per_block;
         let lines = lines_per_block.min(out_h - first);

@@ -6,6 +6,8 @@
 //! computed too. Where the channels fill whole registers, each block of 16 pairs of channels has a copy of its own, in which
 //! the rows of a register stand together; else a row of the kernel is one run.
 
+use std::ops::Range;
+
 use super::ConvShape;
 use crate::bf16::{Operands, PARTS, pair};
 #[cfg(target_arch = "x86_64")]
@@ -93,9 +95,17 @@ impl Planes {
         (plane * self.lines + line) * self.line_len
     }
 
-    /// Copies what the lines of some images' output read from `first` on.
-    fn fill(&self, shape: &ConvShape, source: Source, first_image: usize, first: usize, copy: &mut [f32]) {
-        for block in 0..self.blocks {
+    /// Copies some blocks of what the lines of some images' output read from `first` on.
+    fn fill(
+        &self,
+        shape: &ConvShape,
+        source: Source,
+        first_image: usize,
+        first: usize,
+        blocks: Range<usize>,
+        copy: &mut [f32],
+    ) {
+        for block in blocks {
             let block_at = block * self.block_len;
             for image in 0..self.images {
                 for index in 0..self.firsts.len() * self.lines {
@@ -218,8 +228,8 @@ pub(super) fn forward(shape: &ConvShape, source: Source, product: &Product, reve
     let parts = out_h.div_ceil((wanted / row).clamp(1, out_h));
     let groups = shape.n.div_ceil((wanted / (row * out_h)).clamp(1, shape.n));
     let (images, lines) = (shape.n.div_ceil(groups), out_h.div_ceil(parts));
-    let work = images * lines * row * shape.c_out * shape.taps() * shape.c_in;
-    product.run(shape.n.div_ceil(images) * parts, work, |block, rows| {
+    let most = images * (lines * row).next_multiple_of(register);
+    product.run(shape.n.div_ceil(images) * parts, most, |block, rows| {
         let (first_image, first) = (block / parts * images, block % parts * lines);
         if first >= out_h {
             rows.count = 0;
@@ -229,7 +239,9 @@ pub(super) fn forward(shape: &ConvShape, source: Source, product: &Product, reve
         let planes = Planes::new(shape, images, lines, register);
         let mut band = std::mem::take(&mut rows.band);
         let copy = aligned(&mut band, source.parts() * planes.part_len());
-        planes.fill(shape, source, first_image, first, copy);
+        let blocks =
+            if planes.blocks > 1 { rows.inputs.start / BLOCK..rows.inputs.end / BLOCK } else { 0..1 };
+        planes.fill(shape, source, first_image, first, blocks, copy);
         let columns = shape.kw / product.fused_taps;
         let column = shape.dilation[1] * planes.pixel;
         rows.even.taps.clear();

@@ -2,6 +2,7 @@
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
+pub(crate) mod jobs;
 pub(crate) mod product;
 mod reordered;
 mod scaled;

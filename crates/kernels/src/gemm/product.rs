@@ -2,18 +2,18 @@
 
 use std::cell::Cell;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use timm_graph::scalar::Unary;
 
 use super::Epilogue;
+use super::jobs::{Order, Parts, RowBlocks, Run};
 use super::tile::{MAX_ROWS, Tile, best_rows, fitting_rows, tile_fn};
 use crate::bf16::{Operands, PARTS, Stored, round_to, widen_to};
 use crate::elementwise::apply_unary_rows;
 use crate::pack::{Layout, lanes};
 use crate::scratch::with_scratch;
 use crate::simd::Isa;
-use crate::threads::{self, SendPtr, for_each};
+use crate::threads::{self, SendPtr};
 
 /// A product of gathered rows with packed weights.
 pub(crate) struct Product<'a> {
@@ -51,8 +51,10 @@ pub(crate) struct Rows {
     pub is_split: Cell<bool>,
     /// For matrix registers: rows that are.
     pub even: Even,
-    /// The run and the block of rows that stand here.
-    filled: (u64, usize),
+    /// Inputs of each tap that the job multiplies, of one group.
+    pub inputs: Range<usize>,
+    /// The run, and the block of rows and the first of their inputs that stand here.
+    pub(super) filled: (u64, [usize; 2]),
 }
 
 /// Rows that are equally far apart, register by register, without a table.
@@ -70,12 +72,6 @@ pub(crate) struct Even {
     pub block: Option<usize>,
 }
 
-/// The number of a run, to know its rows again.
-fn next_run() -> u64 {
-    static NEXT: AtomicU64 = AtomicU64::new(1);
-    NEXT.fetch_add(1, Relaxed)
-}
-
 /// The offset of a row that is computed but not written.
 pub(crate) const SKIPPED: usize = usize::MAX;
 
@@ -89,59 +85,6 @@ pub(crate) fn with_rows<R>(use_rows: impl FnOnce(&mut Rows) -> R) -> R {
     let result = use_rows(&mut rows);
     ROWS.set(rows);
     result
-}
-
-/// Rows in blocks of about as many whole tiles.
-pub(crate) struct RowBlocks {
-    rows: usize,
-    /// Rows that stay together.
-    unit: usize,
-    /// Blocks, none of them empty.
-    pub count: usize,
-}
-
-impl RowBlocks {
-    /// At most `count` blocks of units of `unit` rows.
-    fn new(rows: usize, unit: usize, count: usize) -> RowBlocks {
-        RowBlocks { rows, unit, count: count.max(1).min(rows.div_ceil(unit)) }
-    }
-
-    /// Rows of the largest block.
-    pub fn most(&self) -> usize {
-        (self.rows.div_ceil(self.unit).div_ceil(self.count.max(1)) * self.unit).min(self.rows)
-    }
-
-    /// The rows of a block.
-    pub fn range(&self, block: usize) -> Range<usize> {
-        let units = self.rows.div_ceil(self.unit);
-        let start = |block: usize| (block * units / self.count * self.unit).min(self.rows);
-        start(block)..start(block + 1)
-    }
-}
-
-/// In which order the jobs of (row block, part of the panels) are dealt out to the threads, the first half of two. What
-/// another core wrote comes slowly: where rows are many, each thread gets rows of its own, the same share of them in
-/// every step of a model, and all weights; else it gets weights of its own and all rows.
-pub(crate) struct Order {
-    blocks: usize,
-    parts: usize,
-    /// Row blocks of a thread.
-    stretch: usize,
-}
-
-impl Order {
-    /// For `rows` rows, each as long as a column of the weights, of which there are `columns`.
-    pub fn new(blocks: usize, parts: usize, rows: usize, columns: usize) -> Order {
-        let many = 4 * rows >= columns;
-        Order { blocks, parts, stretch: if many { blocks.div_ceil(threads::count()) } else { blocks } }
-    }
-
-    /// Row block and part of a job. A thread runs its row blocks through one part after the other.
-    pub fn at(&self, index: usize) -> (usize, usize) {
-        let first = index / (self.stretch * self.parts) * self.stretch;
-        let (blocks, index) = (self.stretch.min(self.blocks - first), index - first * self.parts);
-        (first + index % blocks, index / blocks)
-    }
 }
 
 /// Multiply-adds below which a job is not worth handing to another thread.
@@ -243,55 +186,44 @@ impl<'a> Product<'a> {
         RowBlocks::new(count, self.tile_rows(), blocks)
     }
 
-    /// Runs jobs of (row block, range of panels). `fill` sets up the rows of a block.
-    pub fn run(&self, blocks: usize, work_per_block: usize, fill: impl Fn(usize, &mut Rows) + Sync) {
+    /// Runs jobs of (row block, range of panels). `fill` sets up the rows of a block, at most `most_rows`.
+    pub fn run(&self, blocks: usize, most_rows: usize, fill: impl Fn(usize, &mut Rows) + Sync) {
         let panels = self.layout.panels();
-        if panels == 0 || blocks == 0 {
+        if panels == 0 || blocks == 0 || most_rows == 0 {
             return;
         }
-        let weights = self.layout.len();
-        let rows = blocks * work_per_block / weights.max(1);
+        let Layout { groups, inputs, outputs, taps, .. } = self.layout;
+        let (weights, stored) = (self.layout.len(), most_rows * groups * outputs);
         let gain = if self.is_amx() && !self.is_split() { AMX_GAIN } else { 1 };
         // With few rows the time goes into bringing the weights, with short ones into storing what comes of them.
-        let stored = rows / blocks * self.layout.groups * self.layout.outputs;
-        let work_per_block = (work_per_block / gain).max(FETCH * weights / blocks).max(STORE * stored);
+        let work_per_block =
+            (stored * inputs * taps / gain).max(FETCH * weights / blocks).max(STORE * stored);
+        let run = Run::new(blocks * work_per_block < 2 * SMALLEST_JOB, fill);
+        #[cfg(target_arch = "x86_64")]
+        if blocks == 1 && !run.alone && super::amx::halves::pay(self, most_rows) {
+            return super::amx::halves::run(self, most_rows, &run);
+        }
         let most = panels.div_ceil(self.fewest_panels).min((work_per_block / SMALLEST_JOB).max(1));
         // Each job splits its rows anew.
         let enough = if self.is_split() { threads::count() } else { ENOUGH_JOBS / gain };
-        let parts = enough.div_ceil(blocks).min(most);
-        let per_part = panels.div_ceil(parts);
-        let parts = panels.div_ceil(per_part);
-        let mut order = Order::new(blocks, parts, rows, weights / self.layout.inputs.max(1));
+        let parts = Parts::new(panels, enough.div_ceil(blocks).min(most));
+        let mut order = Order::new(blocks, parts.count, blocks * most_rows, weights / inputs.max(1));
         if self.is_amx() {
             // Rows are read again for every panel, more often than any weight.
             order.stretch = 1;
         }
-        let run = next_run();
-        let job = |index: usize| {
+        run.each(blocks * parts.count, |index| {
             let (block, part) = order.at(index);
-            with_rows(|rows| {
-                if rows.filled != (run, block) {
-                    rows.clear();
-                    fill(block, rows);
-                    rows.filled = (run, block);
-                }
-                self.run_panels(rows, part * per_part..((part + 1) * per_part).min(panels));
-            });
-        };
-        if blocks * work_per_block < 2 * SMALLEST_JOB {
-            (0..blocks * parts).for_each(job);
-        } else {
-            for_each(blocks * parts, job);
-        }
+            run.with_rows(block, 0..inputs, |rows| self.run_panels(rows, parts.range(part)));
+        });
     }
 
     /// Runs `count` rows; `place` says where each is read and the offset where it is written.
     pub fn run_rows(&self, count: usize, place: impl Fn(usize) -> (*const f32, usize) + Sync) {
         let tile_rows = self.tile_rows();
-        let (inputs, outputs) =
-            (self.layout.groups * self.layout.inputs, self.layout.groups * self.layout.outputs);
+        let inputs = self.layout.groups * self.layout.inputs;
         let blocks = self.row_blocks(count, inputs * 4);
-        self.run(blocks.count, blocks.most() * self.layout.inputs * outputs, |block, rows| {
+        self.run(blocks.count, blocks.most(), |block, rows| {
             let Range { start: first, end } = blocks.range(block);
             rows.fill(end - first, tile_rows, 1, 0, false, |row, table, _| {
                 // Inside the source, whose length the entry points check, unless it has no columns: then it is never read.
@@ -305,10 +237,10 @@ impl<'a> Product<'a> {
     /// Runs `count` rows that stand side by side in `source`, their numbers `source_column` apart, as in a transposed
     /// matrix. Each job copies its rows, tile by tile: read in place, every number would come from another cache line.
     pub fn run_columns(&self, count: usize, source: &[f32], source_column: usize, out_row: usize) {
-        let (tile_rows, inputs, outputs) = (self.tile_rows(), self.layout.inputs, self.layout.outputs);
+        let (tile_rows, inputs) = (self.tile_rows(), self.layout.inputs);
         debug_assert!(self.source_stride == tile_rows && self.layout.groups == 1 && self.layout.taps == 1);
         let blocks = self.row_blocks(count, inputs * 4);
-        self.run(blocks.count, blocks.most() * inputs * outputs, |block, rows| {
+        self.run(blocks.count, blocks.most(), |block, rows| {
             let (range, mut band) = (blocks.range(block), std::mem::take(&mut rows.band));
             let (first, here) = (range.start, range.len());
             let len = here.div_ceil(tile_rows) * tile_rows * inputs;
@@ -466,8 +398,8 @@ pub(crate) fn tile_height(rows: usize, tile_rows: usize) -> usize {
 
 impl Rows {
     /// Forgets the rows.
-    fn clear(&mut self) {
-        self.filled = (0, 0);
+    pub(super) fn clear(&mut self) {
+        self.filled = (0, [0; 2]);
         self.is_split.set(false);
         self.even.starts.clear();
     }

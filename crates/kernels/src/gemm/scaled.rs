@@ -50,7 +50,7 @@ pub fn gemm_scaled(
     if blocks.count >= MANY_BLOCKS {
         product.fewest_panels = COPIED_PANELS;
     }
-    product.run(blocks.count, blocks.most() * k * n, |block, rows| {
+    product.run(blocks.count, blocks.most(), |block, rows| {
         let range = blocks.range(block);
         let (first, count) = (range.start, range.len());
         let mut band = std::mem::take(&mut rows.band);

@@ -16,7 +16,8 @@ use timm_graph::scalar::Unary;
 
 use crate::bf16::{Operands, Stored, round_to};
 use crate::elementwise::apply_unary;
-use crate::gemm::product::{Order, tile_height};
+use crate::gemm::jobs::Order;
+use crate::gemm::product::tile_height;
 use crate::gemm::tile::{MAX_ROWS, Tile, best_rows, tile_fn};
 use crate::gemm::{Epilogue, Residual};
 use crate::lanes::Lanes;

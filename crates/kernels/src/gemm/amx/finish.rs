@@ -5,7 +5,6 @@ use std::ops::Range;
 
 use timm_graph::scalar::Unary;
 
-use super::Lefts;
 use super::pack::widened;
 use super::registers::{PAIRS, REGISTER, ROWS};
 use crate::bf16::Stored;
@@ -51,6 +50,15 @@ struct Rows<'a> {
     pairs: *mut u16,
 }
 
+/// Adds numbers to as many others.
+///
+/// # Safety
+/// The machine has AMX.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+pub(super) unsafe fn add(to: &mut [f32], from: &[f32]) {
+    to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
+}
+
 /// Stores the sums `[panels][registers][vectors]` of some rows.
 ///
 /// # Safety
@@ -58,7 +66,7 @@ struct Rows<'a> {
 pub(super) unsafe fn store(
     product: &Product,
     targets: &[Target],
-    lefts: &Lefts,
+    job: &super::Rows,
     registers: Range<usize>,
     sums: &mut [f32],
 ) {
@@ -67,7 +75,7 @@ pub(super) unsafe fn store(
     let sums = &mut sums[..registers.len() * vectors * REGISTER];
     let rows = Rows {
         targets,
-        offsets: &lefts.rows.offsets[registers.start * ROWS..(registers.end * ROWS).min(lefts.rows.count)],
+        offsets: &job.offsets[registers.start * ROWS..(registers.end * ROWS).min(job.count)],
         registers: registers.len(),
         sums: sums.as_mut_ptr(),
         residual: product.residual(0),

@@ -11,6 +11,7 @@
 
 pub(crate) mod couples;
 mod finish;
+pub(super) mod halves;
 pub(crate) mod pack;
 pub(crate) mod registers;
 
@@ -70,16 +71,17 @@ struct Lefts<'a> {
 }
 
 impl<'a> Lefts<'a> {
+    /// Rows for a range of steps of each tap; `whole` if the job multiplies no others.
     fn new(
         product: &Product,
         rows: &'a Rows,
         panel: &Panel,
         cut: Steps,
         here: Range<usize>,
+        whole: bool,
         copy: &'a mut Vec<f32>,
     ) -> Self {
         let (taps, split) = (product.taps(), product.is_split());
-        let whole = here == (0..cut.of_tap);
         let mut lefts = Lefts {
             rows,
             taps,
@@ -213,21 +215,81 @@ fn run_alike(product: &Product, rows: &Rows, panels: &[Panel], copy: &mut Vec<f3
     let run = panels[0].inputs * product.fused_taps;
     let targets: Vec<Target> = panels.iter().map(|panel| Target::new(product, panel)).collect();
     let cut = Steps::new(run);
+    if product.is_split() && run >= 2 * SPLIT_RUN && rows.even.starts.is_empty() {
+        let vectors: usize = panels.iter().map(|panel| panel.vectors).sum();
+        return with_scratch(padded(rows.count) * vectors * PAIRS, |sums| {
+            sum_in_stretches(product, rows, panels, &targets, 0..cut.of_tap, copy, sums);
+        });
+    }
     let part = product.layout.part_len();
     let _shapes = Registers::new(cut);
-    if !product.is_split() || run < 2 * SPLIT_RUN || !rows.even.starts.is_empty() {
-        let lefts = Lefts::new(product, rows, &panels[0], cut, 0..cut.of_tap, copy);
-        return Job { product, lefts, cut, panels, targets: &targets, part }.run();
+    let lefts = Lefts::new(product, rows, &panels[0], cut, 0..cut.of_tap, true, copy);
+    Job { product, lefts, cut, panels, targets: &targets, part }.run();
+}
+
+/// Rows that a job has sums for.
+fn padded(rows: usize) -> usize {
+    rows.next_multiple_of(2 * ROWS)
+}
+
+/// Adds up the products of a range of steps of each tap for all panels, as many at a time as stay near, and finishes the
+/// sums if there are targets. Each panel has its own: `[panel][registers][vectors]`.
+fn sum_in_stretches(
+    product: &Product,
+    rows: &Rows,
+    panels: &[Panel],
+    targets: &[Target],
+    steps: Range<usize>,
+    copy: &mut Vec<f32>,
+    sums: &mut [f32],
+) {
+    let cut = Steps::new(panels[0].inputs * product.fused_taps);
+    let part = product.layout.part_len();
+    let _shapes = Registers::new(cut);
+    let stretches =
+        if rows.even.starts.is_empty() { (steps.len() * cut.pairs).div_ceil(SPLIT_RUN) } else { 1 };
+    let stretch = steps.len().div_ceil(stretches.max(1)).max(1);
+    for first in steps.clone().step_by(stretch) {
+        let here = first..(first + stretch).min(steps.end);
+        let (add, whole, last) = (first > steps.start, here == steps, here.end == steps.end);
+        let targets = if last { targets } else { &[] };
+        let lefts = Lefts::new(product, rows, &panels[0], cut, here, whole, copy);
+        Job { product, lefts, cut, panels, targets, part }.panel_by_panel(sums, add);
     }
-    let vectors: usize = panels.iter().map(|panel| panel.vectors).sum();
-    let stretch = cut.of_tap.div_ceil(run.div_ceil(SPLIT_RUN));
-    with_scratch(rows.count.next_multiple_of(2 * ROWS) * vectors * PAIRS, |sums| {
-        for first in (0..cut.of_tap).step_by(stretch) {
-            let steps = first..(first + stretch).min(cut.of_tap);
-            let lefts = Lefts::new(product, rows, &panels[0], cut, steps.clone(), copy);
-            Job { product, lefts, cut, panels, targets: &targets, part }.panel_by_panel(steps, sums);
+}
+
+/// Adds up the products of those inputs that the job multiplies, all rows of one panel after the other, for
+/// [`finish_panels`].
+fn sum_panels(product: &Product, rows: &Rows, panels: Range<usize>, sums: &mut [f32]) {
+    let panels: Vec<Panel> = panels.map(|index| product.layout.panel(index)).collect();
+    let steps = rows.inputs.start / PAIRS..rows.inputs.end / PAIRS;
+    let mut copy = rows.copy.take();
+    sum_in_stretches(product, rows, &panels, &[], steps, &mut copy, sums);
+    rows.copy.set(copy);
+}
+
+/// Stores the sums of all rows of a range of panels, each the sum of two.
+///
+/// # Safety
+/// Jobs have disjoint panels.
+unsafe fn finish_panels(
+    product: &Product,
+    rows: &Rows,
+    panels: Range<usize>,
+    [sums, others]: [&mut [f32]; 2],
+) {
+    let of_vector = padded(rows.count) * PAIRS;
+    let (mut sums, mut others) = (sums, &*others);
+    for panel in panels.map(|index| product.layout.panel(index)) {
+        let (here, rest) = sums.split_at_mut(panel.vectors * of_vector);
+        let (more, others_rest) = others.split_at(panel.vectors * of_vector);
+        (sums, others) = (rest, others_rest);
+        // SAFETY: the layout says that the machine has the vectors; see `store`.
+        unsafe {
+            finish::add(here, more);
+            store(product, &[Target::new(product, &panel)], rows, 0..rows.count.div_ceil(ROWS), here);
         }
-    });
+    }
 }
 
 /// Rows of a job and the panels that read the same of their channels.
@@ -236,7 +298,7 @@ struct Job<'a> {
     lefts: Lefts<'a>,
     cut: Steps,
     panels: &'a [Panel],
-    /// Of each panel.
+    /// Of each panel; none if the sums are not finished here.
     targets: &'a [Target],
     /// Numbers of a part of the weights.
     part: usize,
@@ -251,15 +313,15 @@ impl Job<'_> {
             self.row_by_row(steps);
         } else {
             let widest = self.panels.iter().map(|panel| panel.vectors).max().unwrap_or(0);
-            with_scratch(self.registers().next_multiple_of(2) * widest * REGISTER, |sums| {
-                self.panel_by_panel(0..steps, sums);
+            with_scratch(padded(self.lefts.rows.count) * widest * PAIRS, |sums| {
+                self.panel_by_panel(sums, false);
             });
         }
     }
 
-    /// Steps of a row: those of all taps.
+    /// Steps of a row: those of all taps that are here.
     fn steps(&self) -> usize {
-        self.lefts.taps * self.cut.of_tap
+        self.lefts.taps * self.lefts.here.len()
     }
 
     /// Registers of rows.
@@ -301,27 +363,25 @@ impl Job<'_> {
                         rest = others;
                     }
                     // SAFETY: see `store`; these are the sums of these rows.
-                    unsafe { store(self.product, targets, &self.lefts, pair.clone(), sums) };
+                    unsafe { store(self.product, targets, self.lefts.rows, pair.clone(), sums) };
                 }
             }
         });
     }
 
-    /// All rows of a panel, one piece of its weights after the other, for a range of steps; `sums` are those of one panel where
-    /// that is all steps, else of all, and added to from the second range on.
-    fn panel_by_panel(&self, steps: Range<usize>, sums: &mut [f32]) {
-        let (last, all_here) = (steps.end == self.steps(), steps == (0..self.steps()));
-        let split = self.product.is_split();
+    /// All rows of a panel, one piece of its weights after the other; `add` to what the sums are. There are sums of one
+    /// panel if that is all there is to it, else of all.
+    fn panel_by_panel(&self, sums: &mut [f32], add: bool) {
+        let (steps, split, finish) = (self.steps(), self.product.is_split(), !self.targets.is_empty());
         let most = if split { SPLIT_PIECE } else { PIECE };
-        let per_piece = steps.len().div_ceil(steps.len().div_ceil(most).max(1)).max(1);
+        let per_piece = steps.div_ceil(steps.div_ceil(most).max(1)).max(1);
         let (pairs, all) = (self.cut.pairs, self.lefts.taps * self.cut.run());
         let mut rest = sums;
-        for (panel, target) in self.panels.iter().zip(self.targets) {
+        for (index, panel) in self.panels.iter().enumerate() {
             let (register_sums, width) = (panel.vectors * REGISTER, panel.vectors * PAIRS);
-            let of_panel = self.registers() * register_sums;
-            let mut piece = steps.start;
+            let mut piece = 0;
             loop {
-                let range = piece..(piece + per_piece).min(steps.end);
+                let range = piece..(piece + per_piece).min(steps);
                 piece = range.end;
                 let mut next = panel.offset + (range.end * pairs).min(all) * width;
                 let share = (range.len() * pairs * width).div_ceil(self.pairs().len());
@@ -332,19 +392,19 @@ impl Job<'_> {
                         next += share;
                     }
                     let sums = &mut rest[pair.start * register_sums..pair.end * register_sums];
-                    self.multiply(panel, pair.clone(), range.clone(), sums, range.start > 0);
-                    if last && range.end == steps.end {
-                        let target = std::slice::from_ref(target);
+                    self.multiply(panel, pair.clone(), range.clone(), sums, add || range.start > 0);
+                    if finish && range.end == steps {
+                        let target = std::slice::from_ref(&self.targets[index]);
                         // SAFETY: as above.
-                        unsafe { store(self.product, target, &self.lefts, pair, sums) };
+                        unsafe { store(self.product, target, self.lefts.rows, pair, sums) };
                     }
                 }
-                if piece == steps.end {
+                if piece == steps {
                     break;
                 }
             }
-            if !all_here {
-                rest = &mut rest[of_panel..];
+            if add || !finish {
+                rest = &mut rest[padded(self.lefts.rows.count) * width..];
             }
         }
     }
@@ -356,7 +416,7 @@ impl Job<'_> {
         }
     }
 
-    /// Adds a range of steps, each a register's pairs of a tap, to the sums `[rows][vectors]` of one or two registers of
+    /// Adds a range of the steps that are here, each a register's pairs of a tap, to the sums `[rows][vectors]` of one or two registers of
     /// rows, or sets them.
     fn multiply(
         &self,
@@ -366,7 +426,7 @@ impl Job<'_> {
         sums: &mut [f32],
         mut add: bool,
     ) {
-        let (lefts, cut) = (&self.lefts, self.cut);
+        let (lefts, cut, here) = (&self.lefts, self.cut, &self.lefts.here);
         let (run, width) = (cut.run(), panel.vectors * PAIRS);
         let weights = &self.product.packed[panel.offset..];
         let pair = [registers.start, registers.end - 1];
@@ -374,8 +434,8 @@ impl Job<'_> {
         let (mut count, mut step) = (0, steps.start);
         loop {
             if step < steps.end {
-                let (tap, first) = (step / cut.of_tap, step % cut.of_tap);
-                let last = (first + steps.end - step).min(cut.of_tap);
+                let (tap, first) = (step / here.len(), here.start + step % here.len());
+                let last = (first + steps.end - step).min(here.end);
                 step += last - first;
                 if pair.iter().all(|&register| lefts.is_empty(register, tap)) {
                     continue;
