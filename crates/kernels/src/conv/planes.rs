@@ -12,7 +12,7 @@ use super::ConvShape;
 use crate::bf16::{Operands, PARTS, pair};
 #[cfg(target_arch = "x86_64")]
 use crate::gemm::amx::pack::split;
-use crate::gemm::product::{Product, SKIPPED};
+use crate::gemm::product::{Product, SKIPPED, evenly};
 use crate::multiversion;
 use crate::scratch::aligned;
 
@@ -225,17 +225,17 @@ pub(super) fn forward(shape: &ConvShape, source: Source, product: &Product, reve
         Planes::new(shape, 1, 1, register).firsts.len() * shape.stride[1] * shape.c_in * source.parts();
     let near = if product.layout.len() > NEAR_COPY { 2 * NEAR_COPY } else { NEAR_COPY };
     let wanted = (near / copied.max(1)).clamp(FEWEST_ROWS, MOST_ROWS);
-    let parts = out_h.div_ceil((wanted / row).clamp(1, out_h));
-    let groups = shape.n.div_ceil((wanted / (row * out_h)).clamp(1, shape.n));
-    let (images, lines) = (shape.n.div_ceil(groups), out_h.div_ceil(parts));
-    let most = images * (lines * row).next_multiple_of(register);
-    product.run(shape.n.div_ceil(images) * parts, most, |block, rows| {
-        let (first_image, first) = (block / parts * images, block % parts * lines);
-        if first >= out_h {
-            rows.count = 0;
-            return;
-        }
-        let (images, lines) = (images.min(shape.n - first_image), lines.min(out_h - first));
+    // Some lines of an image, or some images.
+    let parts = evenly(out_h.div_ceil((wanted / row).clamp(1, out_h))).min(out_h);
+    let groups = evenly(shape.n.div_ceil((wanted / (row * out_h)).clamp(1, shape.n))).min(shape.n);
+    let most = shape.n.div_ceil(groups) * (out_h.div_ceil(parts) * row).next_multiple_of(register);
+    product.run(groups * parts, most, |block, rows| {
+        let share = |len: usize, index: usize, count: usize| {
+            let first = index * len / count;
+            (first, (index + 1) * len / count - first)
+        };
+        let (first_image, images) = share(shape.n, block / parts, groups);
+        let (first, lines) = share(out_h, block % parts, parts);
         let planes = Planes::new(shape, images, lines, register);
         let mut band = std::mem::take(&mut rows.band);
         let copy = aligned(&mut band, source.parts() * planes.part_len());

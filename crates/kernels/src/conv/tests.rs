@@ -220,12 +220,6 @@ fn shapes_of_real_networks_match_the_naive_convolution() {
 
 #[test]
 fn results_do_not_depend_on_the_number_of_threads() {
-    check_threads(1);
-    check_threads(2);
-}
-
-fn check_threads(groups: usize) {
-    let mut random = Random::new(5);
     let shape = ConvShape {
         n: 2,
         h: 40,
@@ -237,23 +231,51 @@ fn check_threads(groups: usize) {
         stride: [1; 2],
         pad: [1; 4],
         dilation: [1; 2],
-        groups,
+        groups: 1,
         operands: Operands::F32,
     };
-    let (x, dy) = (random.numbers(shape.input_len()), random.numbers(shape.output_len()));
+    check_threads(&shape);
+    check_threads(&ConvShape { groups: 2, ..shape });
+    if best() == Isa::Amx {
+        check_threads(&ConvShape { operands: Operands::Bf16, ..shape });
+        check_threads(&ConvShape { operands: Operands::Split, ..shape });
+        // Few rows, by halves of the inputs.
+        check_threads(&ConvShape { h: 7, w: 7, operands: Operands::Split, ..shape });
+        check_threads(&ConvShape {
+            h: 9,
+            w: 13,
+            c_out: 128,
+            stride: [2; 2],
+            operands: Operands::Split,
+            ..shape
+        });
+    }
+}
+
+fn check_threads(shape: &ConvShape) {
+    let mut random = Random::new(5);
+    let in_pairs = |numbers: Vec<f32>| {
+        let mut pairs = vec![0.0; numbers.len() / 2];
+        if shape.operands == Operands::Bf16 {
+            to_pairs(&numbers, &mut pairs);
+        }
+        if shape.operands == Operands::Bf16 { pairs } else { numbers }
+    };
+    let x = in_pairs(random.numbers(shape.input_len()));
+    let dy = in_pairs(random.numbers(shape.output_len()));
     let weights = random.numbers(shape.weight_len());
     let run = |threads: usize| {
         crate::threads::with_count(threads, || {
-            let mut packed = vec![0.0; packed_len(&shape)];
-            pack_weights(&shape, &weights, &mut packed);
+            let mut packed = vec![0.0; packed_len(shape)];
+            pack_weights(shape, &weights, &mut packed);
             let mut out = vec![0.0; shape.output_len()];
-            forward(&shape, &x, &packed, &mut out, &Epilogue::default());
-            let mut packed = vec![0.0; input_grad_packed_len(&shape)];
-            pack_weights_for_input_grad(&shape, &weights, &mut packed);
-            let mut dx = vec![0.0; x.len()];
-            input_grad(&shape, &dy, &packed, &mut dx, Stored::Numbers);
+            forward(shape, &x, &packed, &mut out, &Epilogue::default());
+            let mut packed = vec![0.0; input_grad_packed_len(shape)];
+            pack_weights_for_input_grad(shape, &weights, &mut packed);
+            let mut dx = vec![0.0; shape.input_len()];
+            input_grad(shape, &dy, &packed, &mut dx, Stored::Numbers);
             let mut dw = vec![0.0; weights.len()];
-            weight_grad(&shape, &x, &dy, &mut dw);
+            weight_grad(shape, &x, &dy, &mut dw);
             (out, dx, dw)
         })
     };

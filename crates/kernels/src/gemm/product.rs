@@ -97,6 +97,11 @@ const STORE: usize = 16;
 const AMX_GAIN: usize = 8;
 /// [`Product::fewest_panels`] where jobs copy their rows.
 pub(crate) const COPIED_PANELS: usize = 4;
+/// As many blocks of rows as two threads share fairly, at least `blocks`.
+pub(crate) fn evenly(blocks: usize) -> usize {
+    if blocks > 1 { blocks.next_multiple_of(2) } else { blocks }
+}
+
 /// Jobs that keep a large machine busy.
 const ENOUGH_JOBS: usize = 64;
 /// Tiles of a job, when there are plenty.
@@ -171,7 +176,7 @@ impl<'a> Product<'a> {
                 (JOB_SOURCE_BYTES / (source_bytes * self.taps()).max(1)).clamp(256, 512)
             };
             // Registers of rows are multiplied by twos.
-            return RowBlocks::new(count, 2 * self.tile_rows(), count.div_ceil(wanted));
+            return RowBlocks::new(count, 2 * self.tile_rows(), evenly(count.div_ceil(wanted)));
         }
         let cap = (JOB_SOURCE_BYTES / (source_bytes * self.tile_rows()).max(1)).clamp(8, JOB_TILES);
         // An odd number of panels is shared fairly by two threads if each half of the rows is a job.
