@@ -4,7 +4,7 @@ use crate::bf16::Values;
 use crate::lanes::Lanes;
 use crate::multiversion;
 use crate::scratch::with_scratch;
-use crate::threads::{self, SendPtr};
+use crate::threads::{self, SendPtr, evenly};
 
 /// Channels that are treated side by side: narrower rows are laid side by side up to this width.
 const WIDTH: usize = 64;
@@ -210,9 +210,10 @@ unsafe fn moments_of<S: Lanes, const N: usize>(
     }
 }
 
-/// Rows of one job of a row-wise kernel: about 32 k numbers.
+/// Rows of one job of a row-wise kernel: at most about 32 k numbers.
 pub(crate) fn rows_per_job(rows: usize, len: usize) -> usize {
-    (32_768 / len.max(1)).clamp(1, rows.max(1))
+    let most = (32_768 / len.max(1)).max(1);
+    rows.div_ceil(evenly(rows.div_ceil(most)).max(1)).max(1)
 }
 
 pub(crate) fn checked_rows(len: usize, channels: usize, out: usize) -> usize {

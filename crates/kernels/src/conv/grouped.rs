@@ -18,7 +18,7 @@ use crate::gemm::Epilogue;
 use crate::pack::{lanes, max_vectors};
 use crate::scratch::with_scratch;
 use crate::simd::{Isa, prefetch_numbers};
-use crate::threads::{SendPtr, for_each};
+use crate::threads::{SendPtr, evenly, for_each};
 
 /// Bytes of a job's copy, which should stay in a second-level cache beside weights and results.
 const BAND_BYTES: usize = 384 << 10;
@@ -335,13 +335,13 @@ impl Pass<'_> {
             bands = bands.max(wanted.div_ceil(self.n * parts).min(lines.div_ceil(2 * FEWEST_LINES)));
             parts = parts.max(wanted.div_ceil(self.n * bands).min(blocks));
         }
-        let (lines, per_part) = (lines.div_ceil(bands), blocks.div_ceil(parts));
-        Cut {
-            lines,
-            bands: y.positions().div_ceil(lines),
-            blocks: per_part,
-            parts: blocks.div_ceil(per_part),
+        let per_part = blocks.div_ceil(parts);
+        let parts = blocks.div_ceil(per_part);
+        if !(self.n * parts).is_multiple_of(2) {
+            bands = evenly(bands);
         }
+        let lines = lines.div_ceil(bands);
+        Cut { lines, bands: y.positions().div_ceil(lines), blocks: per_part, parts }
     }
 
     fn run(&self) {

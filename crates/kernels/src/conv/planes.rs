@@ -12,9 +12,10 @@ use super::ConvShape;
 use crate::bf16::{Operands, PARTS, pair};
 #[cfg(target_arch = "x86_64")]
 use crate::gemm::amx::pack::split;
-use crate::gemm::product::{Product, SKIPPED, evenly};
+use crate::gemm::product::{Product, SKIPPED};
 use crate::multiversion;
 use crate::scratch::aligned;
+use crate::threads::evenly;
 
 /// Rows that a job computes at most: many, as it brings all weights.
 const MOST_ROWS: usize = 512;

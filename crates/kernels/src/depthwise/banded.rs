@@ -9,7 +9,7 @@ use super::{DepthwiseShape, packed_channels};
 use crate::multiversion;
 use crate::scratch::with_scratch;
 use crate::simd::Simd;
-use crate::threads::{self, SendPtr};
+use crate::threads::{self, SendPtr, evenly};
 
 /// Numbers of a padded copy that stay in the second-level cache.
 const BAND: usize = 1 << 17;
@@ -42,7 +42,8 @@ impl Cut {
         let wanted = jobs.div_ceil((shape.n * bands).max(1));
         let part = groups.div_ceil(wanted.min(groups).max(1));
         let parts = groups.div_ceil(part);
-        let bands = bands.max(jobs.div_ceil((shape.n * parts).max(1))).min(shape.out_h);
+        let bands = bands.max(jobs.div_ceil((shape.n * parts).max(1)));
+        let bands = if (shape.n * parts).is_multiple_of(2) { bands } else { evenly(bands) }.min(shape.out_h);
         let rows = shape.out_h.div_ceil(bands);
         let bands = shape.out_h.div_ceil(rows);
         Cut { rows, bands, groups: part, parts, all_rows: shape.out_h, all_groups: groups }

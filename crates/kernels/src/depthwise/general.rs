@@ -12,7 +12,7 @@ use super::{DepthwiseShape, packed_channels};
 use crate::elementwise::apply_unary_rows;
 use crate::lanes::Lanes;
 use crate::multiversion;
-use crate::threads::{self, SendPtr};
+use crate::threads::{self, SendPtr, evenly};
 
 /// y = activation(x ∗ weight + bias), where x has as many channels as y.
 pub(super) fn forward(
@@ -153,8 +153,7 @@ const SMALLEST_BAND: usize = 1 << 14;
 /// threads.
 fn bands(height: usize, row: usize, images: usize) -> usize {
     let fewest = (height * row).div_ceil(BAND);
-    let fair =
-        if images == 1 && height * row >= 2 * SMALLEST_BAND { fewest.next_multiple_of(2) } else { fewest };
+    let fair = if images == 1 && height * row >= 2 * SMALLEST_BAND { evenly(fewest.max(2)) } else { fewest };
     fair.min(height)
 }
 

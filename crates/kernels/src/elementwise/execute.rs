@@ -102,7 +102,7 @@ impl Compiled {
         let tiles = self.row_tiles * self.inner_blocks;
         let jobs = total.div_ceil(self.job_elements);
         // Two threads share an even number of jobs fairly.
-        let tiles_per_job = tiles.div_ceil(if jobs > 1 { jobs.next_multiple_of(2) } else { 1 });
+        let tiles_per_job = tiles.div_ceil(threads::evenly(jobs).max(1));
         threads::for_each(tiles.div_ceil(tiles_per_job), |job| {
             let job = Job {
                 plan: self,

@@ -13,7 +13,7 @@ use crate::elementwise::apply_unary_rows;
 use crate::pack::{Layout, lanes};
 use crate::scratch::with_scratch;
 use crate::simd::Isa;
-use crate::threads::{self, SendPtr};
+use crate::threads::{self, SendPtr, evenly};
 
 /// A product of gathered rows with packed weights.
 pub(crate) struct Product<'a> {
@@ -97,11 +97,6 @@ const STORE: usize = 16;
 const AMX_GAIN: usize = 8;
 /// [`Product::fewest_panels`] where jobs copy their rows.
 pub(crate) const COPIED_PANELS: usize = 4;
-/// As many blocks of rows as two threads share fairly, at least `blocks`.
-pub(crate) fn evenly(blocks: usize) -> usize {
-    if blocks > 1 { blocks.next_multiple_of(2) } else { blocks }
-}
-
 /// Jobs that keep a large machine busy.
 const ENOUGH_JOBS: usize = 64;
 /// Tiles of a job, when there are plenty.

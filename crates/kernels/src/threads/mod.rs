@@ -61,6 +61,11 @@ pub fn for_each(jobs: usize, job: impl Fn(usize) + Send + Sync) {
     (0..jobs).for_each(job);
 }
 
+/// At least `jobs`, as many as two threads share fairly: for cuts by shape alone.
+pub(crate) fn evenly(jobs: usize) -> usize {
+    if jobs > 1 { jobs.next_multiple_of(2) } else { jobs }
+}
+
 /// A raw pointer that may cross threads: kernels hand each job its own, disjoint part of a buffer.
 #[derive(Clone, Copy, Debug)]
 pub struct SendPtr<T>(pub *mut T);
