@@ -28,7 +28,7 @@ thread_local! {
 pub(in crate::gemm) fn pay(product: &Product, rows: usize) -> bool {
     let Layout { groups, inputs, outputs, .. } = product.layout;
     let whole = inputs.is_multiple_of(2 * PAIRS) && product.fused_taps == 1 && groups == 1;
-    product.is_split() && whole && rows >= FEWEST_ROWS && 4 * inputs >= outputs
+    product.is_split() && whole && rows >= FEWEST_ROWS && 2 * inputs >= outputs
 }
 
 /// Runs one block of at most `most_rows` rows.
