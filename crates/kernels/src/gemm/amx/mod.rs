@@ -263,6 +263,8 @@ fn sum_in_stretches(
 fn sum_panels(product: &Product, rows: &Rows, panels: Range<usize>, sums: &mut [f32]) {
     let panels: Vec<Panel> = panels.map(|index| product.layout.panel(index)).collect();
     let steps = rows.inputs.start / PAIRS..rows.inputs.end / PAIRS;
+    let vectors: usize = panels.iter().map(|panel| panel.vectors).sum();
+    assert_eq!(sums.len(), padded(rows.count) * vectors * PAIRS, "sums of other rows");
     let mut copy = rows.copy.take();
     sum_in_stretches(product, rows, &panels, &[], steps, &mut copy, sums);
     rows.copy.set(copy);
