@@ -118,6 +118,7 @@ impl<F: Fn(usize, &mut Rows) + Sync> Run<F> {
     }
 
     /// The same, if it does not matter of which inputs.
+    #[cfg(target_arch = "x86_64")]
     pub fn with_any_rows(&self, block: usize, use_rows: impl FnOnce(&mut Rows)) {
         let inputs = with_rows(|rows| {
             let (run, [filled, _]) = rows.filled;
