@@ -12,6 +12,7 @@ use super::ConvShape;
 use crate::bf16::{Operands, PARTS, pair};
 #[cfg(target_arch = "x86_64")]
 use crate::gemm::amx::pack::split;
+use crate::gemm::jobs::RowBlocks;
 use crate::gemm::product::{Product, SKIPPED};
 use crate::multiversion;
 use crate::scratch::aligned;
@@ -227,16 +228,13 @@ pub(super) fn forward(shape: &ConvShape, source: Source, product: &Product, reve
     let near = if product.layout.len() > NEAR_COPY { 2 * NEAR_COPY } else { NEAR_COPY };
     let wanted = (near / copied.max(1)).clamp(FEWEST_ROWS, MOST_ROWS);
     // Some lines of an image, or some images.
-    let parts = evenly(out_h.div_ceil((wanted / row).clamp(1, out_h))).min(out_h);
-    let groups = evenly(shape.n.div_ceil((wanted / (row * out_h)).clamp(1, shape.n))).min(shape.n);
-    let most = shape.n.div_ceil(groups) * (out_h.div_ceil(parts) * row).next_multiple_of(register);
-    product.run(groups * parts, most, |block, rows| {
-        let share = |len: usize, index: usize, count: usize| {
-            let first = index * len / count;
-            (first, (index + 1) * len / count - first)
-        };
-        let (first_image, images) = share(shape.n, block / parts, groups);
-        let (first, lines) = share(out_h, block % parts, parts);
+    let parts = RowBlocks::new(out_h, 1, evenly(out_h.div_ceil((wanted / row).clamp(1, out_h))));
+    let groups = shape.n.div_ceil((wanted / (row * out_h)).clamp(1, shape.n));
+    let groups = RowBlocks::new(shape.n, 1, evenly(groups));
+    let most = groups.most() * (parts.most() * row).next_multiple_of(register);
+    product.run(groups.count * parts.count, most, |block, rows| {
+        let (group, part) = (groups.range(block / parts.count), parts.range(block % parts.count));
+        let (first_image, images, first, lines) = (group.start, group.len(), part.start, part.len());
         let planes = Planes::new(shape, images, lines, register);
         let mut band = std::mem::take(&mut rows.band);
         let copy = aligned(&mut band, source.parts() * planes.part_len());

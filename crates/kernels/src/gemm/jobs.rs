@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use super::product::{Rows, with_rows};
 use crate::threads::{self, for_each};
 
-/// Rows in blocks of about as many whole tiles.
+/// Rows, or what else comes in units, in blocks of about as many whole tiles.
 pub(crate) struct RowBlocks {
     rows: usize,
     /// Rows that stay together.

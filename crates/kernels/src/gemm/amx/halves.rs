@@ -23,8 +23,8 @@ thread_local! {
     static SUMS: Cell<Vec<f32>> = Cell::default();
 }
 
-/// Whether one block of at most `rows` rows is better run by halves: reading and splitting half the inputs takes about as
-/// long as writing and reading twice as many sums.
+/// Whether one block of at most `rows` rows is better run by halves: if the sums, which are written and read once more, are
+/// no longer than the rows, of which each thread then reads and splits but half.
 pub(in crate::gemm) fn pay(product: &Product, rows: usize) -> bool {
     let Layout { groups, inputs, outputs, .. } = product.layout;
     let whole = inputs.is_multiple_of(2 * PAIRS) && product.fused_taps == 1 && groups == 1;

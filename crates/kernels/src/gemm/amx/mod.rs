@@ -418,8 +418,8 @@ impl Job<'_> {
         }
     }
 
-    /// Adds a range of the steps that are here, each a register's pairs of a tap, to the sums `[rows][vectors]` of one or two registers of
-    /// rows, or sets them.
+    /// Adds a range of the steps that are here, each a register's pairs of a tap, to the sums `[rows][vectors]` of one or
+    /// two registers of rows, or sets them.
     fn multiply(
         &self,
         panel: &Panel,
