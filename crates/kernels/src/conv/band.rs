@@ -352,14 +352,17 @@ unsafe fn interleave<S: Interleaved, const N: usize>(
     // SAFETY: as for `copy_pixels`; lanes past those that are there are zero.
     unsafe {
         let there = copy.inputs * copy.groups;
-        let vectors: [S::V; N] = std::array::from_fn(|n| {
+        // In a loop: a closure would not be compiled for the instruction set, and called.
+        let mut vectors = [S::zero(); N];
+        for (n, vector) in vectors.iter_mut().enumerate() {
             let first = n * S::LANES;
-            match there.saturating_sub(first) {
-                0 => S::zero(),
-                left if left >= S::LANES => S::load(from.add(first)),
-                left => S::load_first(from.add(first), left),
+            let left = there.saturating_sub(first);
+            if left >= S::LANES {
+                *vector = S::load(from.add(first));
+            } else if left > 0 {
+                *vector = S::load_first(from.add(first), left);
             }
-        });
+        }
         for n in 0..N {
             let first = n * S::LANES;
             let value = S::gather(&vectors, copy.lanes.add(first));

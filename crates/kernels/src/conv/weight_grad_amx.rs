@@ -26,8 +26,8 @@ const MOST_SPLITS: usize = 16;
 /// Numbers that the sums of all splits may take, unless one alone takes more.
 const MOST_SUMS: usize = 1 << 20;
 /// Numbers of bf16 that a block's factors may take: they stay in the second-level cache.
-const NEAR: usize = 384 << 10;
-const BLOCK_PIXELS: std::ops::RangeInclusive<usize> = 256..=2048;
+const NEAR: usize = 576 << 10;
+const BLOCK_PIXELS: std::ops::RangeInclusive<usize> = 128..=2048;
 
 /// Whether [`weight_grad`] takes a convolution.
 pub(super) fn fits(isa: Isa, shape: &ConvShape) -> bool {
@@ -77,13 +77,21 @@ pub(super) fn weight_grad(shape: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [f3
         inputs,
         splits: lines.div_ceil(lines_per_split),
         lines_per_split,
-        lines_per_block: (pixels / out_w).max(1),
+        lines_per_block: whole_steps(pixels, out_w),
     };
     let mut sums = ALL_SUMS.take();
     let target = SendPtr(aligned(&mut sums, plan.splits * sums_len).as_mut_ptr());
     plan.add_up_splits(x, dy, target);
     plan.finish(target, SendPtr(dw.as_mut_ptr()));
     ALL_SUMS.set(sums);
+}
+
+/// Lines of so many pixels or up to a quarter more, as many as fill the last step of their couples best.
+fn whole_steps(pixels: usize, width: usize) -> usize {
+    let least = (pixels / width).max(1);
+    let most = (pixels * 5 / 4 / width).max(least);
+    let places = |lines: usize| (lines * width).next_multiple_of(2 * PAIRS);
+    (least..=most).min_by(|a, b| (places(*a) * b).cmp(&(places(*b) * a))).expect("not empty")
 }
 
 impl Plan<'_> {
@@ -94,12 +102,16 @@ impl Plan<'_> {
 
     fn add_up_splits(&self, x: &[f32], dy: &[f32], sums: SendPtr<f32>) {
         let lines = self.shape.n * self.shape.out_h();
-        // How outputs are divided changes no sum, so it may follow the number of threads.
-        let parts = threads::count().div_ceil(self.splits).min(self.outputs);
-        let per_part = self.outputs.div_ceil(parts);
+        // How channels are divided changes no sum, so it may follow the number of threads. Every job prepares all of the
+        // other factor: the one that is more work is divided.
+        let by_outputs = 2 * self.outputs > self.inputs * self.shape.taps();
+        let divided = if by_outputs { self.outputs } else { self.inputs };
+        let parts = threads::count().div_ceil(self.splits).min(divided);
+        let per_part = divided.div_ceil(parts);
         for_each(self.splits * parts, |job| {
             let (split, part) = (job / parts, job % parts);
-            let outputs = part * per_part..((part + 1) * per_part).min(self.outputs);
+            let some = part * per_part..((part + 1) * per_part).min(divided);
+            let (outputs, inputs) = if by_outputs { (some, 0..self.inputs) } else { (0..self.outputs, some) };
             let end = ((split + 1) * self.lines_per_split).min(lines);
             let mut scratch = SCRATCH.take();
             let missing = self.shape.c_in.max(self.shape.c_out) + CHANNELS;
@@ -108,20 +120,20 @@ impl Plan<'_> {
             }
             for first in (split * self.lines_per_split..end).step_by(self.lines_per_block) {
                 let block = first..(first + self.lines_per_block).min(end);
-                self.block(x, dy, split, block, outputs.clone(), sums, &mut scratch);
+                self.block(x, dy, split, block, [outputs.clone(), inputs.clone()], sums, &mut scratch);
             }
             SCRATCH.set(scratch);
         });
     }
 
-    /// Adds some lines of the output to the sums of some outputs, or sets them if they are the split's first.
+    /// Adds some lines of the output to the sums of some outputs and inputs, or sets them if they are the split's first.
     fn block(
         &self,
         x: &[f32],
         dy: &[f32],
         split: usize,
         lines: Range<usize>,
-        outputs: Range<usize>,
+        [outputs, inputs]: [Range<usize>; 2],
         sums: SendPtr<f32>,
         scratch: &mut Scratch,
     ) {
@@ -135,16 +147,19 @@ impl Plan<'_> {
         let pixel = |p: usize| if p < pixels { gradient.wrapping_add(p * row) } else { zeros };
         scratch.couples.clear();
         scratch.couples.extend((0..couples).map(|c| [pixel(2 * c), pixel(2 * c + 1)]));
-        let channels = outputs.start * CHANNELS..(outputs.end * CHANNELS).min(shape.c_out);
+        let channels = |registers: &Range<usize>, all: usize| {
+            (registers.start * CHANNELS).min(all)..(registers.end * CHANNELS).min(all)
+        };
+        let [out_channels, in_channels] = [channels(&outputs, shape.c_out), channels(&inputs, shape.c_in)];
         let (in_parts, parts) = (shape.operands == Operands::Split, shape.operands.parts());
         let [left_part, right_part] =
-            [outputs.len(), self.inputs].map(|registers| registers * CHANNELS * couples);
+            [outputs.len(), inputs.len()].map(|registers| registers * CHANNELS * couples);
         let left = aligned(&mut scratch.left, parts * left_part);
         // SAFETY: an AMX machine has the vectors; the rows have the channels, the scratch a place for each.
         unsafe {
             match in_parts {
-                false => transpose::<false>(&scratch.couples, channels, left_part, left),
-                true => transpose::<true>(&scratch.couples, channels, left_part, left),
+                false => transpose::<false>(&scratch.couples, out_channels, left_part, left),
+                true => transpose::<true>(&scratch.couples, out_channels, left_part, left),
             }
         }
         let steps = Steps::new(couples);
@@ -155,24 +170,24 @@ impl Plan<'_> {
             // SAFETY: as above.
             unsafe {
                 match in_parts {
-                    false => couple::<false>(&scratch.couples, shape.c_in, right_part, right),
-                    true => couple::<true>(&scratch.couples, shape.c_in, right_part, right),
+                    false => couple::<false>(&scratch.couples, in_channels.clone(), right_part, right),
+                    true => couple::<true>(&scratch.couples, in_channels.clone(), right_part, right),
                 }
             }
             let left = aligned(&mut scratch.left, parts * left_part);
-            for input in 0..self.inputs {
+            for input in inputs.clone() {
                 for output in outputs.clone() {
                     let row = (output - outputs.start) * CHANNELS * couples;
                     let segment = Segment {
                         left: [left[row..].as_ptr(), left[row + ROWS * couples..].as_ptr()],
                         strides: [4 * PAIRS; 2],
-                        weights: right[input * CHANNELS * couples..].as_ptr(),
+                        weights: right[(input - inputs.start) * CHANNELS * couples..].as_ptr(),
                         steps: steps.of_tap,
                         tail: 0,
                         parts: [4 * left_part, 4 * right_part],
                         left_steps: [4 * REGISTER; 2],
                     };
-                    // SAFETY: the registers have these shapes; a job owns the sums of its split and outputs.
+                    // SAFETY: the registers have these shapes; a job owns the sums of its split and channels.
                     unsafe {
                         let sums = sums.add(self.at(split, tap, output, input));
                         kernel(2, 2, steps, in_parts)(&segment, 1, steps.pairs, sums, add);

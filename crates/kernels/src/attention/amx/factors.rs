@@ -70,8 +70,11 @@ impl<'a> Rows<'a> {
             let (square, step) = (index / steps, index % steps);
             for half in 0..2 {
                 let first = square * SIDE + half * ROWS;
-                let columns = transposed(std::array::from_fn(|row| self.step(first + row, step)));
-                for (pairs, to) in columns.into_iter().zip(to.chunks_exact_mut(SIDE)) {
+                let mut rows = [_mm512_setzero_si512(); ROWS];
+                for (row, pairs) in rows.iter_mut().enumerate() {
+                    *pairs = self.step(first + row, step);
+                }
+                for (pairs, to) in transposed(rows).into_iter().zip(to.chunks_exact_mut(SIDE)) {
                     // SAFETY: there is room for two vectors.
                     unsafe { _mm512_storeu_si512(to[half * ROWS..].as_mut_ptr().cast(), pairs) };
                 }
@@ -82,7 +85,7 @@ impl<'a> Rows<'a> {
     /// All couples as right factors, `[square of columns][step][couple][column]`.
     pub fn couple(&self, to: &mut [f32]) {
         // SAFETY: the machine has AMX; every row has its numbers.
-        unsafe { couples::couple::<false>(&self.couples, self.cols, to.len(), to) };
+        unsafe { couples::couple::<false>(&self.couples, 0..self.cols, to.len(), to) };
     }
 
     /// All couples as left factors, `[square of columns][2][step][column][couple]`.

@@ -263,11 +263,16 @@ unsafe fn transform_kernels_body<S: Lanes, K: Scheme>(
         let mut at = 0;
         while at < count {
             let n = S::LANES.min(count - at);
-            let columns: [[S::V; MOST]; 3] = std::array::from_fn(|x| {
-                K::taps::<S>(std::array::from_fn(|y| S::load_first(from[3 * y + x].add(at), n)))
-            });
+            let mut columns = [[S::zero(); MOST]; 3];
+            for (x, column) in columns.iter_mut().enumerate() {
+                let mut taps = [S::zero(); 3];
+                for (y, tap) in taps.iter_mut().enumerate() {
+                    *tap = S::load_first(from[3 * y + x].add(at), n);
+                }
+                *column = K::taps::<S>(taps);
+            }
             for y in 0..K::IN {
-                let row = K::taps::<S>(std::array::from_fn(|x| columns[x][y]));
+                let row = K::taps::<S>([columns[0][y], columns[1][y], columns[2][y]]);
                 for (x, value) in row.into_iter().enumerate().take(K::IN) {
                     S::store_first(to[y * K::IN + x].add(at), value, n);
                 }

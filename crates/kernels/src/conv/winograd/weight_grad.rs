@@ -122,10 +122,13 @@ unsafe fn transform_back_body<S: Lanes>(products: &[f32], step: usize, dw: &mut 
         unsafe {
             let mut columns = [[S::zero(); MOST]; 3];
             for j in 0..MOST {
-                let point =
-                    |i: usize| S::load_first(products.as_ptr().add((i * MOST + j) * step + channel), count);
-                let column = F4::tap_gradients::<S>(std::array::from_fn(point));
-                (0..3).for_each(|i| columns[i][j] = column[i]);
+                let mut points = [S::zero(); MOST];
+                for (i, point) in points.iter_mut().enumerate() {
+                    *point = S::load_first(products.as_ptr().add((i * MOST + j) * step + channel), count);
+                }
+                for (column, tap) in columns.iter_mut().zip(F4::tap_gradients::<S>(points)) {
+                    column[j] = tap;
+                }
             }
             for (i, row) in columns.into_iter().enumerate() {
                 for (j, tap) in F4::tap_gradients::<S>(row).into_iter().enumerate() {

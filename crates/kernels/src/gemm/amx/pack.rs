@@ -138,11 +138,19 @@ pub(crate) unsafe fn split(from: *const f32, count: usize, to: *mut f32, part: u
     }
 }
 
-/// The pairs of numbers of two vectors, low and high; or if they are split, those of one of their parts.
+/// Pairs of the upper halves of two vectors' numbers.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-fn part_of<const COUNT: usize>(low: __m512, high: __m512, part: usize) -> [__m512; 2] {
-    if COUNT == 1 { [low, high].map(|x| rounded_to_even(x)) } else { [low, high].map(|x| parts(x)[part]) }
+fn joined(low: __m512, high: __m512) -> __m512i {
+    _mm512_or_si512(_mm512_srli_epi32::<16>(_mm512_castps_si512(low)), _mm512_castps_si512(high))
+}
+
+/// The pairs of the parts of two vectors of numbers.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+pub(super) fn pairs_of_parts(low: __m512, high: __m512) -> [__m512i; PARTS] {
+    let ([a0, a1, a2], [b0, b1, b2]) = (parts(low), parts(high));
+    [joined(a0, b0), joined(a1, b1), joined(a2, b2)]
 }
 
 /// From outputs `stride` numbers apart whose inputs stand side by side.
@@ -156,26 +164,38 @@ unsafe fn pack_columns<const COUNT: usize>(
     to: *mut f32,
     part_len: usize,
 ) {
+    let zeros = [_mm512_setzero_si512(); 16];
     for first in (0..width).step_by(16) {
+        let rows = outputs.saturating_sub(first).min(16);
         for pair in (0..pairs).step_by(16) {
-            let count = (2 * (pairs - pair)).min(32);
-            let mask = u32::MAX >> (32 - count);
-            for part in 0..COUNT {
-                // SAFETY: the caller's promise; masked lanes are not touched.
-                unsafe {
-                    let rows = std::array::from_fn(|row| {
-                        if first + row >= outputs {
-                            return _mm512_setzero_si512();
-                        }
-                        let from = from.add((first + row) * stride + 2 * pair);
-                        let low = _mm512_maskz_loadu_ps(mask as __mmask16, from);
-                        let high = _mm512_maskz_loadu_ps((mask >> 16) as __mmask16, from.wrapping_add(16));
-                        let [low, high] = part_of::<COUNT>(low, high, part);
-                        neighbours(low, high)
-                    });
-                    let to = to.add(part * part_len + first);
-                    for (row, vector) in transposed(rows).into_iter().enumerate().take(count / 2) {
-                        _mm512_storeu_si512(to.add((pair + row) * width).cast(), vector);
+            let count = (pairs - pair).min(16);
+            let mask = u32::MAX >> (32 - 2 * count);
+            let mut columns = [zeros; PARTS];
+            // SAFETY: the caller's promise; masked lanes are not touched.
+            unsafe {
+                let (mut low, mut high) = (zeros, zeros);
+                for row in 0..rows {
+                    let from = from.add((first + row) * stride + 2 * pair);
+                    low[row] = _mm512_castps_si512(_mm512_maskz_loadu_ps(mask as __mmask16, from));
+                    let from = from.wrapping_add(16);
+                    high[row] = _mm512_castps_si512(_mm512_maskz_loadu_ps((mask >> 16) as __mmask16, from));
+                }
+                (low, high) = (transposed(low), transposed(high));
+                for index in 0..16 {
+                    let half = if index < 8 { &low } else { &high };
+                    let [even, odd] = [2 * index % 16, 2 * index % 16 + 1];
+                    let (even, odd) = (_mm512_castsi512_ps(half[even]), _mm512_castsi512_ps(half[odd]));
+                    if COUNT == 1 {
+                        columns[0][index] = joined(rounded_to_even(even), rounded_to_even(odd));
+                    } else {
+                        let [first, second, third] = pairs_of_parts(even, odd);
+                        (columns[0][index], columns[1][index], columns[2][index]) = (first, second, third);
+                    }
+                }
+                for part in 0..COUNT {
+                    let to = to.add(part * part_len + pair * width + first);
+                    for index in 0..count {
+                        _mm512_storeu_si512(to.add(index * width).cast(), columns[part][index]);
                     }
                 }
             }
@@ -202,10 +222,14 @@ unsafe fn pack_rows<const COUNT: usize>(
             unsafe {
                 let low = _mm512_maskz_loadu_ps(mask, from);
                 let high = _mm512_maskz_loadu_ps(mask, from.wrapping_add(stride));
-                for part in 0..COUNT {
-                    let [low, high] = part_of::<COUNT>(low, high, part).map(|x| _mm512_castps_si512(x));
-                    let pairs = _mm512_or_si512(_mm512_srli_epi32::<16>(low), high);
-                    _mm512_storeu_si512(to.add(part * part_len + pair * width + first).cast(), pairs);
+                let to = to.add(pair * width + first);
+                if COUNT == 1 {
+                    let pairs = joined(rounded_to_even(low), rounded_to_even(high));
+                    _mm512_storeu_si512(to.cast(), pairs);
+                } else {
+                    for (part, pairs) in pairs_of_parts(low, high).into_iter().enumerate() {
+                        _mm512_storeu_si512(to.add(part * part_len).cast(), pairs);
+                    }
                 }
             }
         }
@@ -216,27 +240,33 @@ unsafe fn pack_rows<const COUNT: usize>(
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
 pub(crate) fn transposed(r: [__m512i; 16]) -> [__m512i; 16] {
+    // In loops: closures handed to an array's methods would not be compiled for these vectors and called for each row.
     // Within each quarter of the vectors: pairs of rows, then fours.
-    let twos: [__m512i; 16] = std::array::from_fn(|i| {
-        let (a, b) = (r[i / 2 * 2], r[i / 2 * 2 + 1]);
-        if i % 2 == 0 { _mm512_unpacklo_epi32(a, b) } else { _mm512_unpackhi_epi32(a, b) }
-    });
-    let fours: [__m512i; 16] = std::array::from_fn(|i| {
-        let (group, column) = (i / 4 * 4, i % 4);
-        let (a, b) = (twos[group + column / 2], twos[group + 2 + column / 2]);
-        if column % 2 == 0 { _mm512_unpacklo_epi64(a, b) } else { _mm512_unpackhi_epi64(a, b) }
-    });
+    let mut twos = r;
+    for i in 0..8 {
+        twos[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+        twos[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+    }
+    let mut fours = r;
+    for i in 0..4 {
+        let [a, b, c, d] = [twos[4 * i], twos[4 * i + 1], twos[4 * i + 2], twos[4 * i + 3]];
+        fours[4 * i] = _mm512_unpacklo_epi64(a, c);
+        fours[4 * i + 1] = _mm512_unpackhi_epi64(a, c);
+        fours[4 * i + 2] = _mm512_unpacklo_epi64(b, d);
+        fours[4 * i + 3] = _mm512_unpackhi_epi64(b, d);
+    }
     // Quarter q of fours[4 g + c] has column 4 q + c of rows 4 g to 4 g + 3.
-    std::array::from_fn(|column| {
-        let (quarter, c) = (column / 4, column % 4);
-        let pick = |a: __m512i, b: __m512i| match quarter / 2 {
-            0 => _mm512_shuffle_i32x4::<0b01_00_01_00>(a, b),
-            _ => _mm512_shuffle_i32x4::<0b11_10_11_10>(a, b),
-        };
-        let (low, high) = (pick(fours[c], fours[4 + c]), pick(fours[8 + c], fours[12 + c]));
-        match quarter % 2 {
-            0 => _mm512_shuffle_i32x4::<0b10_00_10_00>(low, high),
-            _ => _mm512_shuffle_i32x4::<0b11_01_11_01>(low, high),
-        }
-    })
+    let mut columns = r;
+    for c in 0..4 {
+        let [a, b, d, e] = [fours[c], fours[4 + c], fours[8 + c], fours[12 + c]];
+        let (low, high) =
+            (_mm512_shuffle_i32x4::<0b01_00_01_00>(a, b), _mm512_shuffle_i32x4::<0b01_00_01_00>(d, e));
+        columns[c] = _mm512_shuffle_i32x4::<0b10_00_10_00>(low, high);
+        columns[4 + c] = _mm512_shuffle_i32x4::<0b11_01_11_01>(low, high);
+        let (low, high) =
+            (_mm512_shuffle_i32x4::<0b11_10_11_10>(a, b), _mm512_shuffle_i32x4::<0b11_10_11_10>(d, e));
+        columns[8 + c] = _mm512_shuffle_i32x4::<0b10_00_10_00>(low, high);
+        columns[12 + c] = _mm512_shuffle_i32x4::<0b11_01_11_01>(low, high);
+    }
+    columns
 }
