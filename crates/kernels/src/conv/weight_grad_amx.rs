@@ -12,6 +12,7 @@ use super::ConvShape;
 use crate::bf16::Operands;
 use crate::gemm::amx::couples::{Couple, couple, transpose};
 use crate::gemm::amx::registers::{PAIRS, REGISTER, ROWS, Registers, Segment, Steps, kernel};
+use crate::gemm::jobs::RowBlocks;
 use crate::scratch::aligned;
 use crate::simd::Isa;
 use crate::threads::{self, SendPtr, for_each};
@@ -106,11 +107,9 @@ impl Plan<'_> {
         // other factor: the one that is more work is divided.
         let by_outputs = 2 * self.outputs > self.inputs * self.shape.taps();
         let divided = if by_outputs { self.outputs } else { self.inputs };
-        let parts = threads::count().div_ceil(self.splits).min(divided);
-        let per_part = divided.div_ceil(parts);
-        for_each(self.splits * parts, |job| {
-            let (split, part) = (job / parts, job % parts);
-            let some = part * per_part..((part + 1) * per_part).min(divided);
+        let parts = RowBlocks::new(divided, 1, threads::count().div_ceil(self.splits));
+        for_each(self.splits * parts.count, |job| {
+            let (split, some) = (job / parts.count, parts.range(job % parts.count));
             let (outputs, inputs) = if by_outputs { (some, 0..self.inputs) } else { (0..self.outputs, some) };
             let end = ((split + 1) * self.lines_per_split).min(lines);
             let mut scratch = SCRATCH.take();
