@@ -26,12 +26,13 @@ use crate::simd::prefetch_numbers;
 use finish::{Target, store};
 use registers::{PAIRS, REGISTER, ROWS, Registers, Segment, Steps, kernel};
 
-/// Registers that a piece of the weights takes for each 16 outputs: with two, 32 KiB.
-const PIECE: usize = 16;
+/// Registers that a piece of the weights takes for each 16 outputs: with two, 20 KiB, less than half of the first-level cache.
+/// Rows stream through it besides, and larger pieces do not survive that: products then take a fifth longer.
+const PIECE: usize = 10;
 /// As many if they come in three parts: so many products for each load that they may come from the second level.
 const SPLIT_PIECE: usize = 48;
-/// Registers of a row from which on its rows leave no room in the first-level cache.
-const SHORT: usize = 24;
+/// Registers of a row up to which two registers of rows stay in the first-level cache while weights stream through it.
+const SHORT: usize = 10;
 /// Numbers of weights that stay in the second-level cache.
 const NEAR_WEIGHTS: usize = 256 << 10;
 /// Panels whose sums stay in the first-level cache beside rows and weights, and whose outputs are some whole lines.
