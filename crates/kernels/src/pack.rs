@@ -23,6 +23,9 @@ const BLOCK: usize = 16;
 /// Inputs from which on the length of a sum counts more than how wide the rows are that it writes.
 const DEEP: usize = 256;
 
+/// Vectors of outputs that make too few of the widest panels to be shared out evenly.
+const FEW_VECTORS: usize = 24;
+
 /// Lanes of a vector.
 pub(crate) fn lanes(isa: Isa) -> usize {
     match isa {
@@ -53,6 +56,8 @@ pub(crate) struct Layout {
     pub taps: usize,
     /// Parts that each number is split into, one after the other.
     pub parts: usize,
+    /// One row meets the weights: the time goes into bringing them, and there should be panels for all threads.
+    pub single_row: bool,
 }
 
 /// One panel of packed weights.
@@ -75,7 +80,7 @@ pub(crate) struct Panel {
 impl Layout {
     /// A matrix of `inputs` rows and `outputs` columns.
     pub fn matrix(isa: Isa, inputs: usize, outputs: usize) -> Layout {
-        Layout { isa, groups: 1, inputs, outputs, taps: 1, parts: 1 }
+        Layout { isa, groups: 1, inputs, outputs, taps: 1, parts: 1, single_row: false }
     }
 
     /// Groups that share a panel.
@@ -93,6 +98,10 @@ impl Layout {
 
     fn block_panels(&self) -> usize {
         let (vectors, most) = (self.block_vectors(), max_vectors(self.isa));
+        if self.single_row && self.isa != Isa::Amx && vectors <= FEW_VECTORS {
+            // As wide as a cache line.
+            return vectors.div_ceil((16 / lanes(self.isa)).min(most));
+        }
         // Long sums gain from tiles of more rows, which read a panel less often, where the panels come out even.
         let narrower = most == 4 && vectors.is_multiple_of(3) && self.inputs >= DEEP;
         vectors.div_ceil(if narrower { 3 } else { most })

@@ -2,7 +2,7 @@
 
 use crate::lanes::Lanes;
 use crate::simd::Simd;
-use crate::threads::{SendPtr, for_each};
+use crate::threads::{SendPtr, for_each, rows_are_own};
 
 /// What [`reduce`] computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,9 +97,10 @@ fn middle(kind: Reduction, [outer, len, inner]: [usize; 3], src: &[f32], dst: &m
     }
     let blocks = inner.div_ceil(BLOCK);
     let columns = BLOCK.min(inner);
-    // Long columns are cut, so that few of them make work for many threads. So are those of a single image: whoever wrote
-    // its lines sums them, and has them at hand for what comes next.
-    let most = if outer == 1 && len * inner >= FAIR { len.div_ceil(2) } else { len };
+    // Long columns are cut, so that few of them make work for many threads. So are those of a single image where threads
+    // have rows of their own: whoever wrote its lines sums them, and has them at hand for what comes next.
+    let most =
+        if outer == 1 && len * inner >= FAIR && rows_are_own(len, inner) { len.div_ceil(2) } else { len };
     let rows = if max { len } else { (PART / columns).next_multiple_of(CHUNK).min(most) };
     let parts = len.div_ceil(rows.max(1));
     if parts <= 1 {
@@ -136,12 +137,23 @@ fn middle(kind: Reduction, [outer, len, inner]: [usize; 3], src: &[f32], dst: &m
     });
     let rows = dst.chunks_exact_mut(inner).flat_map(|row| row.chunks_mut(BLOCK));
     for (to, parts) in rows.zip(sums.chunks_exact_mut(parts * columns)) {
-        let (total, rest) = parts.split_at_mut(columns);
-        for part in rest.chunks_exact(columns) {
-            total.iter_mut().zip(part).for_each(|(total, sum)| *total += sum);
-        }
-        to.iter_mut().zip(total).for_each(|(to, total)| *to = *total as f32);
+        // SAFETY: kernels run only what this machine has.
+        unsafe { add_parts(parts, columns, to) };
     }
+}
+
+crate::multiversion!(
+    /// Adds up the sums of the parts, `columns` apart.
+    fn add_parts<S>(parts: &mut [f64], columns: usize, to: &mut [f32]) = add_parts_body
+);
+
+#[inline(always)]
+unsafe fn add_parts_body<S: Simd>(parts: &mut [f64], columns: usize, to: &mut [f32]) {
+    let (total, rest) = parts.split_at_mut(columns);
+    for part in rest.chunks_exact(columns) {
+        total.iter_mut().zip(part).for_each(|(total, sum)| *total += sum);
+    }
+    to.iter_mut().zip(total).for_each(|(to, total)| *to = *total as f32);
 }
 
 crate::multiversion!(fn sum_row<S>(row: &[f32]) -> f32 = sum_row_body);

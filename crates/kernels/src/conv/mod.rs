@@ -126,6 +126,7 @@ impl ConvShape {
             outputs: self.group_out(),
             taps: self.taps(),
             parts: self.operands.parts(),
+            single_row: self.n * self.out_h() * self.out_w() == 1,
         }
     }
 
@@ -137,6 +138,7 @@ impl ConvShape {
             outputs: self.group_in(),
             taps: self.taps(),
             parts: self.operands.parts(),
+            single_row: false,
         }
     }
 

@@ -204,7 +204,11 @@ fn shapes_of_real_networks_match_the_naive_convolution() {
         square(1, 9, 168, 168, 3, 1, 1, 3),
         square(1, 10, 12, 210, 5, 2, 2, 3),
         square(9, 7, 80, 80, 3, 1, 1, 1),
+        // A single row, with narrow panels, wide ones, groups.
         square(1, 1, 256, 10, 1, 1, 0, 1),
+        square(1, 1, 700, 168, 1, 1, 0, 1),
+        square(1, 1, 96, 420, 1, 1, 0, 1),
+        square(1, 2, 72, 168, 2, 1, 0, 3),
         // The kernel exceeds the input on all sides; then even with its padding.
         square(2, 2, 20, 20, 7, 1, 3, 1),
         square(2, 2, 20, 20, 7, 1, 1, 1),
@@ -236,6 +240,7 @@ fn results_do_not_depend_on_the_number_of_threads() {
     };
     check_threads(&shape);
     check_threads(&ConvShape { groups: 2, ..shape });
+    check_threads(&ConvShape { n: 1, h: 1, w: 1, c_in: 960, c_out: 240, kh: 1, kw: 1, pad: [0; 4], ..shape });
     if best() == Isa::Amx {
         check_threads(&ConvShape { operands: Operands::Bf16, ..shape });
         check_threads(&ConvShape { operands: Operands::Split, ..shape });

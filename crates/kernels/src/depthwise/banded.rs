@@ -42,7 +42,7 @@ impl Cut {
         let wanted = jobs.div_ceil((shape.n * bands).max(1));
         let part = groups.div_ceil(wanted.min(groups).max(1));
         let parts = groups.div_ceil(part);
-        let bands = bands.max(jobs.div_ceil((shape.n * parts).max(1)));
+        let bands = bands.max(jobs.div_ceil((shape.n * groups).max(1)));
         let bands = if (shape.n * parts).is_multiple_of(2) { bands } else { evenly(bands) }.min(shape.out_h);
         let rows = shape.out_h.div_ceil(bands);
         let bands = shape.out_h.div_ceil(rows);

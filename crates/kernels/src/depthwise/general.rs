@@ -29,8 +29,8 @@ pub(super) fn forward(
         input: [shape.h, shape.w],
         output: [shape.out_h, shape.out_w],
         kw: shape.kw,
-        rows: forward_taps(shape, 0),
-        runs: runs(&forward_taps(shape, 1), 1, shape.stride[1]),
+        rows: Taps::forward(shape, 0),
+        runs: runs(&Taps::forward(shape, 1), 1, shape.stride[1]),
     };
     plan.run(x, packed, bias, activation, y);
 }
@@ -43,33 +43,66 @@ pub(super) fn input_grad(shape: &DepthwiseShape, dy: &[f32], packed: &[f32], dx:
         input: [shape.out_h, shape.out_w],
         output: [shape.h, shape.w],
         kw: shape.kw,
-        rows: backward_taps(shape, 0),
-        runs: runs(&backward_taps(shape, 1), shape.stride[1], 1),
+        rows: Taps::backward(shape, 0),
+        runs: runs(&Taps::backward(shape, 1), shape.stride[1], 1),
     };
     plan.run(dy, packed, None, None, dx);
 }
 
-/// For each output position along an axis, the (input position, kernel place) pairs that reach it.
-fn forward_taps(shape: &DepthwiseShape, axis: usize) -> Vec<Vec<(usize, usize)>> {
-    let (k, size, out) =
-        if axis == 0 { (shape.kh, shape.h, shape.out_h) } else { (shape.kw, shape.w, shape.out_w) };
-    let input = |o: usize, tap: usize| {
-        let at = (o * shape.stride[axis] + tap * shape.dilation[axis]).checked_sub(shape.pad[axis])?;
-        (at < size).then_some((at, tap))
-    };
-    (0..out).map(|o| (0..k).filter_map(|tap| input(o, tap)).collect()).collect()
+/// For each position along an axis of what is written, the (position that is read, kernel place) pairs that reach it.
+struct Taps {
+    /// Where the pairs of each position begin, and the end of the last.
+    starts: Vec<usize>,
+    pairs: Vec<(usize, usize)>,
 }
 
-/// The same for the input gradient: for each input position, (output position, kernel place).
-fn backward_taps(shape: &DepthwiseShape, axis: usize) -> Vec<Vec<(usize, usize)>> {
-    let size = if axis == 0 { shape.h } else { shape.w };
-    let mut taps = vec![Vec::new(); size];
-    for (o, list) in forward_taps(shape, axis).into_iter().enumerate() {
-        for (at, tap) in list {
-            taps[at].push((o, tap));
+impl Taps {
+    fn new<I: Iterator<Item = (usize, usize)>>(positions: usize, of: impl Fn(usize) -> I) -> Taps {
+        let mut taps = Taps { starts: Vec::with_capacity(positions + 1), pairs: Vec::new() };
+        taps.starts.push(0);
+        for position in 0..positions {
+            taps.pairs.extend(of(position));
+            taps.starts.push(taps.pairs.len());
         }
+        taps
     }
-    taps
+
+    /// Inputs that reach each output.
+    fn forward(shape: &DepthwiseShape, axis: usize) -> Taps {
+        let (k, size, out) = sizes(shape, axis);
+        let [stride, dilation, pad] = [shape.stride[axis], shape.dilation[axis], shape.pad[axis]];
+        Taps::new(out, |o| {
+            let input =
+                move |tap: usize| (o * stride + tap * dilation).checked_sub(pad).filter(|at| *at < size);
+            (0..k).filter_map(move |tap| Some((input(tap)?, tap)))
+        })
+    }
+
+    /// Outputs that each input reaches.
+    fn backward(shape: &DepthwiseShape, axis: usize) -> Taps {
+        let (k, size, out) = sizes(shape, axis);
+        let [stride, dilation, pad] = [shape.stride[axis], shape.dilation[axis], shape.pad[axis]];
+        Taps::new(size, |at| {
+            let output = move |tap: usize| {
+                let from = (at + pad).checked_sub(tap * dilation)?;
+                (from.is_multiple_of(stride) && from / stride < out).then_some(from / stride)
+            };
+            (0..k).rev().filter_map(move |tap| Some((output(tap)?, tap)))
+        })
+    }
+
+    fn positions(&self) -> usize {
+        self.starts.len() - 1
+    }
+
+    fn of(&self, position: usize) -> &[(usize, usize)] {
+        &self.pairs[self.starts[position]..self.starts[position + 1]]
+    }
+}
+
+/// Kernel, input and output along an axis.
+fn sizes(shape: &DepthwiseShape, axis: usize) -> (usize, usize, usize) {
+    if axis == 0 { (shape.kh, shape.h, shape.out_h) } else { (shape.kw, shape.w, shape.out_w) }
 }
 
 /// Output positions `first`, `first + step`, … that take the same kernel places, whose inputs move by
@@ -84,19 +117,20 @@ struct Run {
 }
 
 /// Groups positions into runs: neighbours `step` apart with the same kernel places.
-fn runs(taps: &[Vec<(usize, usize)>], step: usize, input_step: usize) -> Vec<Run> {
+fn runs(taps: &Taps, step: usize, input_step: usize) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
-    for phase in 0..step.min(taps.len()) {
+    for phase in 0..step.min(taps.positions()) {
         let mut open = false;
-        for o in (phase..taps.len()).step_by(step) {
+        for o in (phase..taps.positions()).step_by(step) {
+            let here = taps.of(o);
             let same = |run: &Run| {
                 let shift = run.count * input_step;
-                run.taps.len() == taps[o].len()
-                    && run.taps.iter().zip(&taps[o]).all(|(a, b)| a.0 + shift == b.0 && a.1 == b.1)
+                run.taps.len() == here.len()
+                    && run.taps.iter().zip(here).all(|(a, b)| a.0 + shift == b.0 && a.1 == b.1)
             };
             match runs.last_mut() {
                 Some(run) if open && same(run) => run.count += 1,
-                _ => runs.push(Run { first: o, step, count: 1, input_step, taps: taps[o].clone() }),
+                _ => runs.push(Run { first: o, step, count: 1, input_step, taps: here.to_vec() }),
             }
             open = true;
         }
@@ -112,7 +146,7 @@ struct Plan {
     output: [usize; 2],
     kw: usize,
     /// For each output row, (input row, kernel row).
-    rows: Vec<Vec<(usize, usize)>>,
+    rows: Taps,
     runs: Vec<Run>,
 }
 
@@ -290,7 +324,7 @@ impl Block<'_> {
                 }
             }
             let step = run.input_step * channels;
-            for &(iy, ky) in &self.plan.rows[oy] {
+            for &(iy, ky) in self.plan.rows.of(oy) {
                 for &(ix, kx) in &run.taps {
                     let ix = ix + p * run.input_step;
                     let x = self.x.as_ptr().add((iy * self.plan.input[1] + ix) * channels + c);
@@ -325,8 +359,8 @@ pub(super) fn weight_grad(shape: &DepthwiseShape, x: &[f32], dy: &[f32], dw: &mu
         input: [shape.h, shape.w],
         output: [shape.out_h, shape.out_w],
         kw: shape.kw,
-        rows: forward_taps(shape, 0),
-        runs: runs(&forward_taps(shape, 1), 1, shape.stride[1]),
+        rows: Taps::forward(shape, 0),
+        runs: runs(&Taps::forward(shape, 1), 1, shape.stride[1]),
     };
     let row = shape.out_w * channels;
     let band = (65_536 / row).clamp(1, shape.out_h);
@@ -358,7 +392,7 @@ unsafe fn grad_row_body<S: Lanes>(plan: &Plan, x: &[f32], dy: &[f32], oy: usize,
         for run in &plan.runs {
             // (Offset of the first position's input, offset of the weight) of every kernel place.
             taps.clear();
-            for &(iy, ky) in &plan.rows[oy] {
+            for &(iy, ky) in plan.rows.of(oy) {
                 for &(ix, kx) in &run.taps {
                     let weight = (ky * plan.kw + kx) * channels;
                     taps.push(((iy * plan.input[1] + ix) * channels, weight));

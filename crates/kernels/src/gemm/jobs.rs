@@ -34,9 +34,8 @@ impl RowBlocks {
     }
 }
 
-/// In which order the jobs of (row block, part of the panels) are dealt out to the threads, the first half of two. What
-/// another core wrote comes slowly: where rows are many, each thread gets rows of its own, the same share of them in
-/// every step of a model, and all weights; else it gets weights of its own and all rows.
+/// In which order the jobs of (row block, part of the panels) are dealt out to the threads, the first half of two: each gets
+/// rows of its own and all weights, or weights of its own and all rows.
 pub(crate) struct Order {
     blocks: usize,
     parts: usize,
@@ -47,8 +46,8 @@ pub(crate) struct Order {
 impl Order {
     /// For `rows` rows, each as long as a column of the weights, of which there are `columns`.
     pub fn new(blocks: usize, parts: usize, rows: usize, columns: usize) -> Order {
-        let many = 4 * rows >= columns;
-        Order { blocks, parts, stretch: if many { blocks.div_ceil(threads::count()) } else { blocks } }
+        let own = threads::rows_are_own(rows, columns);
+        Order { blocks, parts, stretch: if own { blocks.div_ceil(threads::count()) } else { blocks } }
     }
 
     /// Row block and part of a job. A thread runs its row blocks through one part after the other.

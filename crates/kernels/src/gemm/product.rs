@@ -89,6 +89,8 @@ pub(crate) fn with_rows<R>(use_rows: impl FnOnce(&mut Rows) -> R) -> R {
 
 /// Multiply-adds below which a job is not worth handing to another thread.
 const SMALLEST_JOB: usize = 1 << 19;
+/// Multiply-adds of a product below which no other thread helps.
+const WORTH_SHARING: usize = 1 << 18;
 /// Multiply-adds that could be done while a weight comes from memory.
 const FETCH: usize = 16;
 /// As many while an output is prepared and stored.
@@ -198,12 +200,13 @@ impl<'a> Product<'a> {
         // With few rows the time goes into bringing the weights, with short ones into storing what comes of them.
         let work_per_block =
             (stored * inputs * taps / gain).max(FETCH * weights / blocks).max(STORE * stored);
-        let run = Run::new(blocks * work_per_block < 2 * SMALLEST_JOB, fill);
+        let run = Run::new(blocks * work_per_block < WORTH_SHARING, fill);
         #[cfg(target_arch = "x86_64")]
         if blocks == 1 && !run.alone && super::amx::halves::pay(self, most_rows) {
             return super::amx::halves::run(self, most_rows, &run);
         }
-        let most = panels.div_ceil(self.fewest_panels).min((work_per_block / SMALLEST_JOB).max(1));
+        let work = (work_per_block / SMALLEST_JOB).max(if blocks == 1 { 2 } else { 1 });
+        let most = panels.div_ceil(self.fewest_panels).min(work);
         // Each job splits its rows anew.
         let enough = if self.is_split() { threads::count() } else { ENOUGH_JOBS / gain };
         let parts = Parts::new(panels, enough.div_ceil(blocks).min(most));

@@ -66,6 +66,12 @@ pub(crate) fn evenly(jobs: usize) -> usize {
     if jobs > 1 { jobs.next_multiple_of(2) } else { jobs }
 }
 
+/// Whether the threads that share a step divide its rows, such as the pixels of an image, among them, or else the columns.
+/// What another core wrote comes slowly: a thread should get the same part in every step of a model.
+pub(crate) fn rows_are_own(rows: usize, columns: usize) -> bool {
+    4 * rows >= columns
+}
+
 /// A raw pointer that may cross threads: kernels hand each job its own, disjoint part of a buffer.
 #[derive(Clone, Copy, Debug)]
 pub struct SendPtr<T>(pub *mut T);
