@@ -253,7 +253,7 @@ unsafe fn round_numbers_bf16(from: *const f32, to: *mut u16, count: usize) {
             at += 32;
         }
         while at < count {
-            let mask = ((1u32 << (count - at).min(16)) - 1) as __mmask16;
+            let mask = crate::simd::first_lanes(count - at);
             let numbers = _mm512_maskz_loadu_ps(mask, from.add(at));
             let rounded = transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(numbers));
             _mm256_mask_storeu_epi16(to.add(at).cast(), mask, rounded);

@@ -6,6 +6,13 @@ use std::sync::OnceLock;
 
 use crate::bf16::Operands;
 
+/// A mask of the first `count` of sixteen lanes; of all, if there are more.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(crate) fn first_lanes(count: usize) -> u16 {
+    ((1u32 << count.min(16)) - 1) as u16
+}
+
 /// The instruction sets that kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
@@ -306,7 +313,7 @@ unsafe impl Simd for Portable {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::Simd;
+    use super::{Simd, first_lanes};
     use std::arch::x86_64::*;
 
     macro_rules! impl_simd {
@@ -382,12 +389,6 @@ mod x86 {
         }
     }
 
-    /// The first `count` of sixteen lanes.
-    #[inline(always)]
-    unsafe fn mask16(count: usize) -> __mmask16 {
-        ((1u32 << count) - 1) as __mmask16
-    }
-
     #[inline(always)]
     unsafe fn load16(p: *const f32, mask: __mmask16) -> __m512 {
         // SAFETY: AVX-512 and the readable lanes are the caller's promise.
@@ -451,7 +452,7 @@ mod x86 {
         _mm512_add_ps,
         _mm512_mul_ps,
         _mm512_max_ps,
-        mask16,
+        first_lanes,
         load16,
         store16,
         fma_pairs16
@@ -482,7 +483,7 @@ mod x86 {
         _mm512_add_ps,
         _mm512_mul_ps,
         _mm512_max_ps,
-        mask16,
+        first_lanes,
         load16,
         store16,
         dot_pairs

@@ -101,6 +101,8 @@ const AMX_GAIN: usize = 8;
 pub(crate) const COPIED_PANELS: usize = 4;
 /// Jobs that keep a large machine busy.
 const ENOUGH_JOBS: usize = 64;
+/// Jobs of a thread that keeps its rows from one to the next.
+const JOBS_OF_THREAD: usize = 8;
 /// Tiles of a job, when there are plenty.
 const JOB_TILES: usize = 32;
 /// Tiles below which rows stay together.
@@ -160,6 +162,13 @@ impl<'a> Product<'a> {
         self.layout.taps / self.fused_taps
     }
 
+    /// Jobs that share the only block of rows of split numbers, whose runs are of `inputs` pairs: many, as threads never are
+    /// equally fast, and each keeps its rows from job to job. From `long` runs on rows are split stretch by stretch, anew
+    /// in each job.
+    pub fn split_jobs(&self, inputs: usize, long: usize) -> usize {
+        threads::count() * if inputs * self.fused_taps < long { JOBS_OF_THREAD } else { 1 }
+    }
+
     /// Cuts `count` rows into blocks by shape alone, `source_bytes` being read for each row.
     pub fn row_blocks(&self, count: usize, source_bytes: usize) -> RowBlocks {
         let tiles = count.div_ceil(self.tile_rows());
@@ -207,8 +216,11 @@ impl<'a> Product<'a> {
         }
         let work = (work_per_block / SMALLEST_JOB).max(if blocks == 1 { 2 } else { 1 });
         let most = panels.div_ceil(self.fewest_panels).min(work);
-        // Each job splits its rows anew.
-        let enough = if self.is_split() { threads::count() } else { ENOUGH_JOBS / gain };
+        let enough = match self.is_split() {
+            true if blocks == 1 => self.split_jobs(inputs, 2 * SPLIT_RUN),
+            true => threads::count(),
+            false => ENOUGH_JOBS / gain,
+        };
         let parts = Parts::new(panels, enough.div_ceil(blocks).min(most));
         let mut order = Order::new(blocks, parts.count, blocks * most_rows, weights / inputs.max(1));
         if self.is_amx() {

@@ -14,7 +14,7 @@ use super::LINE;
 use crate::bf16::Stored;
 use crate::gemm::amx::pack::transposed;
 use crate::gemm::amx::registers::{PAIRS, REGISTER, ROWS, Segment, Steps, kernel};
-use crate::simd::prefetch;
+use crate::simd::{first_lanes, prefetch};
 use crate::threads::SendPtr;
 
 pub(super) use backward::Head;
@@ -36,7 +36,7 @@ fn squares(count: usize) -> usize {
 
 /// The lanes of the `vector`-th vector of so many numbers.
 fn lanes(count: usize, vector: usize) -> __mmask16 {
-    ((1u32 << count.saturating_sub(vector * PAIRS).min(PAIRS)) - 1) as __mmask16
+    first_lanes(count.saturating_sub(vector * PAIRS))
 }
 
 /// The lanes of both vectors of a square of so many numbers in all.

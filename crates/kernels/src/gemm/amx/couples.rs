@@ -6,17 +6,13 @@ use std::ops::Range;
 use super::pack::{pairs_of_parts, transposed};
 use super::registers::{PAIRS, REGISTER, ROWS};
 use crate::bf16::PARTS;
+use crate::simd::first_lanes;
 
 /// Channels of two registers.
 const CHANNELS: usize = 2 * ROWS;
 
 /// Where the channels of two rows begin: of bf16, or of numbers that are split.
 pub(crate) type Couple = [*const u8; 2];
-
-/// The lanes of `count` channels, at most sixteen.
-fn lanes(count: usize) -> __mmask16 {
-    ((1u32 << count.min(16)) - 1) as __mmask16
-}
 
 /// Sixteen channels of a row of numbers from `first` on, zeros for those that a mask leaves out.
 #[inline]
@@ -55,7 +51,7 @@ pub(crate) unsafe fn couple<const SPLIT: bool>(
             for half in 0..2 {
                 let first = channels.start + panel * CHANNELS + half * PAIRS;
                 let at = (panel * couples.len() + index) * CHANNELS + half * PAIRS;
-                let mask = lanes(channels.end.saturating_sub(first));
+                let mask = first_lanes(channels.end.saturating_sub(first));
                 // SAFETY: the caller's promise; there is room for a vector.
                 unsafe {
                     let mut store = |part: usize, pairs| {
@@ -93,7 +89,7 @@ pub(crate) unsafe fn transpose<const SPLIT: bool>(
     for (step, couples) in couples.as_chunks::<PAIRS>().0.iter().enumerate() {
         for register in 0..registers {
             let at = channels.start + register * ROWS;
-            let mask = lanes(channels.end.saturating_sub(at));
+            let mask = first_lanes(channels.end.saturating_sub(at));
             let mut store = |part: usize, columns: [__m512i; 16]| {
                 let to = &mut to[part * part_len + (register * steps + step) * REGISTER..][..REGISTER];
                 for (to, column) in to.chunks_exact_mut(PAIRS).zip(columns) {

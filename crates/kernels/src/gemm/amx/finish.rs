@@ -13,7 +13,7 @@ use crate::gemm::product::{Product, SKIPPED};
 use crate::gemm::{Epilogue, Residual};
 use crate::math;
 use crate::pack::Panel;
-use crate::simd::Avx512;
+use crate::simd::{Avx512, first_lanes};
 
 /// The outputs of a panel.
 pub(super) struct Target {
@@ -30,12 +30,9 @@ static NO_BIAS: [f32; 2 * PAIRS] = [0.0; 2 * PAIRS];
 
 impl Target {
     pub fn new(product: &Product, panel: &Panel) -> Target {
-        let lanes = |vector: usize| {
-            let count = panel.outputs.saturating_sub(vector * PAIRS).min(PAIRS);
-            ((1u32 << count) - 1) as __mmask16
-        };
+        let masks = [panel.outputs, panel.outputs.saturating_sub(PAIRS)].map(first_lanes);
         let bias = product.epilogue.bias.map_or(NO_BIAS.as_ptr(), |b| b[panel.first_output..].as_ptr());
-        Target { vectors: panel.vectors, masks: [lanes(0), lanes(1)], bias, column: panel.first_output }
+        Target { vectors: panel.vectors, masks, bias, column: panel.first_output }
     }
 }
 

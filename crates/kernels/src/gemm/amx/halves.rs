@@ -10,7 +10,7 @@ use std::ops::Range;
 use super::registers::PAIRS;
 use super::{finish_panels, padded, sum_panels};
 use crate::gemm::jobs::{Parts, Run};
-use crate::gemm::product::{Product, Rows};
+use crate::gemm::product::{Product, Rows, SPLIT_RUN};
 use crate::pack::Layout;
 use crate::scratch::aligned;
 use crate::threads::{self, SendPtr};
@@ -45,7 +45,7 @@ pub(in crate::gemm) fn run(product: &Product, most_rows: usize, run: &Run<impl F
         // SAFETY: jobs have disjoint panels, or halves.
         unsafe { all.slice(half * len + first * rows, (end - first) * rows) }
     };
-    let parts = Parts::new(panels, threads::count() / 2);
+    let parts = Parts::new(panels, product.split_jobs(inputs / 2, SPLIT_RUN + 1) / 2);
     run.each(2 * parts.count, |index| {
         let (half, panels) = (index / parts.count, parts.range(index % parts.count));
         let inputs = half * inputs / 2..(half + 1) * inputs / 2;

@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use super::registers::{PAIRS, ROWS};
 use crate::bf16::PARTS;
 use crate::pack::{Layout, Panel};
-use crate::simd::Isa;
+use crate::simd::{Isa, first_lanes};
 
 /// Whether [`pack_panel`] packs weights with these strides, for one tap.
 pub(crate) fn fits(layout: &Layout, [output, input, _]: [usize; 3]) -> bool {
@@ -216,7 +216,7 @@ unsafe fn pack_rows<const COUNT: usize>(
 ) {
     for pair in 0..pairs {
         for first in (0..width).step_by(16) {
-            let mask = ((1u32 << outputs.saturating_sub(first).min(16)) - 1) as __mmask16;
+            let mask = first_lanes(outputs.saturating_sub(first));
             let from = from.wrapping_add(2 * pair * stride + first);
             // SAFETY: the caller's promise; masked lanes are not touched.
             unsafe {
