@@ -269,16 +269,16 @@ impl Planner<'_> {
         id: NodeId,
     ) -> Value {
         let shape = ConvShape { operands: Operands::F32, ..*shape };
-        let pack = move |w: &[f32], packed: &mut [f32]| conv::pack_weights(&shape, w, packed);
+        let (k, n) = (shape.c_in, shape.c_out);
+        let pack = move |w: &[f32], packed: &mut [f32]| gemm::pack_b(Operands::F32, k, n, w, 1, k, packed);
         let w = self.graph.node(root).inputs[1];
-        let packed = self.packed(w, &format!("conv {shape:?}"), conv::packed_len(&shape), pack);
+        let packed = self.packed(w, "scaled", gemm::gemm_packed_len(Operands::F32, k, n), pack);
         let out = self.new_value(id, Layout::channels_last(self.graph.shape(root)));
         let at = 2 + extra.len();
         let reads = [vec![scaled.x.span(), packed.span()], extra, vec![scaled.scale, scaled.shift]].concat();
         let (m, row) = (shape.n * shape.h * shape.w, scaled.x.layout.shape[1]);
         let kernel: Kernel = Arc::new(move |args| {
             let (x, packed, scaling) = (args.read(0), args.read(1), scaled.bind(at, args));
-            let (k, n) = (shape.c_in, shape.c_out);
             gemm::gemm_scaled(m, n, k, x, row, &scaling, packed, args.write(0), &tail.bind(args));
         });
         let name = format!("{} scaled", conv_name("conv", &shape));

@@ -41,7 +41,9 @@ const WIDE: usize = 3 << 16;
 impl ExpandedShape {
     /// Whether [`expanded`] can run the shape.
     pub fn fits(&self) -> bool {
-        tile::fits(&self.depthwise) && self.depthwise.multiplier == 1
+        let s = &self.depthwise;
+        // The weights of a single pixel are packed in another way.
+        tile::fits(s) && s.multiplier == 1 && s.n * s.h * s.w > 1
     }
 
     /// Whether that is faster than one after the other.

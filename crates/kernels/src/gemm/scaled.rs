@@ -23,7 +23,7 @@ pub struct Scaling<'a> {
 }
 
 /// C = act(scaled(A) · B + bias + residual): A `[m, k]` with rows `a_row_stride` apart, B `[k, n]` packed by
-/// [`pack_b`](super::pack_b) or as the weights of a pointwise convolution, C `[m, n]`.
+/// [`pack_b`](super::pack_b), C `[m, n]`.
 ///
 /// # Panics
 /// If a slice is too short.
