@@ -228,6 +228,18 @@ fn a_residual_block_with_folded_norms() {
 }
 
 #[test]
+fn a_pointwise_convolution_of_a_scaled_pixel() {
+    // More outputs than one panel has, so that it matters how the weights were packed.
+    let parameters: &[&[usize]] =
+        &[&[1, 24, 1, 1], &[24, 24, 1, 1], &[1, 24, 1, 1], &[1, 24, 1, 1], &[168, 24, 1, 1]];
+    check("scaled pixel", parameters, |b, p| {
+        let first = b.conv2d(p[0], p[1], Conv2d::default());
+        let normed = b.relu(b.add(b.mul(first, p[2]), p[3]));
+        b.conv2d(normed, p[4], Conv2d::default())
+    });
+}
+
+#[test]
 fn blocks_of_mobile_networks() {
     // (Image, inputs, wide, outputs, kernel, stride, squeeze-and-excitation, the wide image is read elsewhere too).
     for (h, w, narrow, wide, out, kernel, stride, excite, twice) in [
