@@ -201,7 +201,8 @@ impl Planner<'_> {
         } else if let Some(shape) = as_depthwise(&shape) {
             let kernel = move |args: &Args| {
                 let tail = tail.bind(args);
-                depthwise::depthwise(&shape, args.read(0), args.read(1), tail.bias, tail.act, args.write(0));
+                let (x, w, y) = (args.read(0), args.read(1), args.write(0));
+                depthwise::depthwise(&shape, x, w, tail.bias, tail.act, y, None);
             };
             (self.packed_depthwise(w), Arc::new(kernel))
         } else if let Some(way) = way {

@@ -47,7 +47,7 @@ pub fn passes() -> impl Iterator<Item = Pass> {
         pass("softmax-grad", "the derivative of a softmax is one step", Job::Find(softmax_grad::find)),
         pass(
             "expansions",
-            "a wide 1x1 convolution, the depthwise one after it and its mean are one step",
+            "a depthwise convolution, a wide 1x1 one before it and its mean are one step",
             Job::Find(mobile::find),
         ),
         pass(

@@ -232,7 +232,8 @@ fn main() {
             let flops = 2.0 * (len * k * k) as f64;
             let name = format!("depthwise {k}x{k} {c}@{size} b{n}");
             let act = Some(Unary::Relu);
-            let t = best(|| depthwise::depthwise(&s, &x[..len], &weight, Some(&bias), act, &mut y[..len]));
+            let t =
+                best(|| depthwise::depthwise(&s, &x[..len], &weight, Some(&bias), act, &mut y[..len], None));
             report(&name, flops, "GFLOP/s", t);
             let t = best(|| depthwise::depthwise_input_grad(&s, &dy[..len], &weight, &mut y[..len]));
             report(&format!("{name} dx"), flops, "GFLOP/s", t);

@@ -26,6 +26,9 @@ const DEEP: usize = 256;
 /// Vectors of outputs that make too few of the widest panels to be shared out evenly.
 const FEW_VECTORS: usize = 24;
 
+/// Panels of which one more or less matters to two threads that share them.
+const FEW_PANELS: usize = 6;
+
 /// Lanes of a vector.
 pub(crate) fn lanes(isa: Isa) -> usize {
     match isa {
@@ -104,7 +107,16 @@ impl Layout {
         }
         // Long sums gain from tiles of more rows, which read a panel less often, where the panels come out even.
         let narrower = most == 4 && vectors.is_multiple_of(3) && self.inputs >= DEEP;
-        vectors.div_ceil(if narrower { 3 } else { most })
+        let panels = vectors.div_ceil(if narrower { 3 } else { most });
+        // Two threads share few panels fairly if each gets as many.
+        let odd = panels % 2 == 1 && (2..FEW_PANELS).contains(&panels);
+        if most < 4 || !odd || self.blocks() > 1 {
+            panels
+        } else if (panels - 1) * most >= vectors {
+            panels - 1
+        } else {
+            panels + 1
+        }
     }
 
     /// The number of panels.
@@ -130,10 +142,9 @@ impl Layout {
     /// The panel of that index.
     pub fn panel(&self, index: usize) -> Panel {
         let (block, part) = (index / self.block_panels(), index % self.block_panels());
-        let (narrow, wider) =
-            (self.block_vectors() / self.block_panels(), self.block_vectors() % self.block_panels());
-        let first_vector = part * narrow + part.min(wider);
-        let vectors = narrow + usize::from(part < wider);
+        // Wide and narrow ones in turn: each half has about as many vectors.
+        let start = |part: usize| (part * self.block_vectors()).div_ceil(self.block_panels());
+        let (first_vector, vectors) = (start(part), start(part + 1) - start(part));
         let lanes = lanes(self.isa);
         let first_group = block * self.merged();
         let groups = self.merged().min(self.groups - first_group);

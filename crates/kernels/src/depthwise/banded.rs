@@ -4,12 +4,13 @@ use std::ops::Range;
 
 use timm_graph::scalar::Unary;
 
+use super::means::Sums;
 use super::tile::{self, Band};
 use super::{DepthwiseShape, packed_channels};
 use crate::multiversion;
 use crate::scratch::with_scratch;
 use crate::simd::Simd;
-use crate::threads::{self, SendPtr, evenly};
+use crate::threads::{self, SendPtr, evenly, rows_are_own};
 
 /// Numbers of a padded copy that stay in the second-level cache.
 const BAND: usize = 1 << 17;
@@ -23,11 +24,10 @@ pub(super) struct Cut {
     /// Output rows of a band, and bands of an image.
     pub rows: usize,
     pub bands: usize,
-    /// Groups of channels of a part, and parts of a pixel.
-    groups: usize,
+    /// Parts of a pixel's groups of channels.
     parts: usize,
+    groups: usize,
     all_rows: usize,
-    all_groups: usize,
 }
 
 impl Cut {
@@ -38,15 +38,18 @@ impl Cut {
         let most = ((numbers / row.max(1)).saturating_sub(reach) / shape.stride[0]).clamp(1, shape.out_h);
         let jobs = (work / SMALLEST_JOB).clamp(1, ENOUGH_JOBS);
         let bands = shape.out_h.div_ceil(most);
+        // The threads that share an image have rows of their own in the steps before and after.
+        let own = shape.n == 1 && jobs > 1 && rows_are_own(shape.out_h * shape.out_w, shape.c);
+        let bands = if own { bands.max(2) } else { bands };
         // Cutting channels costs nothing; cutting rows does some twice.
         let wanted = jobs.div_ceil((shape.n * bands).max(1));
-        let part = groups.div_ceil(wanted.min(groups).max(1));
-        let parts = groups.div_ceil(part);
+        let parts = evenly(wanted).min(groups).max(1);
         let bands = bands.max(jobs.div_ceil((shape.n * groups).max(1)));
-        let bands = if (shape.n * parts).is_multiple_of(2) { bands } else { evenly(bands) }.min(shape.out_h);
+        let even = !own && (shape.n * parts).is_multiple_of(2);
+        let bands = if even { bands } else { evenly(bands) }.min(shape.out_h);
         let rows = shape.out_h.div_ceil(bands);
         let bands = shape.out_h.div_ceil(rows);
-        Cut { rows, bands, groups: part, parts, all_rows: shape.out_h, all_groups: groups }
+        Cut { rows, bands, parts, groups, all_rows: shape.out_h }
     }
 
     /// Number of jobs of `images` images.
@@ -59,23 +62,37 @@ impl Cut {
         let (image, rest) = (index / (self.bands * self.parts), index % (self.bands * self.parts));
         let (band, part) = (rest / self.parts, rest % self.parts);
         let rows = band * self.rows..self.all_rows.min((band + 1) * self.rows);
-        (image, rows, part * self.groups..self.all_groups.min((part + 1) * self.groups))
+        (image, rows, part * self.groups / self.parts..(part + 1) * self.groups / self.parts)
+    }
+
+    /// Which band of all images begins with an image's `rows`.
+    pub fn band(&self, image: usize, rows: &Range<usize>) -> usize {
+        image * self.bands + rows.start / self.rows
     }
 }
 
 /// Channels of a group where a pixel's channels may be cut: memory long enough to be read at full speed.
 const GROUP_CHANNELS: usize = 64;
+/// Channels of two vectors, as the register tile takes them.
+const UNIT: usize = 32;
+
+/// Groups of channels: an even number where there are several.
+fn groups(channels: usize) -> usize {
+    evenly(channels.div_ceil(GROUP_CHANNELS))
+}
 
 /// The cut of a convolution that runs from padded copies of its input, and the channels of groups.
 pub(super) fn cut(shape: &DepthwiseShape) -> Cut {
     let work = shape.n * shape.out_h * shape.out_w * shape.c * shape.kh * shape.kw;
     let row = tile::padded_width(shape) * pixel_stride(shape.c.min(GROUP_CHANNELS));
-    Cut::new(shape, work, shape.c.div_ceil(GROUP_CHANNELS), row, BAND)
+    Cut::new(shape, work, groups(shape.c), row, BAND)
 }
 
-/// The channels of some groups.
-pub(super) fn channels(groups: Range<usize>, shape: &DepthwiseShape) -> Range<usize> {
-    groups.start * GROUP_CHANNELS..shape.c.min(groups.end * GROUP_CHANNELS)
+/// The channels of some groups, all of which are about as large.
+pub(super) fn channels(range: Range<usize>, shape: &DepthwiseShape) -> Range<usize> {
+    let (units, groups) = (shape.c.div_ceil(UNIT), groups(shape.c));
+    let start = |group: usize| shape.c.min((group * units).div_ceil(groups) * UNIT);
+    start(range.start)..start(range.end)
 }
 
 /// Numbers between the pixels of a padded copy of some channels: an odd number of cache lines, so that neighbours share
@@ -85,7 +102,7 @@ pub(super) fn pixel_stride(channels: usize) -> usize {
 }
 
 /// y = activation(x ∗ weights + bias): the weights of tap t from `weights[t · tap]` on (backwards for a negative step,
-/// from the last tap's), x and y with the channels of `shape`, whose multiplier is 1.
+/// from the last tap's), x and y with the channels of `shape`, whose multiplier is 1; and the means of y where asked for.
 pub(super) fn run(
     shape: &DepthwiseShape,
     x: &[f32],
@@ -94,6 +111,7 @@ pub(super) fn run(
     bias: Option<&[f32]>,
     act: Option<Unary>,
     y: &mut [f32],
+    means: Option<&mut [f32]>,
 ) {
     let channels = shape.c;
     let padded = packed_channels(channels);
@@ -101,6 +119,8 @@ pub(super) fn run(
     let (first_tap, tap) = if flipped { (last, -(padded as isize)) } else { (0, padded as isize) };
     let cut = cut(shape);
     let out = SendPtr(y.as_mut_ptr());
+    let mut means = means.map(|means| Sums::new(means, shape.n, cut.bands, channels));
+    let sums = means.as_mut().map(Sums::start);
     threads::for_each(cut.jobs(shape.n), |job| {
         let (image, rows, groups) = cut.job(job);
         let input = tile::input_rows(shape, &rows);
@@ -132,12 +152,17 @@ pub(super) fn run(
                         rows: rows.clone(),
                         channels: part.len(),
                         act,
-                        sums: std::ptr::null_mut(),
+                        sums: sums.map_or(std::ptr::null_mut(), |sums| {
+                            sums.add(cut.band(image, &rows) * channels + part.start)
+                        }),
                     });
                 }
             }
         });
     });
+    if let Some(means) = means {
+        means.finish(shape.out_h * shape.out_w);
+    }
 }
 
 /// Copies the channels `part` of a row's pixels, `pixel` numbers apart, with `left` zero pixels before them and zeros

@@ -5,6 +5,7 @@
 use timm_graph::scalar::Unary;
 
 use super::banded::{Cut, pixel_stride};
+use super::means::Sums;
 use super::tile::{self, Band};
 use super::{DepthwiseShape, packed_channels, packed_len};
 use crate::bf16::Operands;
@@ -74,7 +75,7 @@ pub fn expanded(
     x: &[f32],
     weights: &Weights,
     y: &mut [f32],
-    mut means: Option<&mut [f32]>,
+    means: Option<&mut [f32]>,
 ) {
     let s = &shape.depthwise;
     assert!(shape.fits(), "no kernel for {shape:?}");
@@ -89,7 +90,6 @@ pub fn expanded(
         [weights.bias, weights.depthwise_bias].iter().flatten().all(|b| b.len() == s.c),
         "one bias per channel"
     );
-    assert!(means.as_ref().is_none_or(|means| means.len() == s.n * s.c), "one mean per channel");
     if y.is_empty() {
         return;
     }
@@ -100,16 +100,8 @@ pub fn expanded(
     let x_row = width * x_pixel;
     let work = s.n * s.c * (s.h * s.w * inputs + s.out_h * s.out_w * s.kh * s.kw);
     let cut = Cut::new(s, work, layout.panels().div_ceil(group), x_row, BAND);
-    // The sums of each band of each image.
-    let mut partial = Vec::new();
-    let sums = means.as_mut().map(|means| {
-        if cut.bands > 1 {
-            partial.resize(s.n * cut.bands * s.c, 0.0);
-            return SendPtr(partial.as_mut_ptr());
-        }
-        means.fill(0.0);
-        SendPtr(means.as_mut_ptr())
-    });
+    let mut means = means.map(|means| Sums::new(means, s.n, cut.bands, s.c));
+    let sums = means.as_mut().map(Sums::start);
     let out = SendPtr(y.as_mut_ptr());
     let epilogue = Epilogue { bias: weights.bias, act: shape.act, ..Epilogue::default() };
     threads::for_each(cut.jobs(s.n), |job| {
@@ -155,8 +147,7 @@ pub fn expanded(
                             channels: last.first_output + last.outputs - first,
                             act: shape.depthwise_act,
                             sums: sums.map_or(std::ptr::null_mut(), |sums| {
-                                let band = image * cut.bands + rows.start / cut.rows;
-                                sums.add(band * s.c + first)
+                                sums.add(cut.band(image, &rows) * s.c + first)
                             }),
                         });
                     }
@@ -164,14 +155,7 @@ pub fn expanded(
             });
         });
     });
-    let Some(means) = means else { return };
-    let scale = 1.0 / (s.out_h * s.out_w) as f32;
-    if cut.bands == 1 {
-        return means.iter_mut().for_each(|mean| *mean *= scale);
-    }
-    for (means, sums) in means.chunks_exact_mut(s.c).zip(partial.chunks_exact(cut.bands * s.c)) {
-        for (c, mean) in means.iter_mut().enumerate() {
-            *mean = sums[c..].iter().step_by(s.c).sum::<f32>() * scale;
-        }
+    if let Some(means) = means {
+        means.finish(s.out_h * s.out_w);
     }
 }

@@ -5,16 +5,20 @@
 //! inputs: the inside of a row is one run, each border position another, and the input gradient of a strided
 //! convolution has one run per phase of the stride. A tile is 8 positions of a run times one vector of channels.
 
+use std::ops::Range;
+
 use timm_graph::scalar::Unary;
 
+use super::means::Sums;
+use super::tile::{activate, in_registers};
 use super::weight_grad::add_up;
 use super::{DepthwiseShape, packed_channels};
 use crate::elementwise::apply_unary_rows;
 use crate::lanes::Lanes;
 use crate::multiversion;
-use crate::threads::{self, SendPtr, evenly};
+use crate::threads::{self, SendPtr, evenly, rows_are_own};
 
-/// y = activation(x ∗ weight + bias), where x has as many channels as y.
+/// y = activation(x ∗ weight + bias), where x has as many channels as y, and the means of y where asked for.
 pub(super) fn forward(
     shape: &DepthwiseShape,
     x: &[f32],
@@ -22,6 +26,7 @@ pub(super) fn forward(
     bias: Option<&[f32]>,
     activation: Option<Unary>,
     y: &mut [f32],
+    means: Option<&mut [f32]>,
 ) {
     let plan = Plan {
         channels: shape.channels(),
@@ -32,7 +37,7 @@ pub(super) fn forward(
         rows: Taps::forward(shape, 0),
         runs: runs(&Taps::forward(shape, 1), 1, shape.stride[1]),
     };
-    plan.run(x, packed, bias, activation, y);
+    plan.run(x, packed, bias, activation, y, means);
 }
 
 /// The gradient of x, which has as many channels as y.
@@ -46,7 +51,7 @@ pub(super) fn input_grad(shape: &DepthwiseShape, dy: &[f32], packed: &[f32], dx:
         rows: Taps::backward(shape, 0),
         runs: runs(&Taps::backward(shape, 1), shape.stride[1], 1),
     };
-    plan.run(dy, packed, None, None, dx);
+    plan.run(dy, packed, None, None, dx, None);
 }
 
 /// For each position along an axis of what is written, the (position that is read, kernel place) pairs that reach it.
@@ -151,30 +156,62 @@ struct Plan {
 }
 
 impl Plan {
-    fn run(&self, x: &[f32], packed: &[f32], bias: Option<&[f32]>, act: Option<Unary>, y: &mut [f32]) {
+    fn run(
+        &self,
+        x: &[f32],
+        packed: &[f32],
+        bias: Option<&[f32]>,
+        act: Option<Unary>,
+        y: &mut [f32],
+        means: Option<&mut [f32]>,
+    ) {
         let c = self.channels;
-        let row = self.output[1] * c;
         if y.is_empty() {
             return;
         }
-        let height = self.output[0];
-        let bands = bands(height, row, self.images);
+        let [height, width] = self.output;
+        let (bands, parts) = self.cut();
+        let mut means = means.map(|means| Sums::new(means, self.images, bands, c));
+        let sums = means.as_mut().map(Sums::start);
         let image = self.input[0] * self.input[1] * c;
+        let lines = c.div_ceil(LINE);
         let out = SendPtr(y.as_mut_ptr());
-        threads::for_each(self.images * bands, |job| {
-            let (n, band) = (job / bands, job % bands);
+        threads::for_each(self.images * bands * parts, |job| {
+            let (n, band, part) = (job / (bands * parts), job / parts % bands, job % parts);
             let [first, last] = [band, band + 1].map(|band| band * height / bands);
+            let [from, to] = [part, part + 1].map(|part| c.min(part * lines / parts * LINE));
             let x = &x[n * image..][..image];
-            // SAFETY: each band is written once; taps lie inside the image.
-            unsafe {
-                let to = out.slice((n * height + first) * row, (last - first) * row);
-                for block in (first..last).step_by(BLOCK_ROWS) {
-                    let end = last.min(block + BLOCK_ROWS);
-                    let to = &mut to[(block - first) * row..(end - first) * row];
-                    plan_rows(&Block { plan: self, x, packed, bias, act, first: block, last: end }, to);
+            for block in (first..last).step_by(BLOCK_ROWS) {
+                let end = last.min(block + BLOCK_ROWS);
+                // SAFETY: jobs have rows or channels of their own; taps lie inside the image.
+                unsafe {
+                    let y = out.add((n * height + block) * width * c);
+                    let sums = sums.map_or(std::ptr::null_mut(), |sums| sums.add((n * bands + band) * c));
+                    let rows = block..end;
+                    plan_rows(&Block { plan: self, x, packed, bias, act, rows, channels: from..to, y, sums });
                 }
             }
         });
+        if let Some(means) = means {
+            means.finish(height * width);
+        }
+    }
+
+    /// Into how many bands of rows and parts of the channels an image is cut, all about as large: a single image by
+    /// shares that are as large for two threads.
+    fn cut(&self) -> (usize, usize) {
+        let [height, width] = self.output;
+        let size = height * width * self.channels;
+        let fewest = size.div_ceil(BAND);
+        if self.images > 1 || size < 2 * SMALLEST_BAND {
+            return (fewest.min(height), 1);
+        }
+        let fair = evenly(fewest.max(2));
+        if rows_are_own(height * width, self.channels) {
+            (fair.min(height), 1)
+        } else {
+            (1, fair.min(self.channels.div_ceil(LINE)))
+        }
     }
 }
 
@@ -182,56 +219,54 @@ impl Plan {
 const BAND: usize = 32_768;
 /// Numbers of a band that is worth another thread's while.
 const SMALLEST_BAND: usize = 1 << 14;
-
-/// Into how many bands of about as many rows an output is cut: of a single image by shares that are as large for two
-/// threads.
-fn bands(height: usize, row: usize, images: usize) -> usize {
-    let fewest = (height * row).div_ceil(BAND);
-    let fair = if images == 1 && height * row >= 2 * SMALLEST_BAND { evenly(fewest.max(2)) } else { fewest };
-    fair.min(height)
-}
+/// Channels of a cache line.
+const LINE: usize = 16;
 
 /// Output rows done for a few positions and one vector of channels before the next: their inputs overlap in the
 /// first-level cache, however wide the image.
 const BLOCK_ROWS: usize = 8;
 
-/// The output rows `first..last` of an image.
+/// Some output rows and channels of an image.
 struct Block<'a> {
     plan: &'a Plan,
     x: &'a [f32],
     packed: &'a [f32],
     bias: Option<&'a [f32]>,
     act: Option<Unary>,
-    first: usize,
-    last: usize,
+    rows: Range<usize>,
+    channels: Range<usize>,
+    /// The first number of the first row.
+    y: *mut f32,
+    /// A number for each channel of the image, to which the results are added, or null.
+    sums: *mut f32,
 }
 
-multiversion!(fn plan_rows<S>(block: &Block, y: &mut [f32]) = plan_rows_body);
+multiversion!(fn plan_rows<S>(block: &Block) = plan_rows_body);
 
 #[inline(always)]
-unsafe fn plan_rows_body<S: Lanes>(block: &Block, y: &mut [f32]) {
-    let y = y.as_mut_ptr();
+unsafe fn plan_rows_body<S: Lanes>(block: &Block) {
     // SAFETY: taps lie inside the image, channels inside a pixel.
     unsafe {
         for run in &block.plan.runs {
             let count = run.count;
             let mut p = 0;
             while p + 8 <= count {
-                block.pixels::<S, 8>(run, p, y);
+                block.pixels::<S, 8>(run, p, p);
                 p += 8;
             }
             // What is left: the last tile may do some positions again.
             let left = count - p;
             if left > 4 && count >= 8 {
-                block.pixels::<S, 8>(run, count - 8, y);
+                block.pixels::<S, 8>(run, count - 8, p);
             } else if left > 0 && count >= 4 {
                 if left > 4 {
-                    block.pixels::<S, 4>(run, p, y);
+                    block.pixels::<S, 4>(run, p, p);
+                    p += 4;
                 }
-                block.pixels::<S, 4>(run, count - 4, y);
+                block.pixels::<S, 4>(run, count - 4, p);
             } else {
                 for p in p..count {
-                    block.pixels::<S, 1>(run, p, y);
+                    block.pixels::<S, 1>(run, p, p);
                 }
             }
         }
@@ -239,34 +274,34 @@ unsafe fn plan_rows_body<S: Lanes>(block: &Block, y: &mut [f32]) {
 }
 
 impl Block<'_> {
-    /// Positions `p..p + P` of the run in every row of the block, for all channels.
+    /// Positions `p..p + P` of the run in every row of the block, for all its channels; those from `new` on are done for
+    /// the first time.
     #[inline(always)]
-    unsafe fn pixels<S: Lanes, const P: usize>(&self, run: &Run, p: usize, y: *mut f32) {
-        let (l, channels) = (S::LANES, self.plan.channels);
-        let mut c = 0;
+    unsafe fn pixels<S: Lanes, const P: usize>(&self, run: &Run, p: usize, new: usize) {
+        let (l, channels) = (S::LANES, self.channels.end);
+        let mut c = self.channels.start;
         // SAFETY: the caller's promise.
         unsafe {
             // Few positions leave room for more vectors of channels; with 32 registers so do many.
             while P == 1 && c + 4 * l <= channels {
-                self.tile::<S, P, 4, true>(run, c, p, l, y);
+                self.tile::<S, P, 4, true>(run, c, p, l, new);
                 c += 4 * l;
             }
             while l == 16 && c + 2 * l <= channels {
-                self.tile::<S, P, 2, true>(run, c, p, l, y);
+                self.tile::<S, P, 2, true>(run, c, p, l, new);
                 c += 2 * l;
             }
             while c + l <= channels {
-                self.tile::<S, P, 1, true>(run, c, p, l, y);
+                self.tile::<S, P, 1, true>(run, c, p, l, new);
                 c += l;
             }
             if c < channels {
-                self.tile::<S, P, 1, false>(run, c, p, channels - c, y);
+                self.tile::<S, P, 1, false>(run, c, p, channels - c, new);
             }
         }
     }
 
-    /// Positions `p..p + P` of the run in every row of the block, `V` vectors of channels from `c` on; the last has
-    /// `n` of its lanes.
+    /// The same of `V` vectors of channels from `c` on; the last has `n` of its lanes.
     #[inline(always)]
     unsafe fn tile<S: Lanes, const P: usize, const V: usize, const WHOLE: bool>(
         &self,
@@ -274,7 +309,7 @@ impl Block<'_> {
         c: usize,
         p: usize,
         n: usize,
-        y: *mut f32,
+        new: usize,
     ) {
         let channels = self.plan.channels;
         let row = self.plan.output[1] * channels;
@@ -282,12 +317,13 @@ impl Block<'_> {
         let mut done = 0;
         // SAFETY: the caller's promise.
         unsafe {
-            for oy in self.first..self.last {
-                let sums = self.sums::<S, P, V, WHOLE>(run, oy, c, p, n);
+            for oy in self.rows.clone() {
+                let mut sums = self.sums::<S, P, V, WHOLE>(run, oy, c, p, n);
+                activate::<S, V, P>(self.act, &mut sums);
                 for (q, sums) in sums.iter().enumerate() {
                     let position = run.first + (p + q) * run.step;
-                    offsets[done] = (oy - self.first) * row + position * channels + c;
-                    let to = y.add(offsets[done]);
+                    offsets[done] = (oy - self.rows.start) * row + position * channels + c;
+                    let to = self.y.add(offsets[done]);
                     done += 1;
                     for (v, sum) in sums.iter().enumerate() {
                         let to = to.add(v * S::LANES);
@@ -295,8 +331,20 @@ impl Block<'_> {
                     }
                 }
             }
-            if let Some(act) = self.act {
-                apply_unary_rows(act, y, &offsets[..done], (V - 1) * S::LANES + n);
+            let offsets = &offsets[..done];
+            if let Some(act) = self.act.filter(|act| !in_registers(act)) {
+                apply_unary_rows(act, self.y, offsets, (V - 1) * S::LANES + n);
+            }
+            if !self.sums.is_null() {
+                for v in 0..V {
+                    let to = self.sums.add(c + v * S::LANES);
+                    let mut sum = S::zero();
+                    for offset in offsets.chunks_exact(P).flat_map(|row| &row[new - p..]) {
+                        sum = S::add(sum, load::<S, WHOLE>(self.y.add(offset + v * S::LANES), n));
+                    }
+                    let sum = S::add(load::<S, WHOLE>(to, n), sum);
+                    if WHOLE { S::store(to, sum) } else { S::store_first(to, sum, n) }
+                }
             }
         }
     }

@@ -9,6 +9,7 @@ mod unroll;
 mod banded;
 pub mod expanded;
 mod general;
+mod means;
 mod tile;
 mod weight_grad;
 
@@ -93,10 +94,11 @@ pub fn pack_depthwise(weight: &[f32], channels: usize, packed: &mut [f32]) {
     }
 }
 
-/// y = activation(x ∗ weight + bias), with weights from [`pack_depthwise`].
+/// y = activation(x ∗ weight + bias), with weights from [`pack_depthwise`], and the mean of y over each image's pixels,
+/// `[n, channels]`, where `means` is given.
 ///
 /// # Panics
-/// If the lengths do not fit.
+/// If the lengths do not fit, or there are no pixels to take means of.
 pub fn depthwise(
     shape: &DepthwiseShape,
     x: &[f32],
@@ -104,12 +106,14 @@ pub fn depthwise(
     bias: Option<&[f32]>,
     activation: Option<Unary>,
     y: &mut [f32],
+    means: Option<&mut [f32]>,
 ) {
     shape.check(x.len(), y.len());
     let channels = shape.channels();
     assert!(bias.is_none_or(|b| b.len() == channels), "one bias per channel");
     assert_eq!(packed.len(), packed_len(channels, shape.kh * shape.kw), "weights of {shape:?}");
     if y.is_empty() {
+        assert!(means.is_none_or(|means| means.is_empty()), "means of no pixels");
         return;
     }
     let repeated;
@@ -121,9 +125,9 @@ pub fn depthwise(
     };
     let shape = shape.repeated();
     if worth_copying(&shape) {
-        banded::run(&shape, x, packed, false, bias, activation, y);
+        banded::run(&shape, x, packed, false, bias, activation, y, means);
     } else {
-        general::forward(&shape, x, packed, bias, activation, y);
+        general::forward(&shape, x, packed, bias, activation, y, means);
     }
 }
 
@@ -140,7 +144,9 @@ pub fn depthwise_input_grad(shape: &DepthwiseShape, dy: &[f32], packed: &[f32], 
     }
     let one = |dx: &mut [f32]| match shape.repeated().transposed() {
         // With no stride it is a convolution with the kernel turned round.
-        Some(turned) if worth_copying(&turned) => banded::run(&turned, dy, packed, true, None, None, dx),
+        Some(turned) if worth_copying(&turned) => {
+            banded::run(&turned, dy, packed, true, None, None, dx, None)
+        }
         _ => general::input_grad(&shape.repeated(), dy, packed, dx),
     };
     if shape.multiplier == 1 {

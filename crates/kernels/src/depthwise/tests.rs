@@ -57,7 +57,36 @@ fn shapes() -> Vec<DepthwiseShape> {
         out_h: 5,
         out_w: 18,
     });
+    // Single images that two threads share, by rows or by channels.
+    for (size, c, k, stride) in
+        [(7, 700, 3, 1), (7, 1152, 5, 1), (14, 200, 3, 1), (28, 75, 3, 2), (28, 75, 5, 1)]
+    {
+        let out = (size - 1) / stride + 1;
+        shapes.push(DepthwiseShape {
+            n: 1,
+            h: size,
+            w: size,
+            c,
+            multiplier: 1,
+            kh: k,
+            kw: k,
+            stride: [stride; 2],
+            pad: [k / 2; 2],
+            dilation: [1; 2],
+            out_h: out,
+            out_w: out,
+        });
+    }
     shapes
+}
+
+/// Means of [images, pixels, channels] over the pixels.
+fn means_of(y: &[f64], images: usize, channels: usize) -> Vec<f64> {
+    let image = y.len() / images;
+    let mean = move |image: &[f64], c: usize| {
+        image.iter().skip(c).step_by(channels).sum::<f64>() / (image.len() / channels) as f64
+    };
+    y.chunks_exact(image).flat_map(|image| (0..channels).map(move |c| mean(image, c))).collect()
 }
 
 #[test]
@@ -96,15 +125,17 @@ fn forward_and_gradients_equal_nested_loops() {
                     }
                 }
                 let mut y = vec![9f32; dy.len()];
-                depthwise(&s, &x, &packed, None, None, &mut y);
+                depthwise(&s, &x, &packed, None, None, &mut y, None);
                 assert_close(&y, &plain, 2e-6, &what);
-                depthwise(&s, &x, &packed, Some(&bias), Some(Unary::Silu), &mut y);
+                let mut means = vec![9f32; s.n * channels];
+                depthwise(&s, &x, &packed, Some(&bias), Some(Unary::Silu), &mut y, Some(&mut means));
                 let act: Vec<f64> = plain
                     .iter()
                     .enumerate()
                     .map(|(i, v)| Unary::Silu.eval(v + bias[i % channels] as f64))
                     .collect();
                 assert_close(&y, &act, 2e-6, &what);
+                assert_close(&means, &means_of(&act, s.n, channels), 2e-6, &what);
                 let mut dx = vec![9f32; x.len()];
                 depthwise_input_grad(&s, &dy, &packed, &mut dx);
                 assert_close(&dx, &want_dx, 2e-6, &what);
@@ -172,16 +203,17 @@ fn expansion_and_depthwise_equal_one_after_the_other() {
                 }
                 let len = s.n * s.out_h * s.out_w * s.c;
                 let mut want = vec![0f32; len];
-                super::depthwise(&s, &middle, &depthwise, Some(&depthwise_bias), depthwise_act, &mut want);
-                let area = s.out_h * s.out_w;
-                let mean = |image: &[f32], c: usize| {
-                    image.iter().skip(c).step_by(s.c).map(|&y| y as f64).sum::<f64>() / area as f64
-                };
-                let want_means: Vec<f64> = want
-                    .chunks_exact(area * s.c)
-                    .flat_map(|image| (0..s.c).map(move |c| mean(image, c)))
-                    .collect();
+                super::depthwise(
+                    &s,
+                    &middle,
+                    &depthwise,
+                    Some(&depthwise_bias),
+                    depthwise_act,
+                    &mut want,
+                    None,
+                );
                 let want: Vec<f64> = want.iter().map(|&y| y as f64).collect();
+                let want_means = means_of(&want, s.n, s.c);
                 let weights = Weights {
                     packed: &packed,
                     bias: Some(&bias),

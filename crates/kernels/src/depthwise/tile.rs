@@ -170,12 +170,7 @@ impl Band<'_> {
             }
             for oy in rows.clone() {
                 let mut sums = self.sums::<S, K, STRIDE, P, V>(bias, oy, p, c);
-                match self.act {
-                    Some(Unary::Relu) => each(&mut sums, |x| math::unary::<S>(Unary::Relu, x)),
-                    Some(Unary::HardSwish) => each(&mut sums, |x| math::unary::<S>(Unary::HardSwish, x)),
-                    Some(Unary::Silu) => each(&mut sums, |x| math::unary::<S>(Unary::Silu, x)),
-                    _ => {}
-                }
+                activate::<S, V, P>(self.act, &mut sums);
                 let line = ((oy - self.rows.start) * self.shape.out_w + p) * self.y_pixel + c;
                 for q in 0..P {
                     if q < count {
@@ -193,7 +188,6 @@ impl Band<'_> {
                 }
             }
             let offsets = &offsets[..done];
-            let in_registers = |act: &Unary| matches!(act, Unary::Relu | Unary::HardSwish | Unary::Silu);
             if let Some(act) = self.act.filter(|act| !in_registers(act)) {
                 apply_unary_rows(act, self.y, offsets, width);
             }
@@ -255,9 +249,33 @@ impl Band<'_> {
     }
 }
 
+/// Whether [`activate`] applies an activation.
+pub(super) fn in_registers(act: &Unary) -> bool {
+    matches!(act, Unary::Relu | Unary::HardSwish | Unary::Silu)
+}
+
+/// Applies the activations of mobile networks to what is still in registers.
+///
+/// # Safety
+/// As for the vectors.
 #[inline(always)]
-fn each<V: Copy, const P: usize, const N: usize>(sums: &mut [[V; N]; P], f: impl Fn(V) -> V) {
-    for sum in sums.as_flattened_mut() {
-        *sum = f(*sum);
+pub(super) unsafe fn activate<S: Lanes, const V: usize, const P: usize>(
+    act: Option<Unary>,
+    sums: &mut [[S::V; V]; P],
+) {
+    // No closures: those are not always compiled with the vectors' instructions.
+    macro_rules! each {
+        ($act:path) => {
+            for sum in sums.as_flattened_mut() {
+                // SAFETY: the caller's promise.
+                *sum = unsafe { math::unary::<S>($act, *sum) };
+            }
+        };
+    }
+    match act {
+        Some(Unary::Relu) => each!(Unary::Relu),
+        Some(Unary::HardSwish) => each!(Unary::HardSwish),
+        Some(Unary::Silu) => each!(Unary::Silu),
+        _ => {}
     }
 }

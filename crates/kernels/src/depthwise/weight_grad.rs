@@ -30,7 +30,7 @@ pub(super) fn weight_grad(shape: &DepthwiseShape, x: &[f32], dy: &[f32], dw: &mu
         let (image, rows, groups) = cut.job(job);
         let part = banded::channels(groups, shape);
         // SAFETY: inside `partial`, and each job has its own bands or channels.
-        let sums = unsafe { parts.add((image * cut.bands + rows.start / cut.rows) * size + part.start) };
+        let sums = unsafe { parts.add(cut.band(image, &rows) * size + part.start) };
         let x = &x[image * shape.h * shape.w * channels..][..shape.h * shape.w * channels];
         let dy = &dy[image * shape.out_h * shape.out_w * channels..][..shape.out_h * shape.out_w * channels];
         band(shape, x, dy, &rows, &part, sums);

@@ -7,10 +7,9 @@ use super::{Epilogue, checked, layout};
 use crate::bf16::Operands;
 use crate::lanes::Lanes;
 use crate::multiversion;
+use crate::scratch::aligned;
 use crate::simd::isa;
-
-/// Row blocks from which on there are jobs enough without running a block's rows twice.
-const MANY_BLOCKS: usize = 8;
+use crate::threads;
 
 /// What happens to a row before it is multiplied: `relu(row · scale + shift)`.
 #[derive(Clone, Copy, Debug)]
@@ -46,24 +45,24 @@ pub fn gemm_scaled(
     let layout = layout(isa(), Operands::F32, k, n);
     let mut product = checked(layout, Operands::F32, packed_b, c, m * n, epilogue);
     let tile_rows = product.tile_rows();
+    // Rows of the copy begin with a cache line.
+    let stride = k.next_multiple_of(16).max(16);
     let blocks = product.row_blocks(m, 4 * k);
-    if blocks.count >= MANY_BLOCKS {
+    if blocks.count >= threads::count() {
         product.fewest_panels = COPIED_PANELS;
     }
     product.run(blocks.count, blocks.most(), |block, rows| {
         let range = blocks.range(block);
         let (first, count) = (range.start, range.len());
         let mut band = std::mem::take(&mut rows.band);
-        if band.len() < count * k {
-            band.resize(count * k, 0.0);
-        }
-        for (row, to) in (first..).zip(band[..count * k].chunks_exact_mut(k.max(1))) {
+        let copy = aligned(&mut band, count * stride);
+        for (row, to) in (first..).zip(copy.chunks_exact_mut(stride)) {
             let from = &a[row * a_row_stride..][..k];
-            // SAFETY: all have k numbers.
+            // SAFETY: all have k numbers, and the copy whole vectors.
             unsafe { scale_row(from, scale, shift, scaling.relu, to) };
         }
         rows.fill(count, tile_rows, 1, 0, false, |row, table, _| {
-            table[0] = band[row * k..].as_ptr();
+            table[0] = copy[row * stride..].as_ptr();
             (first + row) * n
         });
         rows.band = band;
@@ -72,24 +71,29 @@ pub fn gemm_scaled(
 
 multiversion!(
     /// # Safety
-    /// All slices are equally long.
+    /// All slices are as long as `from`; `to` has whole vectors.
     fn scale_row<S>(from: &[f32], scale: &[f32], shift: &[f32], relu: bool, to: &mut [f32]) = scale_row_body
 );
 
 #[inline(always)]
 unsafe fn scale_row_body<S: Lanes>(from: &[f32], scale: &[f32], shift: &[f32], relu: bool, to: &mut [f32]) {
-    let (len, mut at) = (to.len(), 0);
+    let (len, to, mut at) = (from.len(), to.as_mut_ptr(), 0);
     let [from, scale, shift] = [from, scale, shift].map(<[f32]>::as_ptr);
     // SAFETY: the caller's promise.
     unsafe {
         while at < len {
             let n = S::LANES.min(len - at);
-            let (x, factor) = (S::load_first(from.add(at), n), S::load_first(scale.add(at), n));
-            let y = S::fma(x, factor, S::load_first(shift.add(at), n));
+            let (x, factor) = (load::<S>(from.add(at), n), load::<S>(scale.add(at), n));
+            let y = S::fma(x, factor, load::<S>(shift.add(at), n));
             // The second operand wins over a NaN on either side: NaN stays NaN.
-            let y = if relu { S::max(S::zero(), y) } else { y };
-            S::store_first(to.as_mut_ptr().add(at), y, n);
-            at += n;
+            S::store(to.add(at), if relu { S::max(S::zero(), y) } else { y });
+            at += S::LANES;
         }
     }
+}
+
+#[inline(always)]
+unsafe fn load<S: Lanes>(p: *const f32, n: usize) -> S::V {
+    // SAFETY: the caller's promise.
+    unsafe { if n == S::LANES { S::load(p) } else { S::load_first(p, n) } }
 }
