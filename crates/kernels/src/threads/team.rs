@@ -4,59 +4,109 @@
 //! helpers therefore watch for the next call for a while before they sleep. Jobs are dealt out in advance, the same
 //! stretch to the same thread at every call, so that a thread finds what it wrote last in its own cache; who is done
 //! early takes over from others, and a helper that comes late finds nothing to do and holds up nobody.
+//!
+//! A cache line that another core has comes as slowly as some hundred products: all that the caller and a helper tell each
+//! other during a call stands in one, the helper's [`Seat`].
 
 use std::any::Any;
-use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
-
-/// In [`Shared::state`]: helpers may join the call.
-const OPEN: u64 = 1 << 31;
-/// In [`Shared::state`]: helpers at work.
-const HELPERS: u64 = OPEN - 1;
-/// In [`Shared::state`]: one call further.
-const CALL: u64 = 1 << 32;
+use std::time::Duration;
 
 /// Looks for news with nothing but a pause in between: about a tenth of a millisecond.
 const WATCHES: u32 = 2000;
 /// Looks that leave the core to others in between: a millisecond or two.
 const YIELDS: u32 = 2000;
+/// By when a caller sees that a helper is about to sleep, or the helper the call.
+const SETTLE: Duration = Duration::from_millis(2);
 
-/// The jobs of one participant that nobody has begun. Two cache lines, as processors fetch them in pairs.
-#[repr(align(128))]
-#[derive(Default)]
-struct Share {
-    next: AtomicUsize,
-    end: AtomicUsize,
-}
+/// Bits of a number of jobs beside the number of their call, in [`Seat::next`] and [`Seat::done`].
+const JOB_BITS: u32 = 24;
+const JOBS: u64 = (1 << JOB_BITS) - 1;
+/// The largest number of a call that has room there. The first follows on it.
+const CALLS: u64 = u64::MAX >> JOB_BITS;
 
-/// What a call runs.
+/// Into how many shares the jobs of a call are cut.
 #[derive(Clone, Copy)]
-struct Call {
-    job: *const (dyn Fn(usize) + Sync),
+struct Cut {
+    jobs: usize,
     participants: usize,
 }
 
-struct Shared {
-    /// The number of the call, whether it is [`OPEN`], and its helpers.
-    state: AtomicU64,
-    /// Written by the caller while no call is open and no helper at work.
-    call: UnsafeCell<Option<Call>>,
-    /// One for each participant: the caller, then the helpers.
-    shares: Box<[Share]>,
-    /// Helpers that must be woken.
-    asleep: Box<[AtomicBool]>,
-    panic: Mutex<Option<Box<dyn Any + Send>>>,
-    stop: AtomicBool,
+impl Cut {
+    const PARTICIPANT_BITS: u32 = 16;
+
+    /// The first job of a participant's share, which is the end of the one before.
+    fn first(&self, participant: usize) -> usize {
+        participant * self.jobs / self.participants
+    }
+
+    /// As one number, with the last digits of the number of the call.
+    fn of_call(&self, call: u64) -> u64 {
+        ((call << JOB_BITS) | self.jobs as u64) << Cut::PARTICIPANT_BITS | self.participants as u64
+    }
+
+    /// None if the number is of another call.
+    fn from_call(number: u64, call: u64) -> Option<Cut> {
+        let participants = (number & ((1 << Cut::PARTICIPANT_BITS) - 1)) as usize;
+        let cut = Cut { jobs: (number >> Cut::PARTICIPANT_BITS & JOBS) as usize, participants };
+        (cut.of_call(call) == number).then_some(cut)
+    }
 }
 
-// SAFETY: `call` is written by the one caller that holds the team while no helper reads it (see `Team::run`), and what
-// its pointer leads to is shared between threads only as `Sync` allows.
-unsafe impl Sync for Shared {}
-// SAFETY: as above.
-unsafe impl Send for Shared {}
+type Job<'a> = &'a (dyn Fn(usize) + Sync);
+
+/// Where a participant is told what to do and tells what it has done. Two cache lines, as processors fetch them in pairs.
+#[repr(align(128))]
+#[derive(Default)]
+struct Seat {
+    /// The number of the call that the participant may join. Written last: who sees it sees the rest.
+    call: AtomicU64,
+    /// The caller's [`Job`], which is there until all its jobs are done.
+    job: AtomicPtr<Job<'static>>,
+    /// The [`Cut`] of the call.
+    cut: AtomicU64,
+    /// The call and the first job of this participant's share that nobody has begun. Written first: who sees the cut of a
+    /// call finds its shares.
+    next: AtomicU64,
+    /// The call that the participant last did jobs of, and how many.
+    done: AtomicU64,
+}
+
+impl Seat {
+    /// Claims the next job of a call, of a share that ends at `end`.
+    fn claim(&self, call: u64, end: usize) -> Option<usize> {
+        let mut now = self.next.load(Ordering::Relaxed);
+        loop {
+            if now >> JOB_BITS != call || (now & JOBS) as usize >= end {
+                return None;
+            }
+            match self.next.compare_exchange_weak(now, now + 1, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return Some((now & JOBS) as usize),
+                Err(other) => now = other,
+            }
+        }
+    }
+
+    /// How many jobs of a call the participant has done.
+    fn done(&self, call: u64) -> usize {
+        let done = self.done.load(Ordering::Acquire);
+        if done >> JOB_BITS == call { (done & JOBS) as usize } else { 0 }
+    }
+}
+
+struct Shared {
+    /// One for each participant: the caller, then the helpers.
+    seats: Box<[Seat]>,
+    /// Helpers that must be woken.
+    asleep: Box<[AtomicBool]>,
+    /// The first panic of a call, and whether there is one.
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+    panicked: AtomicBool,
+    stop: AtomicBool,
+}
 
 /// Threads that help a caller with its jobs.
 pub(super) struct Team {
@@ -64,17 +114,18 @@ pub(super) struct Team {
     helpers: Vec<JoinHandle<()>>,
     /// Some caller has the team.
     busy: AtomicBool,
+    /// The number of the last call.
+    calls: AtomicU64,
 }
 
 impl Team {
     /// A team of `threads`, the caller being one of them. Where the system refuses a thread, the team stays smaller.
     pub fn new(threads: usize) -> Team {
         let shared = Arc::new(Shared {
-            state: AtomicU64::new(0),
-            call: UnsafeCell::new(None),
-            shares: (0..threads.max(1)).map(|_| Share::default()).collect(),
+            seats: (0..threads.max(1)).map(|_| Seat::default()).collect(),
             asleep: (1..threads).map(|_| AtomicBool::new(false)).collect(),
             panic: Mutex::new(None),
+            panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
         });
         let start = |me: usize| {
@@ -83,47 +134,49 @@ impl Team {
             builder.spawn(move || shared.help(me)).ok()
         };
         let helpers = (1..threads).map_while(start).collect();
-        Team { shared, helpers, busy: AtomicBool::new(false) }
+        Team { shared, helpers, busy: AtomicBool::new(false), calls: AtomicU64::new(0) }
     }
 
     /// Runs `job(0) … job(jobs - 1)` on at most `threads` threads; false, with nothing done, if another caller has the
-    /// team.
+    /// team, or for more jobs than it can count.
     ///
     /// # Panics
-    /// As the jobs do; those that have begun end first.
-    pub fn run(&self, threads: usize, jobs: usize, job: &(dyn Fn(usize) + Sync)) -> bool {
-        if self.busy.swap(true, Ordering::Acquire) {
+    /// As the first job that does; all run.
+    pub fn run(&self, threads: usize, jobs: usize, job: Job) -> bool {
+        if jobs as u64 >= JOBS || self.busy.swap(true, Ordering::Acquire) {
             return false;
         }
         let shared = &*self.shared;
         let participants = threads.clamp(1, self.helpers.len() + 1).min(jobs.max(1));
-        for (index, share) in shared.shares[..participants].iter().enumerate() {
-            share.next.store(index * jobs / participants, Ordering::Relaxed);
-            share.end.store((index + 1) * jobs / participants, Ordering::Relaxed);
+        let cut = Cut { jobs, participants };
+        let call = (self.calls.load(Ordering::Relaxed) + 1) & CALLS;
+        self.calls.store(call, Ordering::Relaxed);
+        let seats = &shared.seats[..participants];
+        for (index, seat) in seats.iter().enumerate() {
+            seat.next.store(call << JOB_BITS | cut.first(index) as u64, Ordering::Relaxed);
         }
-        // SAFETY: only the lifetime changes, and no helper is at work when this function returns.
-        let job: *const (dyn Fn(usize) + Sync) =
-            unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(job) };
-        // SAFETY: this caller has the team, and its last call was closed and left by all helpers.
-        unsafe { *shared.call.get() = Some(Call { job, participants }) };
-        let last = shared.state.load(Ordering::Relaxed);
-        // Sequentially consistent, as is the look at who sleeps: a helper that falls asleep looks at the state after it
-        // has said so, so one of the two sees the other.
-        shared.state.store((last & !(CALL - 1)).wrapping_add(CALL) | OPEN, Ordering::SeqCst);
-        for (asleep, helper) in shared.asleep.iter().zip(&self.helpers).take(participants - 1) {
-            if asleep.load(Ordering::SeqCst) {
+        let place = (&raw const job).cast_mut().cast::<Job<'static>>();
+        for (seat, (helper, asleep)) in seats[1..].iter().zip(self.helpers.iter().zip(&shared.asleep)) {
+            seat.job.store(place, Ordering::Relaxed);
+            seat.cut.store(cut.of_call(call), Ordering::Release);
+            seat.call.store(call, Ordering::Release);
+            if asleep.load(Ordering::Relaxed) {
                 helper.thread().unpark();
             }
         }
-        let mine = catch_unwind(AssertUnwindSafe(|| shared.work(0, participants, job)));
-        shared.state.fetch_and(!OPEN, Ordering::AcqRel);
+        let mut mine = 0;
+        shared.work(0, call, cut, || job, |count| mine = count);
         let mut patience = Patience::default();
-        while shared.state.load(Ordering::Acquire) & HELPERS != 0 {
+        while mine + seats[1..].iter().map(|seat| seat.done(call)).sum::<usize>() < jobs {
             patience.wait();
         }
-        let theirs = shared.panic.lock().unwrap_or_else(|e| e.into_inner()).take();
+        // Whoever panicked has said so before it said that it is done.
+        let panic = shared.panicked.load(Ordering::Relaxed).then(|| {
+            shared.panicked.store(false, Ordering::Relaxed);
+            shared.panics().take()
+        });
         self.busy.store(false, Ordering::Release);
-        if let Some(panic) = mine.err().or(theirs) {
+        if let Some(panic) = panic.flatten() {
             resume_unwind(panic);
         }
         true
@@ -141,60 +194,69 @@ impl Drop for Team {
 }
 
 impl Shared {
-    /// Runs jobs of a participant's own share, then of others'.
-    fn work(&self, me: usize, participants: usize, job: *const (dyn Fn(usize) + Sync)) {
-        for turn in 0..participants {
-            let share = &self.shares[(me + turn) % participants];
-            loop {
-                let index = share.next.fetch_add(1, Ordering::Relaxed);
-                if index >= share.end.load(Ordering::Relaxed) {
-                    break;
+    fn panics(&self) -> std::sync::MutexGuard<'_, Option<Box<dyn Any + Send>>> {
+        self.panic.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Runs jobs of a participant's own share, then of others', and says after each share how many it has done in all.
+    fn work<'a>(
+        &self,
+        me: usize,
+        call: u64,
+        cut: Cut,
+        job: impl Fn() -> Job<'a>,
+        mut done: impl FnMut(usize),
+    ) {
+        let mut count = 0;
+        for turn in 0..cut.participants {
+            let whose = (me + turn) % cut.participants;
+            let before = count;
+            while let Some(index) = self.seats[whose].claim(call, cut.first(whose + 1)) {
+                if let Err(panic) = catch_unwind(AssertUnwindSafe(|| job()(index))) {
+                    self.panics().get_or_insert(panic);
+                    self.panicked.store(true, Ordering::Relaxed);
                 }
-                // SAFETY: the caller keeps the job alive until all participants have left.
-                unsafe { (*job)(index) };
+                count += 1;
+            }
+            if count > before {
+                done(count);
             }
         }
     }
 
     /// What a helper does all its life.
     fn help(&self, me: usize) {
+        let seat = &self.seats[me];
         let mut seen = 0;
         let mut patience = Patience::default();
-        while !self.stop.load(Ordering::SeqCst) {
-            let state = self.state.load(Ordering::SeqCst);
-            if state & OPEN == 0 || state & !(CALL - 1) == seen {
+        while !self.stop.load(Ordering::Relaxed) {
+            let call = seat.call.load(Ordering::Acquire);
+            if call == seen {
                 if !patience.wait() {
                     self.sleep(me, seen);
                     patience = Patience::default();
                 }
                 continue;
             }
-            if self
-                .state
-                .compare_exchange_weak(state, state + 1, Ordering::Acquire, Ordering::Relaxed)
-                .is_err()
-            {
-                continue;
-            }
-            seen = state & !(CALL - 1);
-            // SAFETY: the caller wrote it before it opened the call, and waits for this helper before it writes again.
-            if let Some(Call { job, participants }) = unsafe { *self.call.get() }
-                && me < participants
-                && let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.work(me, participants, job)))
-            {
-                self.panic.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(panic);
-            }
-            self.state.fetch_sub(1, Ordering::Release);
+            seen = call;
+            let Some(cut) = Cut::from_call(seat.cut.load(Ordering::Acquire), call) else { continue };
+            let job = seat.job.load(Ordering::Relaxed);
+            // SAFETY: asked for when a job of the call is claimed, that is before all are done: until then the caller keeps
+            // its job alive, and has not begun another call, whose job might stand here.
+            let job = || unsafe { *job };
+            let done = |count: usize| seat.done.store(call << JOB_BITS | count as u64, Ordering::Release);
+            self.work(me, call, cut, job, done);
             patience = Patience::default();
         }
     }
 
     fn sleep(&self, me: usize, seen: u64) {
-        let asleep = &self.asleep[me - 1];
+        let (asleep, seat) = (&self.asleep[me - 1], &self.seats[me]);
         asleep.store(true, Ordering::SeqCst);
-        let state = self.state.load(Ordering::SeqCst);
-        let news = state & OPEN != 0 && state & !(CALL - 1) != seen;
-        if !news && !self.stop.load(Ordering::SeqCst) {
+        // A caller that has just looked who sleeps, and not seen this, has its call seen when that time is over: it need not
+        // wait for its own writes at every call.
+        thread::park_timeout(SETTLE);
+        while seat.call.load(Ordering::SeqCst) == seen && !self.stop.load(Ordering::SeqCst) {
             thread::park();
         }
         asleep.store(false, Ordering::SeqCst);
@@ -222,6 +284,8 @@ impl Patience {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicUsize;
+
     use super::*;
 
     fn count_runs(team: &Team, threads: usize, jobs: usize) {
@@ -281,6 +345,16 @@ mod tests {
             assert!(panic.downcast_ref::<String>().is_some_and(|text| text.contains(&format!("job {bad}"))));
             count_runs(&team, 3, 100);
         }
+    }
+
+    #[test]
+    fn numbers_of_calls_may_run_over() {
+        let team = Team::new(3);
+        team.calls.store(CALLS - 50, Ordering::Relaxed);
+        for _ in 0..100 {
+            count_runs(&team, 3, 20);
+        }
+        assert!(team.calls.load(Ordering::Relaxed) < 100);
     }
 
     #[test]
