@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use timm_graph::scalar::Unary;
 
+use super::axis::{Axis, Taps};
 use super::means::Sums;
 use super::tile::{activate, in_registers};
 use super::weight_grad::add_up;
@@ -34,8 +35,8 @@ pub(super) fn forward(
         input: [shape.h, shape.w],
         output: [shape.out_h, shape.out_w],
         kw: shape.kw,
-        rows: Taps::forward(shape, 0),
-        runs: runs(&Taps::forward(shape, 1), 1, shape.stride[1]),
+        rows: Axis::new(shape, 0, false),
+        runs: runs(&Axis::new(shape, 1, false), 1, shape.stride[1]),
     };
     plan.run(x, packed, bias, activation, y, means);
 }
@@ -48,66 +49,10 @@ pub(super) fn input_grad(shape: &DepthwiseShape, dy: &[f32], packed: &[f32], dx:
         input: [shape.out_h, shape.out_w],
         output: [shape.h, shape.w],
         kw: shape.kw,
-        rows: Taps::backward(shape, 0),
-        runs: runs(&Taps::backward(shape, 1), shape.stride[1], 1),
+        rows: Axis::new(shape, 0, true),
+        runs: runs(&Axis::new(shape, 1, true), shape.stride[1], 1),
     };
     plan.run(dy, packed, None, None, dx, None);
-}
-
-/// For each position along an axis of what is written, the (position that is read, kernel place) pairs that reach it.
-struct Taps {
-    /// Where the pairs of each position begin, and the end of the last.
-    starts: Vec<usize>,
-    pairs: Vec<(usize, usize)>,
-}
-
-impl Taps {
-    fn new<I: Iterator<Item = (usize, usize)>>(positions: usize, of: impl Fn(usize) -> I) -> Taps {
-        let mut taps = Taps { starts: Vec::with_capacity(positions + 1), pairs: Vec::new() };
-        taps.starts.push(0);
-        for position in 0..positions {
-            taps.pairs.extend(of(position));
-            taps.starts.push(taps.pairs.len());
-        }
-        taps
-    }
-
-    /// Inputs that reach each output.
-    fn forward(shape: &DepthwiseShape, axis: usize) -> Taps {
-        let (k, size, out) = sizes(shape, axis);
-        let [stride, dilation, pad] = [shape.stride[axis], shape.dilation[axis], shape.pad[axis]];
-        Taps::new(out, |o| {
-            let input =
-                move |tap: usize| (o * stride + tap * dilation).checked_sub(pad).filter(|at| *at < size);
-            (0..k).filter_map(move |tap| Some((input(tap)?, tap)))
-        })
-    }
-
-    /// Outputs that each input reaches.
-    fn backward(shape: &DepthwiseShape, axis: usize) -> Taps {
-        let (k, size, out) = sizes(shape, axis);
-        let [stride, dilation, pad] = [shape.stride[axis], shape.dilation[axis], shape.pad[axis]];
-        Taps::new(size, |at| {
-            let output = move |tap: usize| {
-                let from = (at + pad).checked_sub(tap * dilation)?;
-                (from.is_multiple_of(stride) && from / stride < out).then_some(from / stride)
-            };
-            (0..k).rev().filter_map(move |tap| Some((output(tap)?, tap)))
-        })
-    }
-
-    fn positions(&self) -> usize {
-        self.starts.len() - 1
-    }
-
-    fn of(&self, position: usize) -> &[(usize, usize)] {
-        &self.pairs[self.starts[position]..self.starts[position + 1]]
-    }
-}
-
-/// Kernel, input and output along an axis.
-fn sizes(shape: &DepthwiseShape, axis: usize) -> (usize, usize, usize) {
-    if axis == 0 { (shape.kh, shape.h, shape.out_h) } else { (shape.kw, shape.w, shape.out_w) }
 }
 
 /// Output positions `first`, `first + step`, … that take the same kernel places, whose inputs move by
@@ -117,25 +62,20 @@ struct Run {
     step: usize,
     count: usize,
     input_step: usize,
-    /// (Input of the first position, kernel place).
-    taps: Vec<(usize, usize)>,
+    /// Of the first position.
+    taps: Taps,
 }
 
 /// Groups positions into runs: neighbours `step` apart with the same kernel places.
-fn runs(taps: &Taps, step: usize, input_step: usize) -> Vec<Run> {
+fn runs(axis: &Axis, step: usize, input_step: usize) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
-    for phase in 0..step.min(taps.positions()) {
+    for phase in 0..step.min(axis.written) {
         let mut open = false;
-        for o in (phase..taps.positions()).step_by(step) {
-            let here = taps.of(o);
-            let same = |run: &Run| {
-                let shift = run.count * input_step;
-                run.taps.len() == here.len()
-                    && run.taps.iter().zip(here).all(|(a, b)| a.0 + shift == b.0 && a.1 == b.1)
-            };
+        for o in (phase..axis.written).step_by(step) {
+            let taps = axis.taps(o);
             match runs.last_mut() {
-                Some(run) if open && same(run) => run.count += 1,
-                _ => runs.push(Run { first: o, step, count: 1, input_step, taps: here.to_vec() }),
+                Some(run) if open && run.taps.move_to(run.count * input_step, &taps) => run.count += 1,
+                _ => runs.push(Run { first: o, step, count: 1, input_step, taps }),
             }
             open = true;
         }
@@ -150,8 +90,7 @@ struct Plan {
     input: [usize; 2],
     output: [usize; 2],
     kw: usize,
-    /// For each output row, (input row, kernel row).
-    rows: Taps,
+    rows: Axis,
     runs: Vec<Run>,
 }
 
@@ -187,8 +126,9 @@ impl Plan {
                 unsafe {
                     let y = out.add((n * height + block) * width * c);
                     let sums = sums.map_or(std::ptr::null_mut(), |sums| sums.add((n * bands + band) * c));
-                    let rows = block..end;
-                    plan_rows(&Block { plan: self, x, packed, bias, act, rows, channels: from..to, y, sums });
+                    let (rows, channels) = (block..end, from..to);
+                    let taps = std::array::from_fn(|row| self.rows.taps((block + row).min(end - 1)));
+                    plan_rows(&Block { plan: self, x, packed, bias, act, rows, taps, channels, y, sums });
                 }
             }
         });
@@ -234,6 +174,8 @@ struct Block<'a> {
     bias: Option<&'a [f32]>,
     act: Option<Unary>,
     rows: Range<usize>,
+    /// Of each of these rows.
+    taps: [Taps; BLOCK_ROWS],
     channels: Range<usize>,
     /// The first number of the first row.
     y: *mut f32,
@@ -372,9 +314,12 @@ impl Block<'_> {
                 }
             }
             let step = run.input_step * channels;
-            for &(iy, ky) in self.plan.rows.of(oy) {
-                for &(ix, kx) in &run.taps {
-                    let ix = ix + p * run.input_step;
+            let rows = &self.taps[oy - self.rows.start];
+            let (mut iy, mut ky) = rows.first;
+            for _ in 0..rows.count {
+                let (mut ix, mut kx) = run.taps.first;
+                ix += p * run.input_step;
+                for _ in 0..run.taps.count {
                     let x = self.x.as_ptr().add((iy * self.plan.input[1] + ix) * channels + c);
                     let w =
                         self.packed.as_ptr().add((ky * self.plan.kw + kx) * packed_channels(channels) + c);
@@ -385,7 +330,11 @@ impl Block<'_> {
                             sums[q][v] = S::fma(x, w, sums[q][v]);
                         }
                     }
+                    ix += run.taps.step.0;
+                    kx = kx.wrapping_add_signed(run.taps.step.1);
                 }
+                iy += rows.step.0;
+                ky = ky.wrapping_add_signed(rows.step.1);
             }
             sums
         }
@@ -407,8 +356,8 @@ pub(super) fn weight_grad(shape: &DepthwiseShape, x: &[f32], dy: &[f32], dw: &mu
         input: [shape.h, shape.w],
         output: [shape.out_h, shape.out_w],
         kw: shape.kw,
-        rows: Taps::forward(shape, 0),
-        runs: runs(&Taps::forward(shape, 1), 1, shape.stride[1]),
+        rows: Axis::new(shape, 0, false),
+        runs: runs(&Axis::new(shape, 1, false), 1, shape.stride[1]),
     };
     let row = shape.out_w * channels;
     let band = (65_536 / row).clamp(1, shape.out_h);
@@ -440,8 +389,8 @@ unsafe fn grad_row_body<S: Lanes>(plan: &Plan, x: &[f32], dy: &[f32], oy: usize,
         for run in &plan.runs {
             // (Offset of the first position's input, offset of the weight) of every kernel place.
             taps.clear();
-            for &(iy, ky) in plan.rows.of(oy) {
-                for &(ix, kx) in &run.taps {
+            for (iy, ky) in plan.rows.taps(oy).pairs() {
+                for (ix, kx) in run.taps.pairs() {
                     let weight = (ky * plan.kw + kx) * channels;
                     taps.push(((iy * plan.input[1] + ix) * channels, weight));
                 }

@@ -6,6 +6,7 @@
 
 #[macro_use]
 mod unroll;
+mod axis;
 mod banded;
 pub mod expanded;
 mod general;
