@@ -7,6 +7,7 @@ use timm_graph::scalar::Unary;
 use super::means::Sums;
 use super::tile::{self, Band};
 use super::{DepthwiseShape, packed_channels};
+use crate::gemm::jobs::RowBlocks;
 use crate::multiversion;
 use crate::scratch::with_scratch;
 use crate::simd::Simd;
@@ -90,9 +91,8 @@ pub(super) fn cut(shape: &DepthwiseShape) -> Cut {
 
 /// The channels of some groups, all of which are about as large.
 pub(super) fn channels(range: Range<usize>, shape: &DepthwiseShape) -> Range<usize> {
-    let (units, groups) = (shape.c.div_ceil(UNIT), groups(shape.c));
-    let start = |group: usize| shape.c.min((group * units).div_ceil(groups) * UNIT);
-    start(range.start)..start(range.end)
+    let groups = RowBlocks::new(shape.c, UNIT, groups(shape.c));
+    groups.range(range.start).start..groups.range(range.end - 1).end
 }
 
 /// Numbers between the pixels of a padded copy of some channels: an odd number of cache lines, so that neighbours share

@@ -11,10 +11,11 @@ use timm_graph::scalar::Unary;
 
 use super::axis::{Axis, Taps};
 use super::means::Sums;
-use super::tile::{activate, in_registers};
+use super::tile::{activate, add_results, in_registers};
 use super::weight_grad::add_up;
 use super::{DepthwiseShape, packed_channels};
 use crate::elementwise::apply_unary_rows;
+use crate::gemm::jobs::RowBlocks;
 use crate::lanes::Lanes;
 use crate::multiversion;
 use crate::threads::{self, SendPtr, evenly, rows_are_own};
@@ -113,12 +114,11 @@ impl Plan {
         let mut means = means.map(|means| Sums::new(means, self.images, bands, c));
         let sums = means.as_mut().map(Sums::start);
         let image = self.input[0] * self.input[1] * c;
-        let lines = c.div_ceil(LINE);
+        let channels = RowBlocks::new(c, LINE, parts);
         let out = SendPtr(y.as_mut_ptr());
         threads::for_each(self.images * bands * parts, |job| {
             let (n, band, part) = (job / (bands * parts), job / parts % bands, job % parts);
             let [first, last] = [band, band + 1].map(|band| band * height / bands);
-            let [from, to] = [part, part + 1].map(|part| c.min(part * lines / parts * LINE));
             let x = &x[n * image..][..image];
             for block in (first..last).step_by(BLOCK_ROWS) {
                 let end = last.min(block + BLOCK_ROWS);
@@ -126,7 +126,7 @@ impl Plan {
                 unsafe {
                     let y = out.add((n * height + block) * width * c);
                     let sums = sums.map_or(std::ptr::null_mut(), |sums| sums.add((n * bands + band) * c));
-                    let (rows, channels) = (block..end, from..to);
+                    let (rows, channels) = (block..end, channels.range(part));
                     let taps = std::array::from_fn(|row| self.rows.taps((block + row).min(end - 1)));
                     plan_rows(&Block { plan: self, x, packed, bias, act, rows, taps, channels, y, sums });
                 }
@@ -278,15 +278,8 @@ impl Block<'_> {
                 apply_unary_rows(act, self.y, offsets, (V - 1) * S::LANES + n);
             }
             if !self.sums.is_null() {
-                for v in 0..V {
-                    let to = self.sums.add(c + v * S::LANES);
-                    let mut sum = S::zero();
-                    for offset in offsets.chunks_exact(P).flat_map(|row| &row[new - p..]) {
-                        sum = S::add(sum, load::<S, WHOLE>(self.y.add(offset + v * S::LANES), n));
-                    }
-                    let sum = S::add(load::<S, WHOLE>(to, n), sum);
-                    if WHOLE { S::store(to, sum) } else { S::store_first(to, sum, n) }
-                }
+                let new = offsets.chunks_exact(P).flat_map(|row| &row[new - p..]);
+                add_results::<S, V>(self.y, new, (V - 1) * S::LANES + n, self.sums.add(c));
             }
         }
     }

@@ -2,6 +2,32 @@ use super::*;
 use crate::simd::{available, with_isa};
 use crate::twin::{assert_close, random};
 
+/// The same along both axes, if the kernel fits into the image.
+fn square(
+    n: usize,
+    [h, w]: [usize; 2],
+    c: usize,
+    k: usize,
+    [stride, pad, dilation, multiplier]: [usize; 4],
+) -> Option<DepthwiseShape> {
+    let reach = (k - 1) * dilation + 1;
+    let out = |size: usize| Some((size + 2 * pad).checked_sub(reach)? / stride + 1);
+    Some(DepthwiseShape {
+        n,
+        h,
+        w,
+        c,
+        multiplier,
+        kh: k,
+        kw: k,
+        stride: [stride; 2],
+        pad: [pad; 2],
+        dilation: [dilation; 2],
+        out_h: out(h)?,
+        out_w: out(w)?,
+    })
+}
+
 fn shapes() -> Vec<DepthwiseShape> {
     let mut shapes = Vec::new();
     for (i, &(h, w, c)) in
@@ -21,25 +47,7 @@ fn shapes() -> Vec<DepthwiseShape> {
             (2, 2, 0, 1, 1),
             (1, 1, 0, 1, 3),
         ] {
-            let reach = (k - 1) * dilation + 1;
-            if h + 2 * pad < reach || w + 2 * pad < reach {
-                continue;
-            }
-            let out = |size: usize| (size + 2 * pad - reach) / stride + 1;
-            shapes.push(DepthwiseShape {
-                n: 1 + i % 2,
-                h,
-                w,
-                c,
-                multiplier,
-                kh: k,
-                kw: k,
-                stride: [stride; 2],
-                pad: [pad; 2],
-                dilation: [dilation; 2],
-                out_h: out(h),
-                out_w: out(w),
-            });
+            shapes.extend(square(1 + i % 2, [h, w], c, k, [stride, pad, dilation, multiplier]));
         }
     }
     // Not square in anything, and padding on one side only ("same" padding).
@@ -61,21 +69,7 @@ fn shapes() -> Vec<DepthwiseShape> {
     for (size, c, k, stride) in
         [(7, 700, 3, 1), (7, 1152, 5, 1), (14, 200, 3, 1), (28, 75, 3, 2), (28, 75, 5, 1)]
     {
-        let out = (size - 1) / stride + 1;
-        shapes.push(DepthwiseShape {
-            n: 1,
-            h: size,
-            w: size,
-            c,
-            multiplier: 1,
-            kh: k,
-            kw: k,
-            stride: [stride; 2],
-            pad: [k / 2; 2],
-            dilation: [1; 2],
-            out_h: out,
-            out_w: out,
-        });
+        shapes.extend(square(1, [size; 2], c, k, [stride, k / 2, 1, 1]));
     }
     shapes
 }

@@ -192,16 +192,7 @@ impl Band<'_> {
                 apply_unary_rows(act, self.y, offsets, width);
             }
             if !self.sums.is_null() {
-                for v in 0..V {
-                    let n = if v + 1 < V { S::LANES } else { last };
-                    let at = v * S::LANES;
-                    let mut sum = S::zero();
-                    for offset in offsets {
-                        sum = S::add(sum, S::load_first(self.y.add(offset + at), n));
-                    }
-                    let to = self.sums.add(c + at);
-                    S::store_first(to, S::add(S::load_first(to, n), sum), n);
-                }
+                add_results::<S, V>(self.y, offsets.iter(), width, self.sums.add(c));
             }
         }
     }
@@ -245,6 +236,30 @@ impl Band<'_> {
                 weights = weights.wrapping_offset(K as isize * self.tap);
             }
             sums
+        }
+    }
+}
+
+/// Adds what stands at the offsets of `y`, `V` vectors of `width` numbers in all, to sums.
+///
+/// # Safety
+/// There are as many numbers at each offset and of the sums.
+#[inline(always)]
+pub(super) unsafe fn add_results<'a, S: Lanes, const V: usize>(
+    y: *const f32,
+    offsets: impl Iterator<Item = &'a usize> + Clone,
+    width: usize,
+    sums: *mut f32,
+) {
+    for at in (0..V).map(|v| v * S::LANES) {
+        let n = (width - at).min(S::LANES);
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut sum = S::zero();
+            for offset in offsets.clone() {
+                sum = S::add(sum, S::load_first(y.add(offset + at), n));
+            }
+            S::store_first(sums.add(at), S::add(S::load_first(sums.add(at), n), sum), n);
         }
     }
 }

@@ -83,17 +83,11 @@ unsafe fn scale_row_body<S: Lanes>(from: &[f32], scale: &[f32], shift: &[f32], r
     unsafe {
         while at < len {
             let n = S::LANES.min(len - at);
-            let (x, factor) = (load::<S>(from.add(at), n), load::<S>(scale.add(at), n));
-            let y = S::fma(x, factor, load::<S>(shift.add(at), n));
+            let (x, factor) = (S::load_first(from.add(at), n), S::load_first(scale.add(at), n));
+            let y = S::fma(x, factor, S::load_first(shift.add(at), n));
             // The second operand wins over a NaN on either side: NaN stays NaN.
             S::store(to.add(at), if relu { S::max(S::zero(), y) } else { y });
             at += S::LANES;
         }
     }
-}
-
-#[inline(always)]
-unsafe fn load<S: Lanes>(p: *const f32, n: usize) -> S::V {
-    // SAFETY: the caller's promise.
-    unsafe { if n == S::LANES { S::load(p) } else { S::load_first(p, n) } }
 }

@@ -164,10 +164,9 @@ impl Team {
                 helper.thread().unpark();
             }
         }
-        let mut mine = 0;
-        shared.work(0, call, cut, || job, |count| mine = count);
+        shared.work(0, call, cut, || job);
         let mut patience = Patience::default();
-        while mine + seats[1..].iter().map(|seat| seat.done(call)).sum::<usize>() < jobs {
+        while seats.iter().map(|seat| seat.done(call)).sum::<usize>() < jobs {
             patience.wait();
         }
         // Whoever panicked has said so before it said that it is done.
@@ -199,15 +198,8 @@ impl Shared {
     }
 
     /// Runs jobs of a participant's own share, then of others', and says after each share how many it has done in all.
-    fn work<'a>(
-        &self,
-        me: usize,
-        call: u64,
-        cut: Cut,
-        job: impl Fn() -> Job<'a>,
-        mut done: impl FnMut(usize),
-    ) {
-        let mut count = 0;
+    fn work<'a>(&self, me: usize, call: u64, cut: Cut, job: impl Fn() -> Job<'a>) {
+        let mut count = 0u64;
         for turn in 0..cut.participants {
             let whose = (me + turn) % cut.participants;
             let before = count;
@@ -219,7 +211,7 @@ impl Shared {
                 count += 1;
             }
             if count > before {
-                done(count);
+                self.seats[me].done.store(call << JOB_BITS | count, Ordering::Release);
             }
         }
     }
@@ -244,8 +236,7 @@ impl Shared {
             // SAFETY: asked for when a job of the call is claimed, that is before all are done: until then the caller keeps
             // its job alive, and has not begun another call, whose job might stand here.
             let job = || unsafe { *job };
-            let done = |count: usize| seat.done.store(call << JOB_BITS | count as u64, Ordering::Release);
-            self.work(me, call, cut, job, done);
+            self.work(me, call, cut, job);
             patience = Patience::default();
         }
     }
