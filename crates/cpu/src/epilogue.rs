@@ -18,6 +18,8 @@ pub struct Fused {
     /// A value of the result's shape.
     pub residual: Option<NodeId>,
     pub activation: Option<Unary>,
+    /// The mean of a depthwise convolution's result over each image's pixels.
+    pub mean: Option<NodeId>,
     /// What a product reads in the place of its left operand, whose rows are those rows of it.
     pub from: Option<(NodeId, RowMap)>,
     /// Where the rows of a product stand in the result.
@@ -91,7 +93,8 @@ impl<'g> Chains<'g> {
         if !plain_weight || claims.taken(root) {
             return None;
         }
-        let mut fused = Fused { root, bias: None, residual: None, activation: None, from: None, to: None };
+        let mut fused =
+            Fused { root, bias: None, residual: None, activation: None, mean: None, from: None, to: None };
         let (mut inside, mut last) = (Vec::new(), root);
         while let Some(next) = self.only_reader(last)
             && !claims.taken(next)

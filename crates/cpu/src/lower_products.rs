@@ -24,6 +24,8 @@ struct Tail {
     bias: bool,
     residual: bool,
     act: Option<timm_graph::scalar::Unary>,
+    /// Written beside the result of a depthwise convolution.
+    mean: Option<NodeId>,
 }
 
 impl Tail {
@@ -105,6 +107,11 @@ pub(crate) fn conv_name(kind: &str, s: &ConvShape) -> String {
     format!("{kind} {}x{}{stride}{groups} {}->{} @{}x{}", s.kh, s.kw, s.c_in, s.c_out, s.h, s.w)
 }
 
+/// What follows the name of a depthwise convolution whose mean is taken.
+pub(crate) fn mean_name(mean: Option<NodeId>) -> &'static str {
+    if mean.is_some() { " + mean" } else { "" }
+}
+
 /// When a product's results may be rounded, of which so many lie side by side.
 fn rounds(operands: Operands, outputs: usize) -> Rounds {
     match operands {
@@ -128,8 +135,12 @@ impl Planner<'_> {
         if let Some(residual) = fused.residual {
             extra.push(self.in_layout(residual, &layout).span());
         }
-        let tail =
-            Tail { bias: fused.bias.is_some(), residual: fused.residual.is_some(), act: fused.activation };
+        let tail = Tail {
+            bias: fused.bias.is_some(),
+            residual: fused.residual.is_some(),
+            act: fused.activation,
+            mean: fused.mean,
+        };
         let value = match &graph.node(fused.root).op {
             Op::Conv2d(conv) => self.conv(fused.root, conv, extra, tail, id),
             _ => self.linear(fused.root, extra, tail, id, fused.from, fused.to),
@@ -140,7 +151,7 @@ impl Planner<'_> {
 
     /// A convolution, product, or derivative of one, on its own.
     pub fn lower_product(&mut self, id: NodeId) {
-        let plain = Tail { bias: false, residual: false, act: None };
+        let plain = Tail { bias: false, residual: false, act: None, mean: None };
         let graph = self.graph;
         let node = graph.node(id);
         let value = match &node.op {
@@ -200,9 +211,9 @@ impl Planner<'_> {
             (packed, Arc::new(kernel))
         } else if let Some(shape) = as_depthwise(&shape) {
             let kernel = move |args: &Args| {
-                let tail = tail.bind(args);
-                let (x, w, y) = (args.read(0), args.read(1), args.write(0));
-                depthwise::depthwise(&shape, x, w, tail.bias, tail.act, y, None);
+                let means = tail.mean.map(|_| args.write(1));
+                let Epilogue { bias, act, .. } = tail.bind(args);
+                depthwise::depthwise(&shape, args.read(0), args.read(1), bias, act, args.write(0), means);
             };
             (self.packed_depthwise(w), Arc::new(kernel))
         } else if let Some(way) = way {
@@ -222,14 +233,10 @@ impl Planner<'_> {
         };
         let out = self.new_value(id, Layout::channels_last(graph.shape(root)));
         let reads = [vec![input.span(), packed.span()], extra].concat();
-        self.push_counted(
-            &conv_name("conv", &shape),
-            id,
-            reads,
-            vec![out.span()],
-            kernel,
-            conv_flops(&shape),
-        );
+        let mean = tail.mean.map(|mean| self.mean(mean));
+        let name = conv_name("conv", &shape) + mean_name(tail.mean);
+        let writes = [Some(out.span()), mean].into_iter().flatten().collect();
+        self.push_counted(&name, id, reads, writes, kernel, conv_flops(&shape));
         let in_pairs = as_image || !as_it_comes && conv::stores_pairs(&shape);
         let numbers_only = !as_image && way.is_some();
         let operands = if as_image { Operands::Bf16 } else { shape.operands };
@@ -239,6 +246,14 @@ impl Planner<'_> {
             self.may_overwrite_residual(id, tail);
         }
         out
+    }
+
+    /// Where a step writes the mean of a depthwise convolution.
+    pub fn mean(&mut self, id: NodeId) -> Span {
+        let value = self.new_value(id, Layout::channels_last(self.graph.shape(id)));
+        let span = value.span();
+        self.set(id, value);
+        span
     }
 
     /// What a convolution multiplies.

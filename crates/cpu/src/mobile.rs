@@ -7,23 +7,14 @@ use std::sync::Arc;
 use timm_graph::{EngineError, Graph, NodeId, Op, ReduceOp};
 use timm_kernels::bf16::Operands;
 use timm_kernels::conv;
+use timm_kernels::depthwise::DepthwiseShape;
 use timm_kernels::depthwise::expanded::{ExpandedShape, Weights, expanded};
-use timm_kernels::depthwise::{self, DepthwiseShape};
 
 use crate::claims::Claims;
 use crate::epilogue::{Chain, Chains, Fused};
 use crate::layout::Layout;
-use crate::lower_products::{as_depthwise, conv_flops, conv_name, conv_shape};
-use crate::plan::{Kernel, Planner, Span, Value};
-
-/// A depthwise convolution and what is done with it.
-struct Depthwise {
-    conv: Fused,
-    /// The last node of its chain.
-    last: NodeId,
-    /// The mean of the result over each image's pixels.
-    mean: Option<NodeId>,
-}
+use crate::lower_products::{as_depthwise, conv_flops, conv_name, conv_shape, mean_name};
+use crate::plan::{Kernel, Planner};
 
 /// Claims all depthwise convolutions after expansions whose wide image is large and nobody else reads, and all whose mean is
 /// taken.
@@ -65,13 +56,13 @@ pub fn find(graph: &Graph, uses: &[u32], claims: &mut Claims) {
             shape_of(shape, wide.c_in).pays()
         };
         let expand = wide.get(&x).filter(pays);
-        let depthwise = Depthwise { conv, last, mean: means.get(&last).copied() };
+        let depthwise = Fused { mean: means.get(&last).copied(), ..conv };
         let inside = [&inside[..], depthwise.mean.as_slice()].concat();
         if let Some(Chain { fused: expand, inside: before, last: between }) = expand {
             let (expand, inside) = (expand.clone(), [&before[..], &[*between], &inside].concat());
-            claims.add(last, &inside, |planner| planner.lower_expansion(expand, depthwise));
+            claims.add(last, &inside, move |planner| planner.lower_expansion(last, expand, depthwise));
         } else if depthwise.mean.is_some() {
-            claims.add(last, &inside, |planner| planner.lower_with_mean(depthwise));
+            claims.add(last, &inside, move |planner| planner.lower_fused(last, depthwise));
         }
     }
 }
@@ -88,87 +79,45 @@ fn shape_of(depthwise: DepthwiseShape, inputs: usize) -> ExpandedShape {
 }
 
 impl Planner<'_> {
-    fn lower_expansion(&mut self, expand: Fused, depthwise: Depthwise) -> Result<(), EngineError> {
+    fn lower_expansion(&mut self, id: NodeId, expand: Fused, depthwise: Fused) -> Result<(), EngineError> {
         let graph = self.graph;
         let ((mut wide, x), (narrow, _)) =
-            (convolution(graph, expand.root), convolution(graph, depthwise.conv.root));
-        let w = graph.node(expand.root).inputs[1];
+            (convolution(graph, expand.root), convolution(graph, depthwise.root));
+        let (w, wd) = (graph.node(expand.root).inputs[1], graph.node(depthwise.root).inputs[1]);
         wide.operands = self.operands(wide.c_in);
         let input = self.channels_last(x);
         let input = self.as_operands(x, input, wide.operands);
         let pack = move |w: &[f32], packed: &mut [f32]| conv::pack_weights(&wide, w, packed);
         let packed = self.packed(w, &format!("conv {wide:?}"), conv::packed_len(&wide), pack);
-        let mut reads = vec![input.span(), packed.span()];
-        let bias = self.read_bias(&expand, &mut reads);
-        let (weight_at, depthwise_bias) = self.read_weights(&depthwise, &mut reads);
-        let (out, writes) = self.outputs(&depthwise);
+        let mut reads = vec![input.span(), packed.span(), self.packed_depthwise(wd).span()];
+        let mut bias = |planner: &mut Self, bias: Option<NodeId>| {
+            bias.map(|bias| {
+                reads.push(planner.value(bias).span());
+                reads.len() - 1
+            })
+        };
+        let biases = [bias(self, expand.bias), bias(self, depthwise.bias)];
+        let out = self.new_value(id, Layout::channels_last(graph.shape(id)));
+        let mean = depthwise.mean.map(|mean| self.mean(mean));
+        let writes = [Some(out.span()), mean].into_iter().flatten().collect();
         let shape = ExpandedShape {
             operands: wide.operands,
             act: expand.activation,
-            depthwise_act: depthwise.conv.activation,
+            depthwise_act: depthwise.activation,
             ..shape_of(as_depthwise(&narrow).expect("found"), wide.c_in)
         };
-        let means = writes.len() > 1;
+        let means = mean.is_some();
         let kernel: Kernel = Arc::new(move |args| {
-            let [bias, depthwise_bias] = [bias, depthwise_bias].map(|at| at.map(|at| args.read(at)));
-            let weights =
-                Weights { packed: args.read(1), bias, depthwise: args.read(weight_at), depthwise_bias };
+            let [bias, depthwise_bias] = biases.map(|at| at.map(|at| args.read(at)));
+            let weights = Weights { packed: args.read(1), bias, depthwise: args.read(2), depthwise_bias };
             expanded(&shape, args.read(0), &weights, args.write(0), means.then(|| args.write(1)));
         });
-        let name = format!("expand {} + {}", wide.c_in, depthwise_name(&narrow, means));
-        let flops = conv_flops(&wide) + conv_flops(&narrow);
-        self.push_counted(&name, depthwise.last, reads, writes, kernel, flops);
-        self.set(depthwise.last, out);
+        let name =
+            format!("expand {} + {}{}", wide.c_in, conv_name("conv", &narrow), mean_name(depthwise.mean));
+        self.push_counted(&name, id, reads, writes, kernel, conv_flops(&wide) + conv_flops(&narrow));
+        self.set(id, out);
         Ok(())
     }
-
-    fn lower_with_mean(&mut self, depthwise: Depthwise) -> Result<(), EngineError> {
-        let (conv, x) = convolution(self.graph, depthwise.conv.root);
-        let mut reads = vec![self.channels_last(x).span()];
-        let (weight_at, bias) = self.read_weights(&depthwise, &mut reads);
-        let (out, writes) = self.outputs(&depthwise);
-        let (shape, act) = (as_depthwise(&conv).expect("found"), depthwise.conv.activation);
-        let kernel: Kernel = Arc::new(move |args| {
-            let (weight, bias) = (args.read(weight_at), bias.map(|at| args.read(at)));
-            depthwise::depthwise(&shape, args.read(0), weight, bias, act, args.write(0), Some(args.write(1)));
-        });
-        let name = depthwise_name(&conv, true);
-        self.push_counted(&name, depthwise.last, reads, writes, kernel, conv_flops(&conv));
-        self.set(depthwise.last, out);
-        Ok(())
-    }
-
-    /// Where a step reads the bias of a convolution.
-    fn read_bias(&mut self, conv: &Fused, reads: &mut Vec<Span>) -> Option<usize> {
-        conv.bias.map(|bias| {
-            reads.push(self.value(bias).span());
-            reads.len() - 1
-        })
-    }
-
-    /// Where it reads the weights and the bias of the depthwise one.
-    fn read_weights(&mut self, depthwise: &Depthwise, reads: &mut Vec<Span>) -> (usize, Option<usize>) {
-        let weight = self.graph.node(depthwise.conv.root).inputs[1];
-        reads.push(self.packed_depthwise(weight).span());
-        (reads.len() - 1, self.read_bias(&depthwise.conv, reads))
-    }
-
-    /// The result, and what is written: the result and the mean, if it is taken.
-    fn outputs(&mut self, depthwise: &Depthwise) -> (Value, Vec<Span>) {
-        let mut image = |id: NodeId| self.new_value(id, Layout::channels_last(self.graph.shape(id)));
-        let out = image(depthwise.last);
-        let mut writes = vec![out.span()];
-        if let Some(mean) = depthwise.mean {
-            let value = image(mean);
-            writes.push(value.span());
-            self.set(mean, value);
-        }
-        (out, writes)
-    }
-}
-
-fn depthwise_name(shape: &conv::ConvShape, mean: bool) -> String {
-    format!("{}{}", conv_name("conv", shape), if mean { " + mean" } else { "" })
 }
 
 #[cfg(test)]
