@@ -10,11 +10,13 @@
 //!    elementwise nodes fuse (`fuse`), weights are packed once for each version of the store;
 //! 4. `recompute` runs light steps again where their results would wait long in much memory;
 //! 5. `in_place` lets steps overwrite operands and residuals that die there, and updates write straight into the store;
-//! 6. `memory` gives every buffer its place in one block.
+//! 6. `memory` gives every buffer its place in one block;
+//! 7. `ahead` tells products which weights come after theirs.
 //!
 //! [`CpuEngine::explain`] shows what each pass did. Then `run` executes: no allocation of work memory after the first
 //! run, any number of threads at once.
 
+mod ahead;
 mod attention;
 mod claims;
 mod concat;

@@ -9,6 +9,7 @@ use timm_kernels::conv::{self, ConvShape, image, stem};
 use timm_kernels::depthwise::{self, DepthwiseShape};
 use timm_kernels::gemm::{self, Epilogue, Residual, RowMap};
 
+use crate::ahead::Product;
 use crate::epilogue::Fused;
 use crate::layout::Layout;
 use crate::plan::{Args, Kernel, Planner, Rounds, Span, Value};
@@ -53,6 +54,7 @@ impl Tail {
             residual: self.residual(args),
             act: self.act,
             stored: args.stored(0),
+            upcoming: args.upcoming,
         }
     }
 }
@@ -237,6 +239,10 @@ impl Planner<'_> {
         let name = conv_name("conv", &shape) + mean_name(tail.mean);
         let writes = [Some(out.span()), mean].into_iter().flatten().collect();
         self.push_counted(&name, id, reads, writes, kernel, conv_flops(&shape));
+        if as_depthwise(&shape).is_none() {
+            let rows = shape.n * shape.out_h() * shape.out_w();
+            self.pushed(id).product = Some(Product { rows, inputs: shape.c_in });
+        }
         let in_pairs = as_image || !as_it_comes && conv::stores_pairs(&shape);
         let numbers_only = !as_image && way.is_some();
         let operands = if as_image { Operands::Bf16 } else { shape.operands };
@@ -299,6 +305,7 @@ impl Planner<'_> {
         });
         let name = format!("{} scaled", conv_name("conv", &shape));
         self.push_counted(&name, id, reads, vec![out.span()], kernel, conv_flops(&shape));
+        self.pushed(id).product = Some(Product { rows: m, inputs: k });
         self.take_pairs(id, rounds(shape.operands, shape.c_out), true, tail);
         self.may_overwrite_residual(id, tail);
         out
@@ -481,6 +488,7 @@ impl Planner<'_> {
         let flops = 2 * (m * n * k) as u64;
         let name = format!("linear {m}x{k}->{n}{}", if reordered { " reordered" } else { "" });
         self.push_counted(&name, id, reads, vec![out.span()], kernel, flops);
+        self.pushed(id).product = Some(Product { rows: m, inputs: k });
         self.take_pairs(id, rounds(operands, n), true, tail);
         self.may_overwrite_residual(id, tail);
         out

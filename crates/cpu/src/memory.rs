@@ -1,5 +1,7 @@
 //! The static memory plan: which buffers live when, and where each lies in one block.
 
+use std::ops::Range;
+
 use crate::plan::Plan;
 
 /// A buffer of a plan and the steps between which it holds its value.
@@ -11,6 +13,13 @@ pub struct Lifetime {
     pub first: usize,
     /// Last step that reads it.
     pub last: usize,
+}
+
+impl Lifetime {
+    /// Whether both hold their values at some time.
+    fn meets(&self, other: &Lifetime) -> bool {
+        self.first <= other.last && other.first <= self.last
+    }
 }
 
 /// Where every buffer of a plan lies, in elements.
@@ -40,36 +49,55 @@ pub fn buffers(plan: &mut Plan) {
 const ALIGN: usize = 16;
 
 /// Places every buffer so that those alive at the same time never overlap. Returns the offsets and the size
-/// of the whole block, in elements. Large buffers are placed first, each at the lowest free offset.
+/// of the whole block, in elements. Large buffers are placed first, each where its middle is that of one before it, else at
+/// the lowest free offset: two threads that share the rows of every image then write the same cache lines again and again,
+/// and none that the other one has.
 pub fn place(buffers: &[Lifetime]) -> (Vec<usize>, usize) {
     let mut by_size: Vec<usize> = (0..buffers.len()).collect();
     by_size.sort_by_key(|&i| std::cmp::Reverse((buffers[i].len, std::cmp::Reverse(i))));
     let mut offsets = vec![0; buffers.len()];
     let mut placed: Vec<usize> = Vec::with_capacity(buffers.len()); // ordered by offset
+    let mut middles: Vec<usize> = Vec::new();
     let mut total = 0;
     for i in by_size {
         let len = buffers[i].len.next_multiple_of(ALIGN);
-        let mut offset = 0;
-        for &other in &placed {
-            let alive_together =
-                buffers[other].first <= buffers[i].last && buffers[i].first <= buffers[other].last;
-            if !alive_together {
-                continue;
-            }
-            if offset + len <= offsets[other] {
-                break;
-            }
-            offset = offset.max(offsets[other] + buffers[other].len.next_multiple_of(ALIGN));
-        }
-        offsets[i] = offset;
-        total = total.max(offset + len);
-        let at = placed.partition_point(|&other| offsets[other] <= offset);
+        // Taken ranges, ordered by their beginnings.
+        let taken: Vec<Range<usize>> = placed
+            .iter()
+            .filter(|&&other| buffers[other].meets(&buffers[i]))
+            .map(|&other| offsets[other]..offsets[other] + buffers[other].len.next_multiple_of(ALIGN))
+            .collect();
+        let is_free = |at: usize| taken.iter().all(|range| at + len <= range.start || range.end <= at);
+        let around = |middle: &usize| middle.saturating_sub(len / 2) / ALIGN * ALIGN;
+        offsets[i] = middles.iter().map(around).find(|&at| is_free(at)).unwrap_or_else(|| {
+            let lowest = lowest_gap(&taken, len);
+            middles.push(lowest + len / 2);
+            lowest
+        });
+        total = total.max(offsets[i] + len);
+        let at = placed.partition_point(|&other| offsets[other] <= offsets[i]);
         placed.insert(at, i);
     }
     (offsets, total)
 }
 
-/// A block of numbers that starts on a cache line. The system gives its pages when they are first written.
+/// The lowest offset at which `len` elements fit between ranges that are ordered by their beginnings.
+fn lowest_gap(taken: &[Range<usize>], len: usize) -> usize {
+    let mut offset = 0;
+    for range in taken {
+        if offset + len <= range.start {
+            break;
+        }
+        offset = offset.max(range.end);
+    }
+    offset
+}
+
+/// Bytes of a huge page.
+const HUGE_PAGE: usize = 2 << 20;
+
+/// A block of numbers that starts on a cache line, a large one on a huge page. The system gives its pages when they are
+/// first written.
 pub struct Block {
     numbers: Vec<f32>,
     start: usize,
@@ -78,9 +106,12 @@ pub struct Block {
 impl Block {
     /// A block of at least `len` zeros.
     pub fn new(len: usize) -> Self {
-        let numbers = vec![0.0; len + ALIGN];
-        advise_huge_pages(&numbers);
-        let start = numbers.as_ptr().align_offset(ALIGN * size_of::<f32>()).min(ALIGN);
+        let page = HUGE_PAGE / size_of::<f32>();
+        let align = if len >= page / 2 { page } else { ALIGN };
+        let end = len.next_multiple_of(align);
+        let numbers = vec![0.0; end + align];
+        let start = numbers.as_ptr().align_offset(align * size_of::<f32>()).min(align);
+        advise_huge_pages(&numbers[start..start + end]);
         Block { numbers, start }
     }
 
@@ -139,7 +170,7 @@ mod tests {
         for i in 0..200 {
             assert!(offsets[i] + buffers[i].len <= total && offsets[i] % ALIGN == 0);
             for j in 0..i {
-                let together = buffers[i].first <= buffers[j].last && buffers[j].first <= buffers[i].last;
+                let together = buffers[i].meets(&buffers[j]);
                 let apart =
                     offsets[i] + buffers[i].len <= offsets[j] || offsets[j] + buffers[j].len <= offsets[i];
                 assert!(!together || apart, "{i} and {j} overlap");

@@ -9,7 +9,7 @@ use crate::claims::Claims;
 use crate::listing::{self, Size};
 use crate::plan::{self, Plan};
 use crate::{
-    attention, concat, epilogue, in_place, layer_norm, memory, mobile, recompute, reorder, rounded,
+    ahead, attention, concat, epilogue, in_place, layer_norm, memory, mobile, recompute, reorder, rounded,
     softmax_grad,
 };
 
@@ -88,6 +88,7 @@ pub fn passes() -> impl Iterator<Item = Pass> {
             Job::Move(in_place::buffers),
         ),
         pass("memory", "every buffer gets its place in one block", Job::Move(memory::buffers)),
+        pass("weights-ahead", "products ask for the weights of those after them", Job::Move(ahead::weights)),
     ])
 }
 

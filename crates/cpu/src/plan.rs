@@ -13,7 +13,9 @@ use std::sync::Arc;
 use timm_graph::rewrite::Rewritten;
 use timm_graph::{DType, EngineError, Graph, NodeId, Op};
 use timm_kernels::bf16::{Operands, Stored, Target, Values};
+use timm_kernels::gemm::Upcoming;
 
+use crate::ahead::{Ahead, Product};
 use crate::claims::Claims;
 use crate::fuse::Groups;
 use crate::layout::Layout;
@@ -64,6 +66,8 @@ pub struct Args<'a> {
     pub(crate) writes: &'a [(*mut f32, usize)],
     pub(crate) rounded: &'a [(usize, usize)],
     pub(crate) pair_reads: &'a [usize],
+    /// Weights that the kernel may ask for.
+    pub upcoming: &'a [Upcoming<'a>],
     pub seed: u64,
     pub step: u64,
 }
@@ -180,6 +184,10 @@ pub struct Step {
     /// Results that are stored in pairs of bf16: which, and the span of `writes` that takes the pairs. If that is the
     /// result's own, it is stored in no other form.
     pub rounded: Vec<(usize, usize)>,
+    /// If it is a product.
+    pub product: Option<Product>,
+    /// Weights of the products after it.
+    pub ahead: Vec<Ahead>,
 }
 
 impl Step {
@@ -506,6 +514,8 @@ impl<'g> Planner<'g> {
             either_reads: Vec::new(),
             pair_reads: Vec::new(),
             rounded: Vec::new(),
+            product: None,
+            ahead: Vec::new(),
         };
         if fixed { self.prepare.push(step) } else { self.steps.push(step) }
     }

@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use timm_graph::{DType, EngineError, Executable, InputData, Op, Run, Store, Tensor};
+use timm_kernels::gemm::Upcoming;
 
+use crate::ahead::Ahead;
 use crate::layout::Layout;
 use crate::memory::Block;
 use crate::plan::{Args, Place, Plan, Span, Step, Value};
@@ -269,9 +271,19 @@ impl Memory {
             step.reads.iter().map(|s| (self.pointer(exe, s).cast_const(), s.len)).collect();
         let writes: Vec<(*mut f32, usize)> =
             step.writes.iter().map(|s| (self.pointer(exe, s), s.len)).collect();
+        let upcoming = |ahead: &Ahead| {
+            let first = self.pointer(exe, &ahead.span).cast_const();
+            // SAFETY: the span lies inside the block of prepared values, which no step of a run writes.
+            let weights = unsafe { std::slice::from_raw_parts(first, ahead.span.len) };
+            Upcoming { weights, shared: ahead.shared, most: ahead.most }
+        };
+        let upcoming: Vec<Upcoming> = step.ahead.iter().map(upcoming).collect();
         let (rounded, pair_reads) = (&step.rounded, &step.pair_reads);
         let (seed, number) = (self.seed, self.step);
-        (step.kernel)(&Args { reads: &reads, writes: &writes, rounded, pair_reads, seed, step: number });
+        let reads = &reads;
+        let writes = &writes;
+        let upcoming = &upcoming;
+        (step.kernel)(&Args { reads, writes, rounded, pair_reads, upcoming, seed, step: number });
     }
 
     fn tensor(&self, exe: &CpuExecutable, value: &Value) -> Tensor {

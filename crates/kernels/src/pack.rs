@@ -27,7 +27,10 @@ const DEEP: usize = 256;
 const FEW_VECTORS: usize = 24;
 
 /// Panels of which one more or less matters to two threads that share them.
-const FEW_PANELS: usize = 6;
+const FEW_PANELS: usize = 16;
+
+/// Panels of which it matters more than their width.
+const VERY_FEW_PANELS: usize = 6;
 
 /// Lanes of a vector.
 pub(crate) fn lanes(isa: Isa) -> usize {
@@ -108,14 +111,16 @@ impl Layout {
         // Long sums gain from tiles of more rows, which read a panel less often, where the panels come out even.
         let narrower = most == 4 && vectors.is_multiple_of(3) && self.inputs >= DEEP;
         let panels = vectors.div_ceil(if narrower { 3 } else { most });
-        // Two threads share few panels fairly if each gets as many.
+        // Two threads share few panels fairly if each gets as many, unless these become much narrower.
         let odd = panels % 2 == 1 && (2..FEW_PANELS).contains(&panels);
         if most < 4 || !odd || self.blocks() > 1 {
             panels
         } else if (panels - 1) * most >= vectors {
             panels - 1
-        } else {
+        } else if panels < VERY_FEW_PANELS || 3 * (panels + 1) <= vectors {
             panels + 1
+        } else {
+            panels
         }
     }
 

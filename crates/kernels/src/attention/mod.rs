@@ -17,7 +17,7 @@ use std::ops::Range;
 
 use crate::bf16::Operands;
 use crate::gemm::product::tile_height;
-use crate::gemm::tile::{MAX_ROWS, Tile, best_rows, tile_fn};
+use crate::gemm::tile::{Ask, MAX_ROWS, Tile, best_rows, tile_fn};
 use crate::pack::Layout;
 use crate::scratch::with_scratch;
 use crate::simd::{isa, prefetch};
@@ -284,8 +284,8 @@ unsafe fn product(
                 bias: std::ptr::null(),
                 residual: if add { out } else { std::ptr::null() },
                 relu: false,
-                ahead: packed[panel.offset..].as_ptr().cast(),
-                ahead_step: 0,
+                asks: [Ask { at: packed[panel.offset..].as_ptr().cast(), step: 0 }; 2],
+                rests: usize::MAX,
             };
             // SAFETY: the caller's promise; rows beyond the last repeat it and are not written.
             unsafe { tile_fn(layout.isa, Operands::F32, height, panel.vectors)(&tile) };

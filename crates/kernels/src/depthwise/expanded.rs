@@ -9,8 +9,8 @@ use super::means::Sums;
 use super::tile::{self, Band};
 use super::{DepthwiseShape, packed_channels, packed_len};
 use crate::bf16::Operands;
-use crate::gemm::Epilogue;
 use crate::gemm::product::{Product, with_rows};
+use crate::gemm::{Epilogue, Stretch};
 use crate::pack::{Layout, lanes};
 use crate::scratch::with_scratch;
 use crate::simd::best;
@@ -125,7 +125,7 @@ pub fn expanded(
                     let last = layout.panel(group.end - 1);
                     // Panels write at the place of their channels in a pixel.
                     product.out = SendPtr(band.as_mut_ptr().wrapping_sub(first));
-                    product.run_panels(pixels, group);
+                    product.run_panels(pixels, group, &Stretch::NONE);
                     let tap = packed_channels(s.c);
                     // SAFETY: jobs have rows or channels of their own; the band has the rows that they read, whole;
                     // packed weights have whole vectors.

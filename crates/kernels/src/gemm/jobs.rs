@@ -58,25 +58,6 @@ impl Order {
     }
 }
 
-/// Panels in contiguous parts, none of them empty.
-pub(super) struct Parts {
-    panels: usize,
-    per_part: usize,
-    pub count: usize,
-}
-
-impl Parts {
-    /// At most `count`, and at least one.
-    pub fn new(panels: usize, count: usize) -> Parts {
-        let per_part = panels.div_ceil(count.max(1)).max(1);
-        Parts { panels, per_part, count: panels.div_ceil(per_part) }
-    }
-
-    pub fn range(&self, part: usize) -> Range<usize> {
-        part * self.per_part..((part + 1) * self.per_part).min(self.panels)
-    }
-}
-
 /// What the jobs of a product have in common.
 pub(super) struct Run<F> {
     /// To know its rows again.

@@ -7,6 +7,7 @@ pub(crate) mod product;
 mod reordered;
 mod scaled;
 pub(crate) mod tile;
+mod upcoming;
 
 use std::cell::Cell;
 
@@ -19,6 +20,8 @@ use crate::threads::{SendPtr, for_each};
 use product::Product;
 pub use reordered::{RowMap, gemm_reordered};
 pub use scaled::{Scaling, gemm_scaled};
+pub(crate) use upcoming::Stretch;
+pub use upcoming::Upcoming;
 
 /// What follows a product or convolution before it is stored: `act(product + bias + residual)`.
 #[derive(Clone, Copy, Debug, Default)]
@@ -30,6 +33,8 @@ pub struct Epilogue<'a> {
     pub act: Option<Unary>,
     /// With pairs the output is half as long.
     pub stored: Stored<'a>,
+    /// What products after this one will read, in their order.
+    pub upcoming: &'a [Upcoming<'a>],
 }
 
 /// What is added to a product, laid out as its output.

@@ -5,9 +5,9 @@ use std::ops::Range;
 
 use timm_graph::scalar::Unary;
 
-use super::Epilogue;
-use super::jobs::{Order, Parts, RowBlocks, Run};
-use super::tile::{MAX_ROWS, Tile, best_rows, fitting_rows, tile_fn};
+use super::jobs::{Order, RowBlocks, Run};
+use super::tile::{Ask, MAX_ROWS, Tile, best_rows, fitting_rows, tile_fn};
+use super::{Epilogue, Stretch};
 use crate::bf16::{Operands, PARTS, Stored, round_to, widen_to};
 use crate::elementwise::apply_unary_rows;
 use crate::pack::{Layout, lanes};
@@ -113,6 +113,8 @@ const FAIR_PANELS: usize = 8;
 const WIDEST: usize = 64;
 /// Numbers of a panel's weights that stay in the second-level cache beside the rows that they meet.
 const NEAR_WEIGHTS: usize = 64 << 10;
+/// Numbers from the weights that a single tile multiplies to those that it asks for: less than the first-level cache holds.
+const AHEAD: usize = 4 << 10;
 /// Bytes of input that a job should keep in the second-level cache.
 const JOB_SOURCE_BYTES: usize = 1 << 20;
 /// As many of numbers that are split, all parts together.
@@ -221,15 +223,20 @@ impl<'a> Product<'a> {
             true => threads::count(),
             false => ENOUGH_JOBS / gain,
         };
-        let parts = Parts::new(panels, enough.div_ceil(blocks).min(most));
+        let parts = RowBlocks::new(panels, 1, evenly(enough.div_ceil(blocks).min(most)));
         let mut order = Order::new(blocks, parts.count, blocks * most_rows, weights / inputs.max(1));
         if self.is_amx() {
             // Rows are read again for every panel, more often than any weight.
             order.stretch = 1;
         }
-        run.each(blocks * parts.count, |index| {
+        let (threads, jobs) = (threads::count(), blocks * parts.count);
+        run.each(jobs, |index| {
             let (block, part) = order.at(index);
-            run.with_rows(block, 0..inputs, |rows| self.run_panels(rows, parts.range(part)));
+            let panels = parts.range(part);
+            // With each product of a tile there is time to ask for a cache line.
+            let time = most_rows.div_ceil(self.tile_rows()) * panels.len() * inputs * taps * 16;
+            let upcoming = Stretch::of_job(self.epilogue.upcoming, threads, index, jobs, time);
+            run.with_rows(block, 0..inputs, |rows| self.run_panels(rows, panels, &upcoming));
         });
     }
 
@@ -275,8 +282,8 @@ impl<'a> Product<'a> {
         });
     }
 
-    /// Runs all rows of a job through a range of panels.
-    pub fn run_panels(&self, rows: &Rows, panels: Range<usize>) {
+    /// Runs all rows of a job through a range of panels and asks for upcoming weights meanwhile.
+    pub fn run_panels(&self, rows: &Rows, panels: Range<usize>, upcoming: &Stretch) {
         #[cfg(target_arch = "x86_64")]
         if self.is_amx() {
             return super::amx::run_panels(self, rows, panels);
@@ -288,10 +295,16 @@ impl<'a> Product<'a> {
         } else {
             0
         };
-        with_scratch(near, |near| panels.for_each(|index| self.run_panel(rows, index, near)));
+        with_scratch(near, |near| {
+            for index in panels.clone() {
+                let at = index - panels.start;
+                let upcoming = upcoming.part(at..at + 1, panels.len());
+                self.run_panel(rows, index, near, &upcoming);
+            }
+        });
     }
 
-    fn run_panel(&self, rows: &Rows, index: usize, near: &mut [f32]) {
+    fn run_panel(&self, rows: &Rows, index: usize, near: &mut [f32], upcoming: &Stretch) {
         let isa = self.layout.isa;
         let (taps, tile_rows) = (self.taps(), self.tile_rows());
         let tiles = rows.count.div_ceil(tile_rows);
@@ -322,8 +335,8 @@ impl<'a> Product<'a> {
             bias: std::ptr::null(),
             residual,
             relu: false,
-            ahead: std::ptr::null(),
-            ahead_step: 0,
+            asks: [Ask { at: std::ptr::null(), step: 0 }; 2],
+            rests: 0,
         };
         debug_assert!(panel.outputs > (panel.vectors - 1) * lanes(isa));
         // Weights that would not stay near from one tile to the next are taken in pieces: some taps, or a part of one.
@@ -346,13 +359,29 @@ impl<'a> Product<'a> {
             let end = begin + tile.taps * tile.run * width;
             tile.weights = self.packed[begin..end].as_ptr();
             tile.source_offset = (panel.first_input + at) * self.source_stride;
-            // What comes next stands right behind, but far away, and the processor does not see it coming.
-            if end < self.packed.len() {
-                tile.ahead = self.packed[end..].as_ptr().cast();
-                tile.ahead_step = (4 * width).div_ceil(tiles);
-            } else {
-                (tile.ahead, tile.ahead_step) = (tile.weights.cast(), 0);
-            }
+            // What comes next stands right behind, but far away, and the processor does not see it coming: the next piece,
+            // or more of this one, if it is read only once.
+            let next = if tiles > 1 { end } else { end.min(begin + AHEAD) };
+            let products = tile.taps * tile.run;
+            let nothing = Ask { at: tile.weights.cast(), step: 0 };
+            let ahead = match self.packed.get(next..) {
+                Some([first, ..]) => {
+                    Ask { at: std::ptr::from_ref(first).cast(), step: (4 * width).div_ceil(tiles) }
+                }
+                _ => nothing,
+            };
+            let upcoming = upcoming.part(begin - panel.offset..end - panel.offset, taps * tap_len);
+            let later = match upcoming.place() {
+                Some((first, count)) => {
+                    Ask { at: first.cast(), step: (4 * count).div_ceil((tiles * products).max(1)) }
+                }
+                None => nothing,
+            };
+            // Once for each line.
+            let every = 1 << (64 / ahead.step.max(later.step).max(1)).max(1).ilog2();
+            tile.rests = every - 1;
+            tile.asks = [ahead, later].map(|ask| Ask { step: every * ask.step, ..ask });
+            let moves = [ahead, later].map(|ask| products * ask.step);
             let (first_piece, last) = (tap + at == 0, tap + tile.taps == taps && at + tile.run == run);
             if last {
                 (tile.bias, tile.relu) = (bias, self.epilogue.act == Some(Unary::Relu));
@@ -385,7 +414,7 @@ impl<'a> Product<'a> {
                 // SAFETY: `fill` made a table for this many rows and taps; the kernel fits this machine, as isa
                 // is what was detected; jobs write disjoint rows and channels.
                 unsafe { tile_fn(isa, self.operands, height, panel.vectors)(&tile) };
-                tile.ahead = tile.ahead.wrapping_add(tile.ahead_step * tile.taps * tile.run);
+                tile.asks.iter_mut().zip(moves).for_each(|(ask, bytes)| ask.at = ask.at.wrapping_add(bytes));
                 if !last {
                     continue;
                 }

@@ -35,10 +35,13 @@ fn gemm_matches_the_naive_product() {
         let (b_row, b_col) = if random.range(0, 2) == 1 { (1, k) } else { (n, 1) };
         let bias = random.numbers(n);
         let residual = random.numbers(m * c_row_stride);
+        // What is asked for on the way changes nothing.
+        let upcoming = [Upcoming { weights: b, shared: case % 4 == 1, most: random.range(1, 9999) }];
         let epilogue = Epilogue {
             bias: (case % 2 == 0).then_some(&bias[..]),
             residual: (case % 3 == 0).then_some(&residual[..]).into(),
             act: [None, Some(Unary::Relu), Some(Unary::Silu)][case % 3],
+            upcoming: if case % 5 < 2 { &upcoming } else { &[] },
             ..Epilogue::default()
         };
         let in_pairs = case % 4 == 1 && !by_columns && Operands::Bf16.fit(k);

@@ -44,10 +44,17 @@ pub(crate) struct Tile {
     /// First output channel of row 0 at offset 0, or null.
     pub residual: *const f32,
     pub relu: bool,
-    /// What tiles to come will read, asked for while this one computes: an address (if nothing, one that is near
-    /// anyway) and the bytes to move on with each product.
-    pub ahead: *const u8,
-    pub ahead_step: usize,
+    /// What is asked for while the tile computes: what tiles to come will read, and products to come.
+    pub asks: [Ask; 2],
+    /// Both are asked for with those products whose number has none of these bits.
+    pub rests: usize,
+}
+
+/// Where a tile asks for a cache line (if for nothing, one that is near anyway), and the bytes to move on after that.
+#[derive(Clone, Copy)]
+pub(crate) struct Ask {
+    pub at: *const u8,
+    pub step: usize,
 }
 
 pub(crate) type TileFn = unsafe fn(&Tile);
@@ -59,7 +66,7 @@ unsafe fn tile<S: Simd, const P: usize, const V: usize>(t: &Tile) {
         let mut sums = [[S::zero(); V]; P];
         let mut weights = t.weights;
         let (run, stride) = (t.run, t.stride);
-        let mut ahead = t.ahead;
+        let [mut ahead, mut upcoming] = t.asks;
         for tap in 0..t.taps {
             let pointers = t.table.add(tap * P);
             if (*pointers).is_null() {
@@ -68,11 +75,17 @@ unsafe fn tile<S: Simd, const P: usize, const V: usize>(t: &Tile) {
             }
             let rows: [*const f32; P] = std::array::from_fn(|p| (*pointers.add(p)).add(t.source_offset));
             let mut at = 0;
-            for _ in 0..run {
+            for product in 0..run {
                 let w: [S::V; V] = std::array::from_fn(|v| S::load(weights.add(v * S::LANES)));
                 weights = weights.add(V * S::LANES);
-                S::prefetch(ahead);
-                ahead = ahead.wrapping_add(t.ahead_step);
+                if product & t.rests == 0 {
+                    S::prefetch(ahead.at);
+                    ahead.at = ahead.at.wrapping_add(ahead.step);
+                    if P > 1 {
+                        S::prefetch(upcoming.at);
+                        upcoming.at = upcoming.at.wrapping_add(upcoming.step);
+                    }
+                }
                 for p in 0..P {
                     let x = S::splat(*rows[p].add(at));
                     for v in 0..V {

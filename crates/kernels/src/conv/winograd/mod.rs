@@ -18,7 +18,7 @@ use crate::bf16::{Operands, Stored, round_to};
 use crate::elementwise::apply_unary;
 use crate::gemm::jobs::Order;
 use crate::gemm::product::tile_height;
-use crate::gemm::tile::{MAX_ROWS, Tile, best_rows, tile_fn};
+use crate::gemm::tile::{Ask, MAX_ROWS, Tile, best_rows, tile_fn};
 use crate::gemm::{Epilogue, Residual};
 use crate::lanes::Lanes;
 use crate::multiversion;
@@ -403,8 +403,8 @@ fn multiply(
                 bias: std::ptr::null(),
                 residual: std::ptr::null(),
                 relu: false,
-                ahead: packed[point * layout.len() + panel.offset..].as_ptr().cast(),
-                ahead_step: 0,
+                asks: [Ask { at: packed[point * layout.len() + panel.offset..].as_ptr().cast(), step: 0 }; 2],
+                rests: usize::MAX,
             };
             // SAFETY: every pointer is followed by the numbers that the tile reads or writes, as sliced above; the
             // kernel fits this machine.

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use super::registers::PAIRS;
 use super::{finish_panels, padded, sum_panels};
-use crate::gemm::jobs::{Parts, Run};
+use crate::gemm::jobs::{RowBlocks, Run};
 use crate::gemm::product::{Product, Rows, SPLIT_RUN};
 use crate::pack::Layout;
 use crate::scratch::aligned;
@@ -45,13 +45,13 @@ pub(in crate::gemm) fn run(product: &Product, most_rows: usize, run: &Run<impl F
         // SAFETY: jobs have disjoint panels, or halves.
         unsafe { all.slice(half * len + first * rows, (end - first) * rows) }
     };
-    let parts = Parts::new(panels, product.split_jobs(inputs / 2, SPLIT_RUN + 1) / 2);
+    let parts = RowBlocks::new(panels, 1, product.split_jobs(inputs / 2, SPLIT_RUN + 1) / 2);
     run.each(2 * parts.count, |index| {
         let (half, panels) = (index / parts.count, parts.range(index % parts.count));
         let inputs = half * inputs / 2..(half + 1) * inputs / 2;
         run.with_rows(0, inputs, |rows| sum_panels(product, rows, panels.clone(), sums(half, &panels)));
     });
-    let parts = Parts::new(panels, threads::count());
+    let parts = RowBlocks::new(panels, 1, threads::count());
     run.each(parts.count, |part| {
         let panels = parts.range(part);
         let halves = [0, 1].map(|half| sums(half, &panels));
