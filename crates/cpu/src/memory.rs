@@ -47,6 +47,8 @@ pub fn buffers(plan: &mut Plan) {
 
 /// Buffers start at multiples of this many elements (one 64-byte cache line).
 const ALIGN: usize = 16;
+/// Middles that buffers are placed around: those of the largest ones that are alive together.
+const MIDDLES: usize = 4;
 
 /// Places every buffer so that those alive at the same time never overlap. Returns the offsets and the size
 /// of the whole block, in elements. Large buffers are placed first, each where its middle is that of one before it, else at
@@ -71,7 +73,9 @@ pub fn place(buffers: &[Lifetime]) -> (Vec<usize>, usize) {
         let around = |middle: &usize| middle.saturating_sub(len / 2) / ALIGN * ALIGN;
         offsets[i] = middles.iter().map(around).find(|&at| is_free(at)).unwrap_or_else(|| {
             let lowest = lowest_gap(&taken, len);
-            middles.push(lowest + len / 2);
+            if middles.len() < MIDDLES {
+                middles.push(lowest + len / 2);
+            }
             lowest
         });
         total = total.max(offsets[i] + len);
