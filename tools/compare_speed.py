@@ -235,6 +235,16 @@ def peers_python():
     return python
 
 
+def widest():
+    """The widest instructions of this processor that matter here, which ratios depend on; None where nobody says."""
+    try:
+        flags = open("/proc/cpuinfo").read().split()
+    except OSError:
+        return None
+    names = {"amx_tile": "amx", "avx512f": "avx512", "avx2": "avx2", "asimd": "neon"}
+    return next((name for flag, name in names.items() if flag in flags), None)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", help="default: the models of our targets")
@@ -278,7 +288,8 @@ def main():
             memory = f"{record['memory_mb'] / least:.2f}x" if least else "-"
             print(f"{model:<30} {bench:<9} {record['img_per_sec']:>7.2f} {share:>7} {record['memory_mb']:>6.0f}   "
                   f"{''.join(cells)}{memory:<6}" + (f"  {record['scaling']:.2f}x" if args.scaling else ""), flush=True)
-            record.update(date=datetime.date.today().isoformat(), load=round(os.getloadavg()[0], 2))
+            record.update(date=datetime.date.today().isoformat(), load=round(os.getloadavg()[0], 2),
+                          instructions=widest())
             if not args.no_log:
                 with open(LOG, "a") as log:
                     log.write(json.dumps(record) + "\n")
