@@ -57,10 +57,9 @@ pub fn weights(plan: &mut Plan) {
 #[cfg(test)]
 mod tests {
     use timm_graph::{Builder, Conv2d, DType, Init};
-    use timm_kernels::bf16::Operands;
 
     use super::*;
-    use crate::passes::passes;
+    use crate::passes::testing::changes;
 
     #[test]
     fn products_of_many_rows_list_those_up_to_the_next_such_one() {
@@ -73,8 +72,7 @@ mod tests {
         let y = conv("first", x, 256, 64);
         let gate = conv("expand", conv("reduce", b.mean(y, &[2, 3]), 32, 256), 256, 32);
         b.output("y", conv("last", conv("next", b.mul(y, gate), 64, 256), 64, 64));
-        let mut plan = Plan::new(b.finish().unwrap(), Operands::F32);
-        passes().for_each(|pass| pass.run(&mut plan).unwrap());
+        let (_, plan) = changes(b.finish().unwrap(), "weights-ahead");
         let ahead: Vec<_> = plan.steps.iter().filter(|step| step.product.is_some()).collect();
         let weights = |at: usize| ahead[at].reads[1];
         let [whole, first] = [usize::MAX, FIRST];
@@ -103,8 +101,7 @@ mod tests {
         for (name, w) in [("w", w), ("v", v)] {
             b.update(name, b.mul_scalar(w, 0.5));
         }
-        let mut plan = Plan::new(b.finish().unwrap(), Operands::F32);
-        passes().for_each(|pass| pass.run(&mut plan).unwrap());
+        let (_, plan) = changes(b.finish().unwrap(), "weights-ahead");
         assert_eq!(plan.steps.iter().filter(|step| step.product.is_some()).count(), 2);
         assert!(plan.steps.iter().all(|step| step.ahead.is_empty()));
     }

@@ -173,10 +173,11 @@ impl Planner<'_> {
         let graph = self.graph;
         let (x, w) = (graph.node(root).inputs[0], graph.node(root).inputs[1]);
         let mut shape = conv_shape(conv, graph.shape(x), graph.shape(w));
+        let depthwise = as_depthwise(&shape);
         let pass = if self.fixed[w.index()] { Pass::Inference } else { Pass::Training };
         // Only numbers go this way.
         let mut way = Winograd::new(&shape, pass);
-        if as_depthwise(&shape).is_none() && !way.is_some_and(|way| way.beats_pairs()) {
+        if depthwise.is_none() && !way.is_some_and(|way| way.beats_pairs()) {
             shape.operands = self.conv_operands(&shape);
             way = way.filter(|_| shape.operands == Operands::F32);
         }
@@ -211,7 +212,7 @@ impl Planner<'_> {
                 stem::forward(&shape, args.read(0), args.read(1), args.write(0), &tail.bind(args));
             };
             (packed, Arc::new(kernel))
-        } else if let Some(shape) = as_depthwise(&shape) {
+        } else if let Some(shape) = depthwise {
             let kernel = move |args: &Args| {
                 let means = tail.mean.map(|_| args.write(1));
                 let Epilogue { bias, act, .. } = tail.bind(args);
@@ -239,7 +240,7 @@ impl Planner<'_> {
         let name = conv_name("conv", &shape) + mean_name(tail.mean);
         let writes = [Some(out.span()), mean].into_iter().flatten().collect();
         self.push_counted(&name, id, reads, writes, kernel, conv_flops(&shape));
-        if as_depthwise(&shape).is_none() {
+        if depthwise.is_none() {
             let rows = shape.n * shape.out_h() * shape.out_w();
             self.pushed(id).product = Some(Product { rows, inputs: shape.c_in });
         }

@@ -278,12 +278,15 @@ impl Memory {
             Upcoming { weights, shared: ahead.shared, most: ahead.most }
         };
         let upcoming: Vec<Upcoming> = step.ahead.iter().map(upcoming).collect();
-        let (rounded, pair_reads) = (&step.rounded, &step.pair_reads);
-        let (seed, number) = (self.seed, self.step);
-        let reads = &reads;
-        let writes = &writes;
-        let upcoming = &upcoming;
-        (step.kernel)(&Args { reads, writes, rounded, pair_reads, upcoming, seed, step: number });
+        (step.kernel)(&Args {
+            reads: &reads,
+            writes: &writes,
+            rounded: &step.rounded,
+            pair_reads: &step.pair_reads,
+            upcoming: &upcoming,
+            seed: self.seed,
+            step: self.step,
+        });
     }
 
     fn tensor(&self, exe: &CpuExecutable, value: &Value) -> Tensor {

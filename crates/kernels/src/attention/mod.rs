@@ -284,7 +284,7 @@ unsafe fn product(
                 bias: std::ptr::null(),
                 residual: if add { out } else { std::ptr::null() },
                 relu: false,
-                asks: [Ask { at: packed[panel.offset..].as_ptr().cast(), step: 0 }; 2],
+                asks: [Ask::nothing(packed[panel.offset..].as_ptr()); 2],
                 rests: usize::MAX,
             };
             // SAFETY: the caller's promise; rows beyond the last repeat it and are not written.

@@ -335,7 +335,7 @@ impl<'a> Product<'a> {
             bias: std::ptr::null(),
             residual,
             relu: false,
-            asks: [Ask { at: std::ptr::null(), step: 0 }; 2],
+            asks: [Ask::nothing(std::ptr::null()); 2],
             rests: 0,
         };
         debug_assert!(panel.outputs > (panel.vectors - 1) * lanes(isa));
@@ -363,7 +363,7 @@ impl<'a> Product<'a> {
             // or more of this one, if it is read only once.
             let next = if tiles > 1 { end } else { end.min(begin + AHEAD) };
             let products = tile.taps * tile.run;
-            let nothing = Ask { at: tile.weights.cast(), step: 0 };
+            let nothing = Ask::nothing(tile.weights);
             let ahead = match self.packed.get(next..) {
                 Some([first, ..]) => {
                     Ask { at: std::ptr::from_ref(first).cast(), step: (4 * width).div_ceil(tiles) }

@@ -57,6 +57,13 @@ pub(crate) struct Ask {
     pub step: usize,
 }
 
+impl Ask {
+    /// For nothing but what is near.
+    pub fn nothing(near: *const f32) -> Ask {
+        Ask { at: near.cast(), step: 0 }
+    }
+}
+
 pub(crate) type TileFn = unsafe fn(&Tile);
 
 #[inline(always)]

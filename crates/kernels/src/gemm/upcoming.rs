@@ -5,6 +5,8 @@
 
 use std::ops::Range;
 
+use crate::threads::share_with;
+
 /// The packed weights of a product to come.
 #[derive(Clone, Copy, Debug)]
 pub struct Upcoming<'a> {
@@ -39,14 +41,11 @@ impl<'a> Stretch<'a> {
         jobs: usize,
         most: usize,
     ) -> Stretch<'a> {
-        let busy = threads.min(jobs);
-        let thread = ((job + 1) * busy - 1) / jobs;
-        let first = thread * jobs / busy;
-        let count = (thread + 1) * jobs / busy - first;
-        let thread = [thread, threads];
+        let (thread, share) = share_with(job, jobs, threads);
+        let (thread, count) = ([thread, threads], share.len());
         let len: usize = upcoming.iter().map(|weights| weights.of(thread).len()).sum();
         Stretch { upcoming, thread, numbers: 0..len.min(MOST).min(most.saturating_mul(count)) }
-            .part(job - first..job - first + 1, count)
+            .part(job - share.start..job - share.start + 1, count)
     }
 
     /// For a part of the work, which is `whole` in all.

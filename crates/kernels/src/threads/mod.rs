@@ -3,10 +3,11 @@
 mod team;
 
 use std::cell::Cell;
+use std::ops::Range;
 use std::sync::OnceLock;
 
 use crate::simd::{forced, with_forced};
-use team::Team;
+use team::{Cut, Team};
 
 static COUNT: OnceLock<usize> = OnceLock::new();
 static TEAM: OnceLock<Team> = OnceLock::new();
@@ -59,6 +60,11 @@ pub fn for_each(jobs: usize, job: impl Fn(usize) + Send + Sync) {
         }
     }
     (0..jobs).for_each(job);
+}
+
+/// Which of so many threads [`for_each`] gives a job to, with which others; another may take it over.
+pub(crate) fn share_with(job: usize, jobs: usize, threads: usize) -> (usize, Range<usize>) {
+    Cut { jobs, participants: threads.min(jobs) }.share_with(job)
 }
 
 /// At least `jobs`, as many as two threads share fairly: for cuts by shape alone.

@@ -9,6 +9,7 @@
 //! other during a call stands in one, the helper's [`Seat`].
 
 use std::any::Any;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -30,9 +31,9 @@ const CALLS: u64 = u64::MAX >> JOB_BITS;
 
 /// Into how many shares the jobs of a call are cut.
 #[derive(Clone, Copy)]
-struct Cut {
-    jobs: usize,
-    participants: usize,
+pub(super) struct Cut {
+    pub jobs: usize,
+    pub participants: usize,
 }
 
 impl Cut {
@@ -41,6 +42,12 @@ impl Cut {
     /// The first job of a participant's share, which is the end of the one before.
     fn first(&self, participant: usize) -> usize {
         participant * self.jobs / self.participants
+    }
+
+    /// The participant whose share has a job, and that share.
+    pub fn share_with(&self, job: usize) -> (usize, Range<usize>) {
+        let participant = ((job + 1) * self.participants - 1) / self.jobs;
+        (participant, self.first(participant)..self.first(participant + 1))
     }
 
     /// As one number, with the last digits of the number of the call.

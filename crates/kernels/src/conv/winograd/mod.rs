@@ -403,7 +403,7 @@ fn multiply(
                 bias: std::ptr::null(),
                 residual: std::ptr::null(),
                 relu: false,
-                asks: [Ask { at: packed[point * layout.len() + panel.offset..].as_ptr().cast(), step: 0 }; 2],
+                asks: [Ask::nothing(packed[point * layout.len() + panel.offset..].as_ptr()); 2],
                 rests: usize::MAX,
             };
             // SAFETY: every pointer is followed by the numbers that the tile reads or writes, as sliced above; the
