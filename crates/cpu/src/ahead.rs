@@ -1,6 +1,6 @@
 //! Tells products of many rows the weights of the products after them, which they ask for while they multiply.
 
-use timm_kernels::threads;
+use timm_kernels::gemm;
 
 use crate::plan::{Place, Plan, Span, Step};
 
@@ -8,8 +8,8 @@ use crate::plan::{Place, Plan, Span, Step};
 #[derive(Clone, Copy, Debug)]
 pub struct Product {
     pub rows: usize,
-    /// Numbers of a row.
-    pub inputs: usize,
+    /// Numbers that each input of a row is multiplied with.
+    pub outputs: usize,
 }
 
 /// Packed weights that a step asks for.
@@ -34,7 +34,7 @@ pub fn weights(plan: &mut Plan) {
     let fixed = |place: Place| matches!(place, Place::Buffer(n) if plan.buffers[n].fixed);
     let found = |step: &Step| {
         let product = step.product.filter(|_| fixed(step.reads[1].place))?;
-        let shared = !threads::rows_are_own(product.rows, product.inputs);
+        let shared = gemm::weights_are_shared(product.rows, product.outputs);
         let most = if product.rows >= MANY_ROWS { FIRST } else { usize::MAX };
         Some((product, Ahead { span: step.reads[1], shared, most }))
     };
@@ -77,10 +77,10 @@ mod tests {
         let weights = |at: usize| ahead[at].reads[1];
         let [whole, first] = [usize::MAX, FIRST];
         let expected = [
-            vec![(1, true, whole), (2, true, whole), (3, false, first)],
+            vec![(1, true, whole), (2, true, whole), (3, true, first)],
             vec![],
             vec![],
-            vec![(4, false, first)],
+            vec![(4, true, first)],
             vec![],
         ];
         for (step, expected) in ahead.iter().zip(&expected) {

@@ -242,7 +242,7 @@ impl Planner<'_> {
         self.push_counted(&name, id, reads, writes, kernel, conv_flops(&shape));
         if depthwise.is_none() {
             let rows = shape.n * shape.out_h() * shape.out_w();
-            self.pushed(id).product = Some(Product { rows, inputs: shape.c_in });
+            self.pushed(id).product = Some(Product { rows, outputs: shape.c_out * shape.kh * shape.kw });
         }
         let in_pairs = as_image || !as_it_comes && conv::stores_pairs(&shape);
         let numbers_only = !as_image && way.is_some();
@@ -306,7 +306,7 @@ impl Planner<'_> {
         });
         let name = format!("{} scaled", conv_name("conv", &shape));
         self.push_counted(&name, id, reads, vec![out.span()], kernel, conv_flops(&shape));
-        self.pushed(id).product = Some(Product { rows: m, inputs: k });
+        self.pushed(id).product = Some(Product { rows: m, outputs: n });
         self.take_pairs(id, rounds(shape.operands, shape.c_out), true, tail);
         self.may_overwrite_residual(id, tail);
         out
@@ -489,7 +489,7 @@ impl Planner<'_> {
         let flops = 2 * (m * n * k) as u64;
         let name = format!("linear {m}x{k}->{n}{}", if reordered { " reordered" } else { "" });
         self.push_counted(&name, id, reads, vec![out.span()], kernel, flops);
-        self.pushed(id).product = Some(Product { rows: m, inputs: k });
+        self.pushed(id).product = Some(Product { rows: m, outputs: n });
         self.take_pairs(id, rounds(operands, n), true, tail);
         self.may_overwrite_residual(id, tail);
         out

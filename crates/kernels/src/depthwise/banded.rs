@@ -66,6 +66,12 @@ impl Cut {
         (image, rows, part * self.groups / self.parts..(part + 1) * self.groups / self.parts)
     }
 
+    /// Input rows of an image that its bands read, those of several each time.
+    pub fn rows_read(&self, shape: &DepthwiseShape) -> usize {
+        let bands = (0..self.all_rows).step_by(self.rows);
+        bands.map(|first| tile::input_rows(shape, &(first..self.all_rows.min(first + self.rows))).len()).sum()
+    }
+
     /// Which band of all images begins with an image's `rows`.
     pub fn band(&self, image: usize, rows: &Range<usize>) -> usize {
         image * self.bands + rows.start / self.rows

@@ -8,9 +8,9 @@ use super::banded::{Cut, pixel_stride};
 use super::means::Sums;
 use super::tile::{self, Band};
 use super::{DepthwiseShape, packed_channels, packed_len};
-use crate::bf16::Operands;
+use crate::bf16::{Operands, exact};
 use crate::gemm::product::{Product, with_rows};
-use crate::gemm::{Epilogue, Stretch};
+use crate::gemm::{Epilogue, Stretch, Upcoming};
 use crate::pack::{Layout, lanes};
 use crate::scratch::with_scratch;
 use crate::simd::best;
@@ -38,6 +38,8 @@ pub struct ExpandedShape {
 
 /// Numbers of a wide image from which on it does not stay near between two steps of its own.
 const WIDE: usize = 3 << 16;
+/// One in so many rows of a smaller image may be widened twice.
+const FEW_TWICE: usize = 16;
 
 impl ExpandedShape {
     /// Whether [`expanded`] can run the shape.
@@ -47,11 +49,43 @@ impl ExpandedShape {
         tile::fits(s) && s.multiplier == 1 && s.n * s.h * s.w > 1
     }
 
-    /// Whether that is faster than one after the other.
+    /// Whether that is faster than one after the other: it saves the wide image's way through the caches, and the threads
+    /// meet once less, but widens rows twice that two bands read.
     pub fn pays(&self) -> bool {
         let s = &self.depthwise;
-        self.fits() && s.n * s.h * s.w * s.c >= WIDE
+        if !self.fits() || s.n * s.h * s.w * s.c >= WIDE {
+            return self.fits();
+        }
+        let split = exact(s.n * s.h * s.w, self.inputs, s.c) != Operands::F32;
+        !split && self.cut(&self.groups()).rows_read(s) * FEW_TWICE <= s.h * (FEW_TWICE + 1)
     }
+
+    fn groups(&self) -> Groups {
+        let isa = best().of(self.operands);
+        let layout = Layout::matrix(isa, self.operands.elements(self.inputs), self.depthwise.c);
+        let panel_channels = layout.widest() * lanes(isa);
+        let panels = (GROUP_CHANNELS / panel_channels).max(1);
+        Groups { layout, panels, pixel: pixel_stride(panels * panel_channels) }
+    }
+
+    /// How it is cut into jobs.
+    fn cut(&self, groups: &Groups) -> Cut {
+        let s = &self.depthwise;
+        let inputs = self.operands.elements(self.inputs);
+        let work = s.n * s.c * (s.h * s.w * inputs + s.out_h * s.out_w * s.kh * s.kw);
+        let count = groups.layout.panels().div_ceil(groups.panels);
+        Cut::new(s, work, count, tile::padded_width(s) * groups.pixel, BAND)
+    }
+}
+
+/// Channels that are widened together.
+struct Groups {
+    /// Of the weights of the 1×1 convolution.
+    layout: Layout,
+    /// Panels of a group.
+    panels: usize,
+    /// Numbers between the pixels of widened rows.
+    pixel: usize,
 }
 
 /// Weights of both convolutions.
@@ -66,7 +100,7 @@ pub struct Weights<'a> {
 }
 
 /// y = depthwise_act(act(x · W + bias) ∗ depthwise + depthwise_bias), and the mean of y over each image's pixels, `[n, c]`,
-/// where `means` is given.
+/// where `means` is given. What products after it will read is asked for meanwhile.
 ///
 /// # Panics
 /// If the lengths do not fit, or the shape does not ([`ExpandedShape::fits`]).
@@ -76,12 +110,13 @@ pub fn expanded(
     weights: &Weights,
     y: &mut [f32],
     means: Option<&mut [f32]>,
+    upcoming: &[Upcoming],
 ) {
     let s = &shape.depthwise;
     assert!(shape.fits(), "no kernel for {shape:?}");
     let inputs = shape.operands.elements(shape.inputs);
-    let isa = best().of(shape.operands);
-    let layout = Layout::matrix(isa, inputs, s.c);
+    let groups = shape.groups();
+    let Groups { layout, panels: group, pixel: x_pixel } = groups;
     s.check(s.n * s.h * s.w * s.c, y.len());
     assert_eq!(x.len(), s.n * s.h * s.w * inputs, "input of {shape:?}");
     assert!(weights.packed.len() >= layout.len(), "weights of {shape:?}");
@@ -93,18 +128,15 @@ pub fn expanded(
     if y.is_empty() {
         return;
     }
-    let panel_channels = layout.widest() * lanes(isa);
-    let group = (GROUP_CHANNELS / panel_channels).max(1);
-    let x_pixel = pixel_stride(group * panel_channels);
     let width = tile::padded_width(s);
     let x_row = width * x_pixel;
-    let work = s.n * s.c * (s.h * s.w * inputs + s.out_h * s.out_w * s.kh * s.kw);
-    let cut = Cut::new(s, work, layout.panels().div_ceil(group), x_row, BAND);
+    let cut = shape.cut(&groups);
     let mut means = means.map(|means| Sums::new(means, s.n, cut.bands, s.c));
     let sums = means.as_mut().map(Sums::start);
     let out = SendPtr(y.as_mut_ptr());
     let epilogue = Epilogue { bias: weights.bias, act: shape.act, ..Epilogue::default() };
-    threads::for_each(cut.jobs(s.n), |job| {
+    let (threads, jobs) = (threads::count(), cut.jobs(s.n));
+    threads::for_each(jobs, |job| {
         let (image, rows, groups) = cut.job(job);
         let input = tile::input_rows(s, &rows);
         with_scratch(input.len() * x_row, |band| {
@@ -120,12 +152,19 @@ pub fn expanded(
                     table[0] = x[pixel * inputs..].as_ptr();
                     (pixel / s.w * width + s.pad[1] + pixel % s.w) * x_pixel
                 });
-                for group in groups.map(|index| index * group..layout.panels().min((index + 1) * group)) {
+                // With each product of a tile there is time to ask for a cache line.
+                let time =
+                    groups.len() * group * (input.len() * s.w).div_ceil(product.tile_rows()) * inputs * 16;
+                let upcoming = Stretch::of_job(upcoming, threads, job, jobs, time);
+                for index in groups.clone() {
+                    let at = index - groups.start;
+                    let upcoming = upcoming.part(at..at + 1, groups.len());
+                    let group = index * group..layout.panels().min((index + 1) * group);
                     let first = layout.panel(group.start).first_output;
                     let last = layout.panel(group.end - 1);
                     // Panels write at the place of their channels in a pixel.
                     product.out = SendPtr(band.as_mut_ptr().wrapping_sub(first));
-                    product.run_panels(pixels, group, &Stretch::NONE);
+                    product.run_panels(pixels, group, &upcoming);
                     let tap = packed_channels(s.c);
                     // SAFETY: jobs have rows or channels of their own; the band has the rows that they read, whole;
                     // packed weights have whole vectors.

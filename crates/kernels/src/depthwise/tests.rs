@@ -146,6 +146,7 @@ fn expansion_and_depthwise_equal_one_after_the_other() {
     use super::expanded::{ExpandedShape, Weights, expanded};
     use crate::bf16::{Operands, rounded, to_pairs};
     use crate::conv::{self, ConvShape};
+    use crate::gemm::Upcoming;
 
     for &isa in available() {
         with_isa(isa, || {
@@ -216,7 +217,8 @@ fn expansion_and_depthwise_equal_one_after_the_other() {
                 };
                 let (mut y, mut means) = (vec![9f32; len], vec![9f32; s.n * s.c]);
                 let x = if operands == Operands::F32 { &x } else { &pairs };
-                expanded(&shape, x, &weights, &mut y, Some(&mut means));
+                let upcoming = [Upcoming { weights: &packed, shared: s.n == 1, most: usize::MAX }];
+                expanded(&shape, x, &weights, &mut y, Some(&mut means), &upcoming);
                 assert_close(&y, &want, 4e-6, &what);
                 assert_close(&means, &want_means, 4e-6, &what);
             }

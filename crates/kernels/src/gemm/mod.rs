@@ -18,6 +18,7 @@ use crate::pack::Layout;
 use crate::simd::{Isa, best};
 use crate::threads::{SendPtr, for_each};
 use product::Product;
+pub use product::weights_are_shared;
 pub use reordered::{RowMap, gemm_reordered};
 pub use scaled::{Scaling, gemm_scaled};
 pub(crate) use upcoming::Stretch;

@@ -12,7 +12,7 @@ use crate::bf16::{Operands, PARTS, Stored, round_to, widen_to};
 use crate::elementwise::apply_unary_rows;
 use crate::pack::{Layout, lanes};
 use crate::scratch::with_scratch;
-use crate::simd::Isa;
+use crate::simd::{Isa, isa};
 use crate::threads::{self, SendPtr, evenly};
 
 /// A product of gathered rows with packed weights.
@@ -123,6 +123,12 @@ const SPLIT_SOURCE_BYTES: usize = 600 << 10;
 const FEW_ROWS: usize = 256;
 /// Pairs of a row that are split at a time, of longer ones.
 pub(crate) const SPLIT_RUN: usize = 512;
+
+/// Whether the threads that share a product of so many rows, each input of which meets so many weights, divide the weights
+/// among them, and not the rows.
+pub fn weights_are_shared(rows: usize, uses: usize) -> bool {
+    rows < FEW_TILES * best_rows(isa(), 1) || !threads::rows_are_own(rows, uses)
+}
 
 impl<'a> Product<'a> {
     /// Of one tap, whose factors stand side by side.

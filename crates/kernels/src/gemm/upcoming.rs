@@ -11,7 +11,7 @@ use crate::threads::share_with;
 #[derive(Clone, Copy, Debug)]
 pub struct Upcoming<'a> {
     pub weights: &'a [f32],
-    /// Whether the threads share them, as [`rows_are_own`](crate::threads::rows_are_own) says of its product; else each reads all.
+    /// Whether the threads share them, as [`weights_are_shared`](super::weights_are_shared) says of its product; else each reads all.
     pub shared: bool,
     /// Numbers that are worth asking for in each thread.
     pub most: usize,
@@ -30,9 +30,6 @@ pub(crate) struct Stretch<'a> {
 }
 
 impl<'a> Stretch<'a> {
-    /// Nothing.
-    pub const NONE: Stretch<'static> = Stretch { upcoming: &[], thread: [0, 1], numbers: 0..0 };
-
     /// For one of `jobs` jobs that `threads` share, with time to ask for `most` numbers in each.
     pub fn of_job(
         upcoming: &'a [Upcoming<'a>],

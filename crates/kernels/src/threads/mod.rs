@@ -74,7 +74,7 @@ pub(crate) fn evenly(jobs: usize) -> usize {
 
 /// Whether the threads that share a step divide its rows, such as the pixels of an image, among them, or else the columns.
 /// What another core wrote comes slowly: a thread should get the same part in every step of a model.
-pub fn rows_are_own(rows: usize, columns: usize) -> bool {
+pub(crate) fn rows_are_own(rows: usize, columns: usize) -> bool {
     4 * rows >= columns
 }
 
