@@ -177,7 +177,8 @@ impl<'a> Product<'a> {
         threads::count() * if inputs * self.fused_taps < long { JOBS_OF_THREAD } else { 1 }
     }
 
-    /// Cuts `count` rows into blocks by shape alone, `source_bytes` being read for each row.
+    /// Cuts `count` rows into blocks, as many for each of a few threads, `source_bytes` being read for each row. No row
+    /// depends on how.
     pub fn row_blocks(&self, count: usize, source_bytes: usize) -> RowBlocks {
         let tiles = count.div_ceil(self.tile_rows());
         if self.is_amx() {
@@ -200,7 +201,7 @@ impl<'a> Product<'a> {
         let blocks = match tiles {
             ..FEW_TILES if halved => 2,
             ..FEW_TILES => 1,
-            _ => tiles.div_ceil(cap).next_multiple_of(4),
+            _ => tiles.div_ceil(cap).next_multiple_of(threads::count().clamp(2, 4)),
         };
         RowBlocks::new(count, self.tile_rows(), blocks)
     }
