@@ -10,7 +10,7 @@ use super::tile::{self, Band};
 use super::{DepthwiseShape, packed_channels, packed_len};
 use crate::bf16::{Operands, exact};
 use crate::gemm::product::{Product, with_rows};
-use crate::gemm::{Epilogue, Stretch, Upcoming};
+use crate::gemm::{Epilogue, Upcoming};
 use crate::pack::{Layout, lanes};
 use crate::scratch::with_scratch;
 use crate::simd::best;
@@ -53,11 +53,10 @@ impl ExpandedShape {
     /// meet once less, but widens rows twice that two bands read.
     pub fn pays(&self) -> bool {
         let s = &self.depthwise;
-        if !self.fits() || s.n * s.h * s.w * s.c >= WIDE {
-            return self.fits();
-        }
-        let split = exact(s.n * s.h * s.w, self.inputs, s.c) != Operands::F32;
-        !split && self.cut(&self.groups()).rows_read(s) * FEW_TWICE <= s.h * (FEW_TWICE + 1)
+        let pixels = s.n * s.h * s.w;
+        let is_split = || exact(pixels, self.inputs, s.c) != Operands::F32;
+        let few_twice = || self.cut(&self.groups()).rows_read(s) * FEW_TWICE <= s.h * (FEW_TWICE + 1);
+        self.fits() && (pixels * s.c >= WIDE || !is_split() && few_twice())
     }
 
     fn groups(&self) -> Groups {
@@ -134,7 +133,7 @@ pub fn expanded(
     let mut means = means.map(|means| Sums::new(means, s.n, cut.bands, s.c));
     let sums = means.as_mut().map(Sums::start);
     let out = SendPtr(y.as_mut_ptr());
-    let epilogue = Epilogue { bias: weights.bias, act: shape.act, ..Epilogue::default() };
+    let epilogue = Epilogue { bias: weights.bias, act: shape.act, upcoming, ..Epilogue::default() };
     let (threads, jobs) = (threads::count(), cut.jobs(s.n));
     threads::for_each(jobs, |job| {
         let (image, rows, groups) = cut.job(job);
@@ -152,10 +151,7 @@ pub fn expanded(
                     table[0] = x[pixel * inputs..].as_ptr();
                     (pixel / s.w * width + s.pad[1] + pixel % s.w) * x_pixel
                 });
-                // With each product of a tile there is time to ask for a cache line.
-                let time =
-                    groups.len() * group * (input.len() * s.w).div_ceil(product.tile_rows()) * inputs * 16;
-                let upcoming = Stretch::of_job(upcoming, threads, job, jobs, time);
+                let upcoming = product.upcoming(threads, job, jobs, input.len() * s.w, groups.len() * group);
                 for index in groups.clone() {
                     let at = index - groups.start;
                     let upcoming = upcoming.part(at..at + 1, groups.len());

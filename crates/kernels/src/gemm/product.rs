@@ -240,9 +240,7 @@ impl<'a> Product<'a> {
         run.each(jobs, |index| {
             let (block, part) = order.at(index);
             let panels = parts.range(part);
-            // With each product of a tile there is time to ask for a cache line.
-            let time = most_rows.div_ceil(self.tile_rows()) * panels.len() * inputs * taps * 16;
-            let upcoming = Stretch::of_job(self.epilogue.upcoming, threads, index, jobs, time);
+            let upcoming = self.upcoming(threads, index, jobs, most_rows, panels.len());
             run.with_rows(block, 0..inputs, |rows| self.run_panels(rows, panels, &upcoming));
         });
     }
@@ -287,6 +285,20 @@ impl<'a> Product<'a> {
             });
             rows.band = band;
         });
+    }
+
+    /// What one of `jobs` jobs that `threads` share asks for while it runs so many rows through so many panels.
+    pub fn upcoming(
+        &self,
+        threads: usize,
+        job: usize,
+        jobs: usize,
+        rows: usize,
+        panels: usize,
+    ) -> Stretch<'a> {
+        // With each product of a tile there is time to ask for a cache line.
+        let products = rows.div_ceil(self.tile_rows()) * panels * self.layout.inputs * self.layout.taps;
+        Stretch::of_job(self.epilogue.upcoming, threads, job, jobs, 16 * products)
     }
 
     /// Runs all rows of a job through a range of panels and asks for upcoming weights meanwhile.
