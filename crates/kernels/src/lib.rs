@@ -29,6 +29,7 @@ pub mod scratch;
 pub mod simd;
 pub mod softmax;
 pub mod threads;
+pub(crate) mod transpose;
 
 #[cfg(test)]
 pub(crate) mod testing;

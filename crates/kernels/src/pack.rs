@@ -16,9 +16,7 @@ use crate::gemm::amx::pack as amx;
 use crate::scratch::with_scratch;
 use crate::simd::Isa;
 use crate::threads::{SendPtr, for_each};
-
-/// Rows and columns of the blocks in which weights are transposed.
-const BLOCK: usize = 16;
+use crate::transpose::{BLOCK, read_first, transpose, write_first};
 
 /// Inputs from which on the length of a sum counts more than how wide the rows are that it writes.
 const DEEP: usize = 256;
@@ -315,20 +313,12 @@ impl Layout {
                         let columns = BLOCK.min(end - begin);
                         for (index, row) in block[..block_lanes].iter_mut().enumerate() {
                             let from = base + (lane_begin + index) * output_stride + begin;
-                            if columns == BLOCK {
-                                row.copy_from_slice(&weights[from..from + BLOCK]);
-                            } else {
-                                row[..columns].copy_from_slice(&weights[from..from + columns]);
-                            }
+                            read_first(row, &weights[from..from + columns]);
                         }
-                        for column in 0..columns {
+                        transpose(&mut block);
+                        for numbers in &block[..columns] {
                             let row = tap * panel.inputs + first_row + input;
-                            let to = part(row, lane + lane_begin, block_lanes);
-                            if let Ok(to) = <&mut [f32; BLOCK]>::try_from(&mut *to) {
-                                *to = std::array::from_fn(|index| block[index][column]);
-                            } else {
-                                to.iter_mut().zip(&block).for_each(|(to, from)| *to = from[column]);
-                            }
+                            write_first(numbers, part(row, lane + lane_begin, block_lanes));
                             tap += 1;
                             if tap == self.taps {
                                 (tap, input) = (0, input + 1);

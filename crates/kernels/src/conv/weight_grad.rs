@@ -10,11 +10,14 @@ use std::ops::Range;
 
 use super::{ConvShape, Fuse, copy_band};
 use crate::bf16::Operands;
+use crate::gemm::outer::{Factor, Places, copy_rows, outer_products};
+use crate::gemm::reads::{Asks, Reads};
 use crate::gemm::tile::{OuterTile, best_rows, outer_tile_fn};
 use crate::multiversion;
 use crate::pack::{Layout, Panel, lanes};
 use crate::simd::{Isa, Simd, best};
 use crate::threads::{self, SendPtr, for_each};
+use crate::transpose::{BLOCK, read_first, transpose, write_first};
 
 /// Rows of a block, a pixel each, or with bf16 a pair of pixels: its part of dy, packed, and a channel tile of x stay in
 /// the first two cache levels.
@@ -28,8 +31,8 @@ const WIDE_JOB_INPUTS: usize = 1024;
 /// Numbers between pixels of the source from which on a job copies what it reads: pixels so far apart share few
 /// sets of the first-level cache, and each has a page of its own.
 const FAR_APART: usize = 256;
-/// Input channels that a job of the last step takes.
-const CHUNK: usize = 16;
+/// Numbers that a job of the last step writes.
+const WRITE_NUMBERS: usize = 1 << 14;
 /// Multiply-adds below which a job is not worth handing to another thread.
 const SMALLEST_JOB: usize = 1 << 20;
 
@@ -101,6 +104,10 @@ pub(crate) fn weight_grad_isa(isa: Isa, shape: &ConvShape, x: &[f32], dy: &[f32]
     if super::weight_grad_amx::fits(isa, shape) {
         return super::weight_grad_amx::weight_grad(shape, x, dy, dw);
     }
+    let is_matrix = shape.taps() == 1 && shape.groups == 1 && shape.pad == [0; 4];
+    if is_matrix && operands == Operands::F32 {
+        return matrix_weight_grad(isa, shape, x, dy, dw);
+    }
     let fuse = shape.fuse_rows();
     let mut layout = ConvShape { operands: Operands::F32, ..*shape }.forward_layout(isa);
     if fuse != Fuse::No {
@@ -121,6 +128,25 @@ pub(crate) fn weight_grad_isa(isa: Isa, shape: &ConvShape, x: &[f32], dy: &[f32]
     plan.add_up_splits(x, dy, SendPtr(sums.as_mut_ptr()));
     plan.finish(SendPtr(sums.as_mut_ptr()), SendPtr(dw.as_mut_ptr()));
     SUMS.set(sums);
+}
+
+/// The gradient of a 1×1 kernel, whose sums are rows of dw: outer products of pixels of dy and x.
+fn matrix_weight_grad(isa: Isa, shape: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [f32]) {
+    let (out_h, out_w) = (shape.out_h(), shape.out_w());
+    let pixels = shape.n * out_h * out_w;
+    let mut places = Vec::new();
+    if shape.stride != [1, 1] {
+        let place = |image: usize, row: usize, column: usize| {
+            let line = image * shape.h + row * shape.stride[0];
+            (line * shape.w + column * shape.stride[1]) * shape.c_in
+        };
+        let lines = (0..shape.n).flat_map(|image| (0..out_h).map(move |row| (image, row)));
+        places.extend(lines.flat_map(|(image, row)| (0..out_w).map(move |column| place(image, row, column))));
+    }
+    let places = if places.is_empty() { Places::Dense } else { Places::At(&places) };
+    let x = Factor { numbers: x, columns: shape.c_in, places };
+    let dy = Factor { numbers: dy, columns: shape.c_out, places: Places::Dense };
+    outer_products(isa, pixels, &dy, &x, dw);
 }
 
 impl Plan<'_> {
@@ -180,7 +206,6 @@ impl Plan<'_> {
                 unsafe { sums.slice(at, inputs.len() * width) }.fill(0.0);
             }
         }
-        let whole = panels.len() == self.layout.panels() && inputs.len() >= self.layout.panel(0).inputs;
         let mut first = lines.start;
         while first < lines.end {
             let mut count = self.lines_per_block.min(lines.end - first);
@@ -204,8 +229,8 @@ impl Plan<'_> {
             );
             first += count;
             let next = first..(first + self.lines_per_block).min(lines.end);
-            let ahead = if whole { self.read_by(x, dy, next) } else { [&[][..]; 2] };
-            self.block(source, scratch, pixels, panels.clone(), inputs.clone(), sums, ahead);
+            let reads = self.read_by([x, dy], next, &panels, &inputs);
+            self.block(source, scratch, pixels, panels.clone(), inputs.clone(), sums, reads);
         }
     }
 
@@ -249,20 +274,32 @@ impl Plan<'_> {
         }
     }
 
-    /// What of dy and x output lines read, or most of it, where it stands in one piece.
-    fn read_by<'a>(&self, x: &'a [f32], dy: &'a [f32], lines: Range<usize>) -> [&'a [f32]; 2] {
+    /// What of dy and x some panels and input channels of output lines read, or most of it.
+    fn read_by<'a>(
+        &self,
+        [x, dy]: [&'a [f32]; 2],
+        lines: Range<usize>,
+        panels: &Range<usize>,
+        inputs: &Range<usize>,
+    ) -> [Reads<'a>; 2] {
         let shape = self.shape;
-        let stretch = |numbers: &'a [f32], line: usize, lines: Range<usize>| {
-            let line = shape.operands.elements(line);
-            &numbers[lines.start * line..(lines.end * line).min(numbers.len())]
+        let (first, last) = (self.layout.panel(panels.start), self.layout.panel(panels.end - 1));
+        let elements = |numbers: usize| shape.operands.elements(numbers);
+        let pixels = |numbers: &'a [f32], pixels: Range<usize>, channels: Range<usize>, all: usize| {
+            let numbers = numbers.get(elements(pixels.start * all + channels.start)..).unwrap_or(&[]);
+            Reads::new(numbers, pixels.len(), elements(channels.len()), elements(all))
         };
-        let from_x = if shape.kh >= shape.stride[0] && shape.out_h() * shape.stride[0] == shape.h {
-            let [start, end] = [lines.start, lines.end].map(|line| line * shape.stride[0]);
-            stretch(x, shape.w * shape.c_in, start..end)
-        } else {
-            &[]
+        let outputs = first.first_output..last.first_output + last.outputs;
+        let of_dy = pixels(dy, lines.start * shape.out_w()..lines.end * shape.out_w(), outputs, shape.c_out);
+        if shape.kh < shape.stride[0] || shape.out_h() * shape.stride[0] != shape.h {
+            return [of_dy, Reads::default()];
+        }
+        let [start, end] = [lines.start, lines.end].map(|line| line * shape.stride[0] * shape.w);
+        let inputs = match self.fuse {
+            Fuse::No => first.first_input + inputs.start..last.first_input + inputs.end.min(last.inputs),
+            _ => 0..shape.c_in,
         };
-        [stretch(dy, shape.out_w() * shape.c_out, lines), from_x]
+        [of_dy, pixels(x, start..end, inputs, shape.c_in)]
     }
 
     /// Lists, for every tap, the pixels of a block that it reads and where: offsets into the source, in numbers of its
@@ -315,15 +352,13 @@ impl Plan<'_> {
         panels: Range<usize>,
         inputs: Range<usize>,
         sums: SendPtr<f32>,
-        ahead: [&[f32]; 2],
+        next: [Reads; 2],
     ) {
         let isa = self.layout.isa;
         let inputs = inputs.start..inputs.end.min(self.layout.panel(0).inputs);
         let tiles_of = |index| inputs.len().div_ceil(best_rows(isa, self.layout.panel(index).vectors));
         let tiles = self.layout.taps * panels.clone().map(tiles_of).sum::<usize>();
-        // Numbers that each tile asks for.
-        let share = ahead.map(<[f32]>::len).iter().sum::<usize>().div_ceil(tiles.max(1));
-        let mut asked = 0;
+        let mut asks = Asks::new(next, tiles);
         let in_pairs = self.shape.operands == Operands::Bf16;
         let copied = !in_pairs
             && self.layout.groups == 1
@@ -361,11 +396,9 @@ impl Plan<'_> {
                     // The last two tiles share what is left evenly.
                     let rows =
                         if left <= most || left >= 2 * most { left.min(most) } else { left.div_ceil(2) };
-                    let next = ahead[0].get(asked..).or(ahead[1].get(asked.saturating_sub(ahead[0].len())..));
-                    asked += share;
-                    let (ahead, ahead_step) = match next {
-                        Some([first, ..]) => (std::ptr::from_ref(first), (4 * share).div_ceil(pairs.len())),
-                        _ => (dy, 0),
+                    let (ahead, ahead_step) = match asks.next() {
+                        Some((first, numbers)) => (first, (4 * numbers).div_ceil(pairs.len())),
+                        None => (dy, 0),
                     };
                     let tile = OuterTile {
                         x: x.wrapping_add(panel.first_input + input),
@@ -375,6 +408,7 @@ impl Plan<'_> {
                         // SAFETY: inside the job's part of the sums.
                         sums: unsafe { sums.add(panel.offset + (tap * panel.inputs + input) * width) },
                         sums_stride: width,
+                        begin: false,
                         ahead: ahead.cast(),
                         ahead_step,
                     };
@@ -446,13 +480,16 @@ impl Plan<'_> {
     /// Adds the splits' sums in order and writes them as `[c_out, c_in / groups, kh, kw]`.
     fn finish(&self, sums: SendPtr<f32>, dw: SendPtr<f32>) {
         let (layout, shape) = (&self.layout, self.shape);
-        let chunks = layout.panel(0).inputs.div_ceil(CHUNK);
+        // Whole blocks of the transpose.
+        let depth = layout.taps * layout.widest() * lanes(layout.isa);
+        let chunk = (WRITE_NUMBERS / depth.max(1)).next_multiple_of(BLOCK).max(BLOCK);
+        let chunks = layout.panel(0).inputs.div_ceil(chunk);
         let group_in = shape.group_in();
         let job = |index: usize| {
             let panel = layout.panel(index / chunks);
             let width = panel.vectors * lanes(layout.isa);
-            let begin = (index % chunks * CHUNK).min(panel.inputs);
-            let end = (begin + CHUNK).min(panel.inputs);
+            let begin = (index % chunks * chunk).min(panel.inputs);
+            let end = (begin + chunk).min(panel.inputs);
             for tap in 0..layout.taps {
                 let at = panel.offset + (tap * panel.inputs + begin) * width;
                 // SAFETY: jobs own disjoint (panel, input channel) parts; splits are distinct copies.
@@ -467,7 +504,7 @@ impl Plan<'_> {
                 return self.transpose(&panel, begin..end, sums, dw);
             }
             let columns = shape.taps() / layout.taps;
-            let mut targets = [0; CHUNK];
+            let mut targets = vec![0; end - begin];
             for lane in 0..panel.outputs {
                 let output = panel.first_output + lane;
                 let group_begin = output / layout.outputs * layout.inputs - panel.first_input;
@@ -505,36 +542,27 @@ impl Plan<'_> {
     fn transpose(&self, panel: &Panel, inputs: Range<usize>, sums: SendPtr<f32>, dw: SendPtr<f32>) {
         let taps = self.layout.taps;
         let width = panel.vectors * lanes(self.layout.isa);
-        let mut block = [[0.0; CHUNK]; CHUNK];
-        for lane in (0..panel.outputs).step_by(CHUNK) {
-            let block_lanes = CHUNK.min(panel.outputs - lane);
+        let mut block = [[0.0; BLOCK]; BLOCK];
+        for lane in (0..panel.outputs).step_by(BLOCK) {
+            let block_lanes = BLOCK.min(panel.outputs - lane);
             let (mut input, mut tap) = (inputs.start, 0);
             let end = inputs.end * taps;
-            for begin in (inputs.start * taps..end).step_by(CHUNK) {
-                let columns = CHUNK.min(end - begin);
+            for begin in (inputs.start * taps..end).step_by(BLOCK) {
+                let columns = BLOCK.min(end - begin);
                 for row in &mut block[..columns] {
                     let at = panel.offset + (tap * panel.inputs + input) * width + lane;
                     // SAFETY: inside the panel, in the rows that this job owns.
-                    let from = unsafe { sums.slice(at, block_lanes) };
-                    if let Ok(from) = <&[f32; CHUNK]>::try_from(&*from) {
-                        *row = *from;
-                    } else {
-                        row[..block_lanes].copy_from_slice(from);
-                    }
+                    read_first(row, unsafe { sums.slice(at, block_lanes) });
                     tap += 1;
                     if tap == taps {
                         (tap, input) = (0, input + 1);
                     }
                 }
-                for index in 0..block_lanes {
+                transpose(&mut block);
+                for (index, row) in block[..block_lanes].iter().enumerate() {
                     let at = (panel.first_output + lane + index) * panel.inputs * taps + begin;
                     // SAFETY: inside dw; each (output, input, tap) is written once, by the job that owns it.
-                    let to = unsafe { dw.slice(at, columns) };
-                    if let Ok(to) = <&mut [f32; CHUNK]>::try_from(&mut *to) {
-                        *to = std::array::from_fn(|column| block[column][index]);
-                    } else {
-                        to.iter_mut().zip(&block).for_each(|(to, from)| *to = from[index]);
-                    }
+                    write_first(row, unsafe { dw.slice(at, columns) });
                 }
             }
         }
@@ -545,43 +573,6 @@ impl Plan<'_> {
 fn reserve(scratch: &mut Vec<f32>, len: usize) {
     if scratch.len() < len {
         scratch.resize(len, 0.0);
-    }
-}
-
-multiversion!(
-    /// Copies `rows` rows of `len` numbers and fills up what is left of `to_step` with zeros.
-    ///
-    /// # Safety
-    /// The rows can be read; `to_step` numbers of each can be written.
-    fn copy_rows<S>(
-        from: *const f32, from_step: usize, to: *mut f32, to_step: usize, rows: usize, len: usize,
-    ) = copy_rows_body
-);
-
-#[inline(always)]
-unsafe fn copy_rows_body<S: Simd>(
-    from: *const f32,
-    from_step: usize,
-    to: *mut f32,
-    to_step: usize,
-    rows: usize,
-    len: usize,
-) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        for row in 0..rows {
-            let (from, to) = (from.add(row * from_step), to.add(row * to_step));
-            let mut at = 0;
-            while at + S::LANES <= len {
-                S::store(to.add(at), S::load(from.add(at)));
-                at += S::LANES;
-            }
-            while at < to_step {
-                let left = len.saturating_sub(at);
-                S::store_first(to.add(at), S::load_first(from.add(at), left), S::LANES.min(to_step - at));
-                at += S::LANES;
-            }
-        }
     }
 }
 

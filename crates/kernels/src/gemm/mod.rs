@@ -3,7 +3,9 @@
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
 pub(crate) mod jobs;
+pub(crate) mod outer;
 pub(crate) mod product;
+pub(crate) mod reads;
 mod reordered;
 mod scaled;
 pub(crate) mod tile;

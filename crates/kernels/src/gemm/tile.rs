@@ -151,6 +151,8 @@ pub(crate) struct OuterTile {
     /// `[P][V · lanes]`, rows `sums_stride` apart.
     pub sums: *mut f32,
     pub sums_stride: usize,
+    /// What `sums` holds does not count.
+    pub begin: bool,
     /// As those of [`Tile`].
     pub ahead: *const u8,
     pub ahead_step: usize,
@@ -184,7 +186,8 @@ unsafe fn outer_tile<S: Simd, const P: usize, const V: usize>(t: &OuterTile) {
         for p in 0..P {
             for v in 0..V {
                 let at = t.sums.add(p * t.sums_stride + v * S::LANES);
-                S::store(at, S::add(S::load(at), sums[p][v]));
+                let before = if t.begin { S::zero() } else { S::load(at) };
+                S::store(at, S::add(before, sums[p][v]));
             }
         }
     }

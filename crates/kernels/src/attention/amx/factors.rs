@@ -6,8 +6,8 @@ use std::marker::PhantomData;
 use super::super::Heads;
 use super::{SIDE, STEP, lanes, squares};
 use crate::gemm::amx::couples::{self, Couple};
-use crate::gemm::amx::pack::transposed;
 use crate::gemm::amx::registers::{PAIRS, REGISTER, ROWS};
+use crate::transpose::transposed;
 
 /// Rows of one head, numbers in pairs, by twos: filled up to whole squares with rows of zeros.
 pub(super) struct Rows<'a> {

@@ -12,10 +12,10 @@ use std::arch::x86_64::*;
 
 use super::LINE;
 use crate::bf16::Stored;
-use crate::gemm::amx::pack::transposed;
 use crate::gemm::amx::registers::{PAIRS, REGISTER, ROWS, Segment, Steps, kernel};
 use crate::simd::{first_lanes, prefetch};
 use crate::threads::SendPtr;
+use crate::transpose::transposed;
 
 pub(super) use backward::Head;
 pub(super) use forward::forward;

@@ -3,10 +3,11 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::pack::{pairs_of_parts, transposed};
+use super::pack::pairs_of_parts;
 use super::registers::{PAIRS, REGISTER, ROWS};
 use crate::bf16::PARTS;
 use crate::simd::first_lanes;
+use crate::transpose::transposed;
 
 /// Channels of two registers.
 const CHANNELS: usize = 2 * ROWS;

@@ -6,6 +6,7 @@ use super::registers::{PAIRS, ROWS};
 use crate::bf16::PARTS;
 use crate::pack::{Layout, Panel};
 use crate::simd::{Isa, first_lanes};
+use crate::transpose::transposed;
 
 /// Whether [`pack_panel`] packs weights with these strides, for one tap.
 pub(crate) fn fits(layout: &Layout, [output, input, _]: [usize; 3]) -> bool {
@@ -234,39 +235,4 @@ unsafe fn pack_rows<const COUNT: usize>(
             }
         }
     }
-}
-
-/// Sixteen rows of sixteen numbers of 32 bits, transposed.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-pub(crate) fn transposed(r: [__m512i; 16]) -> [__m512i; 16] {
-    // In loops: closures handed to an array's methods would not be compiled for these vectors and called for each row.
-    // Within each quarter of the vectors: pairs of rows, then fours.
-    let mut twos = r;
-    for i in 0..8 {
-        twos[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
-        twos[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
-    }
-    let mut fours = r;
-    for i in 0..4 {
-        let [a, b, c, d] = [twos[4 * i], twos[4 * i + 1], twos[4 * i + 2], twos[4 * i + 3]];
-        fours[4 * i] = _mm512_unpacklo_epi64(a, c);
-        fours[4 * i + 1] = _mm512_unpackhi_epi64(a, c);
-        fours[4 * i + 2] = _mm512_unpacklo_epi64(b, d);
-        fours[4 * i + 3] = _mm512_unpackhi_epi64(b, d);
-    }
-    // Quarter q of fours[4 g + c] has column 4 q + c of rows 4 g to 4 g + 3.
-    let mut columns = r;
-    for c in 0..4 {
-        let [a, b, d, e] = [fours[c], fours[4 + c], fours[8 + c], fours[12 + c]];
-        let (low, high) =
-            (_mm512_shuffle_i32x4::<0b01_00_01_00>(a, b), _mm512_shuffle_i32x4::<0b01_00_01_00>(d, e));
-        columns[c] = _mm512_shuffle_i32x4::<0b10_00_10_00>(low, high);
-        columns[4 + c] = _mm512_shuffle_i32x4::<0b11_01_11_01>(low, high);
-        let (low, high) =
-            (_mm512_shuffle_i32x4::<0b11_10_11_10>(a, b), _mm512_shuffle_i32x4::<0b11_10_11_10>(d, e));
-        columns[8 + c] = _mm512_shuffle_i32x4::<0b10_00_10_00>(low, high);
-        columns[12 + c] = _mm512_shuffle_i32x4::<0b11_01_11_01>(low, high);
-    }
-    columns
 }
