@@ -251,6 +251,7 @@ unsafe fn run_job(job: &Job<'_>, scratch: *mut f32) {
             let cols = plan.cols.min(plan.inner - col);
             let len = rows * cols;
             let offset = (outer * plan.middle + row) * plan.inner + col;
+            let next = offset + if job.column_block.is_some() { rows * plan.inner } else { len };
             let mut rest = outer;
             for d in (0..index.len()).rev() {
                 index[d] = rest % plan.outer[d];
@@ -312,7 +313,7 @@ unsafe fn run_job(job: &Job<'_>, scratch: *mut f32) {
             }
             let count = plan.steps.len() + plan.sums.len();
             for (at, step) in plan.steps.iter().enumerate() {
-                ask_ahead(job, offset, len, at, count);
+                ask_ahead(job, next, len, at, count);
                 execute(step, &slots, len);
             }
             for &(o, to) in &memory.rounded {
@@ -324,21 +325,21 @@ unsafe fn run_job(job: &Job<'_>, scratch: *mut f32) {
                 }
             }
             for (s, &slot) in plan.sums.iter().enumerate() {
-                ask_ahead(job, offset, len, plan.steps.len() + s, count);
+                ask_ahead(job, next, len, plan.steps.len() + s, count);
                 accumulate(job.sums.add(s * job.sum_width), job.sum_width, slots[slot], len, cols);
             }
         }
     }
 }
 
-/// Asks for the share of operation `at` of `count` in the next tile. A program leaves memory idle while it works on what
+/// Asks for the share of operation `at` of `count` in the next tile, which begins at `next`. A program leaves memory idle while it works on what
 /// it has read; asking for all at once would wait for it.
-fn ask_ahead(job: &Job<'_>, offset: usize, len: usize, at: usize, count: usize) {
+fn ask_ahead(job: &Job<'_>, next: usize, len: usize, at: usize, count: usize) {
     let (plan, memory) = (job.plan, job.memory);
     if count < LONG && plan.sums.is_empty() {
         return;
     }
-    let (from, to) = (offset + len + len * at / count, offset + len + len * (at + 1) / count);
+    let (from, to) = (next + len * at / count, next + len * (at + 1) / count);
     for (i, _) in plan.inputs.iter().enumerate().filter(|(_, x)| x.access == Access::Dense) {
         let size = if memory.widened[i].is_some() { 2 } else { 1 };
         prefetch(memory.inputs[i].0.wrapping_add(from / size), (to - from) / size);
