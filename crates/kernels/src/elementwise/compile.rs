@@ -139,8 +139,8 @@ impl Program {
             [outer @ .., m, n] => (outer.to_vec(), *m, *n),
         };
 
-        // More registers want smaller blocks to stay in L1.
-        let block = if self.instrs.len() <= 10 { 1024 } else { 512 };
+        // More registers want smaller blocks to stay in L1; sums gain from rows that are added up together.
+        let block = if self.instrs.len() <= 10 || summing { 1024 } else { 512 };
         let (rows, inner_blocks) = if inner <= block {
             ((block / inner.max(1)).clamp(1, middle.max(1)), 1)
         } else {

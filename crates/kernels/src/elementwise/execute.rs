@@ -6,30 +6,23 @@ use crate::lanes::Lanes;
 use crate::math;
 use crate::multiversion;
 use crate::scratch::with_scratch;
+use crate::simd::prefetch;
 use crate::threads::{self, SendPtr};
 use timm_graph::scalar::{Binary, Unary};
 
 /// Steps from which on a program is long enough to prefetch.
 const LONG: usize = 3;
 
-/// Asks for `len` numbers from `p` on, which need not exist.
-fn prefetch(p: *const f32, len: usize) {
-    #[cfg(target_arch = "x86_64")]
-    for line in (0..len).step_by(16) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a prefetch never faults.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(line).cast()) };
-    }
-    #[cfg(target_arch = "aarch64")]
-    for line in (0..len).step_by(16) {
-        let p = p.wrapping_add(line);
-        // SAFETY: a prefetch never faults and changes nothing that a program sees.
-        unsafe {
-            std::arch::asm!("prfm pldl1keep, [{}]", in(reg) p.addr(), options(nomem, nostack, preserves_flags))
-        };
-    }
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    let _ = (p, len);
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// Numbers that stand in the order of the output space, and are asked for before their tile is reached.
+struct Stream {
+    begin: SendPtr<u8>,
+    /// Bytes of a number.
+    size: usize,
+    /// Four lines each that an operation asks for, until all of a tile are.
+    fours: usize,
 }
 
 /// What a run reads and writes.
@@ -42,6 +35,8 @@ struct Memory {
     direct: Vec<bool>,
     /// Outputs that are stored rounded, and where.
     rounded: Vec<(usize, SendPtr<f32>)>,
+    /// What tiles ask for.
+    streams: Vec<Stream>,
     /// Numbers of scratch memory of a job.
     scratch: usize,
 }
@@ -208,7 +203,23 @@ impl Compiled {
             .zip(&self.outputs)
             .map(|(&o, plan)| !o.is_null() && !plan.read_later.iter().any(|&i| inputs[i] == o.cast_const()))
             .collect();
+        let mut streams = Vec::new();
+        let operations = self.steps.len() + self.sums.len();
+        if operations >= LONG || !self.sums.is_empty() {
+            let stream = |p: *mut f32, size: usize| {
+                let lines = (self.rows * self.cols * size).div_ceil(LINE);
+                Stream { begin: SendPtr(p.cast()), size, fours: lines.div_ceil(4 * operations) }
+            };
+            for (i, &p) in inputs.iter().enumerate().filter(|&(i, _)| self.takes_pairs(i)) {
+                streams.push(stream(p.cast_mut(), if pairs.contains(&i) { 2 } else { 4 }));
+            }
+            // Before a line is written it is read, unless it is an operand's.
+            let own = outputs.iter().filter(|o| !o.is_null() && !inputs.contains(&o.cast_const()));
+            streams.extend(own.map(|&p| stream(p, 4)));
+            streams.extend(rounded.iter().map(|&(_, p)| stream(p, 2)));
+        }
         Memory {
+            streams,
             inputs: inputs.iter().map(|&p| SendPtr(p.cast_mut())).collect(),
             widened,
             outputs: outputs.iter().map(|&p| SendPtr(p)).collect(),
@@ -311,9 +322,8 @@ unsafe fn run_job(job: &Job<'_>, scratch: *mut f32) {
             for step in uniform.iter().chain(&plan.tile_steps) {
                 execute(step, &slots, SPLAT);
             }
-            let count = plan.steps.len() + plan.sums.len();
             for (at, step) in plan.steps.iter().enumerate() {
-                ask_ahead(job, next, len, at, count);
+                ask_ahead(&memory.streams, next, len, at);
                 execute(step, &slots, len);
             }
             for &(o, to) in &memory.rounded {
@@ -325,33 +335,28 @@ unsafe fn run_job(job: &Job<'_>, scratch: *mut f32) {
                 }
             }
             for (s, &slot) in plan.sums.iter().enumerate() {
-                ask_ahead(job, next, len, plan.steps.len() + s, count);
+                ask_ahead(&memory.streams, next, len, plan.steps.len() + s);
                 accumulate(job.sums.add(s * job.sum_width), job.sum_width, slots[slot], len, cols);
             }
         }
     }
 }
 
-/// Asks for the share of operation `at` of `count` in the next tile, which begins at `next`. A program leaves memory idle while it works on what
-/// it has read; asking for all at once would wait for it.
-fn ask_ahead(job: &Job<'_>, next: usize, len: usize, at: usize, count: usize) {
-    let (plan, memory) = (job.plan, job.memory);
-    if count < LONG && plan.sums.is_empty() {
-        return;
-    }
-    let (from, to) = (next + len * at / count, next + len * (at + 1) / count);
-    for (i, _) in plan.inputs.iter().enumerate().filter(|(_, x)| x.access == Access::Dense) {
-        let size = if memory.widened[i].is_some() { 2 } else { 1 };
-        prefetch(memory.inputs[i].0.wrapping_add(from / size), (to - from) / size);
-    }
-    // Before a line is written it is read, unless it is an operand's.
-    for target in
-        memory.outputs.iter().filter(|o| !o.0.is_null() && !memory.inputs.iter().any(|i| i.0 == o.0))
-    {
-        prefetch(target.0.wrapping_add(from), to - from);
-    }
-    for (_, target) in &memory.rounded {
-        prefetch(target.0.wrapping_add(from / 2), (to - from) / 2);
+/// Asks for the share of operation `at` in the next tile, which begins at `next`. A program leaves memory idle
+/// while it works on what it has read; asking for all at once would wait for it.
+fn ask_ahead(streams: &[Stream], next: usize, len: usize, at: usize) {
+    for stream in streams {
+        let asked = at * stream.fours * 4 * LINE;
+        if asked >= len * stream.size {
+            continue;
+        }
+        let mut p = stream.begin.0.cast_const().wrapping_add(next * stream.size + asked);
+        for _ in 0..stream.fours {
+            for line in 0..4 {
+                prefetch(p.wrapping_add(line * LINE));
+            }
+            p = p.wrapping_add(4 * LINE);
+        }
     }
 }
 
@@ -404,30 +409,43 @@ unsafe fn accumulate_body<S: Lanes>(sums: *mut f32, width: usize, tile: *const f
     }
 }
 
-/// One loop over a block: loads every operand before the store, so the target may be an operand.
+/// One loop over a block, `$unrolled` vectors at a time: loads every operand of a vector before it is stored, so the target
+/// may be an operand.
 macro_rules! map {
-    ($s:ident, $step:expr, $slots:expr, $len:expr, |$($x:ident = $index:literal),*| $value:expr) => {{
+    ($s:ident, $unrolled:literal, $step:expr, $slots:expr, $len:expr, |$($x:ident = $index:literal),*| $value:expr) => {{
         let dst = $slots[$step.dst];
+        // Each operand, and the numbers from one of its vectors to the next.
         $(let $x = {
             let (slot, vector) = $step.src[$index];
-            ($slots[slot].cast_const(), vector as usize)
+            ($slots[slot].cast_const(), vector as usize * $s::LANES)
         };)*
+        let vectors = $len / $s::LANES;
         let mut i = 0;
-        while i + $s::LANES <= $len {
+        while i + $unrolled <= vectors {
+            for i in i..i + $unrolled {
+                let value = {
+                    $(let $x = $s::load($x.0.add(i * $x.1));)*
+                    $value
+                };
+                $s::store(dst.add(i * $s::LANES), value);
+            }
+            i += $unrolled;
+        }
+        while i < vectors {
             let value = {
                 $(let $x = $s::load($x.0.add(i * $x.1));)*
                 $value
             };
-            $s::store(dst.add(i), value);
-            i += $s::LANES;
+            $s::store(dst.add(i * $s::LANES), value);
+            i += 1;
         }
-        if i < $len {
-            let n = $len - i;
+        let rest = $len % $s::LANES;
+        if rest > 0 {
             let value = {
-                $(let $x = $s::load_first($x.0.add(i * $x.1), n);)*
+                $(let $x = $s::load_first($x.0.add(i * $x.1), rest);)*
                 $value
             };
-            $s::store_first(dst.add(i), value, n);
+            $s::store_first(dst.add(i * $s::LANES), value, rest);
         }
     }};
 }
@@ -494,10 +512,10 @@ unsafe fn execute_body<S: Lanes>(step: &Step, slots: &[*mut f32], len: usize) {
         ($($name:ident)*) => {
             match step.op {
                 $(Op::Unary(Unary::$name) => {
-                    map!(S, step, slots, len, |x = 0| math::unary::<S>(Unary::$name, x))
+                    map!(S, 4, step, slots, len, |x = 0| math::unary::<S>(Unary::$name, x))
                 })*
                 Op::Unary(Unary::LeakyRelu(slope)) => {
-                    map!(S, step, slots, len, |x = 0| math::unary::<S>(Unary::LeakyRelu(slope), x))
+                    map!(S, 4, step, slots, len, |x = 0| math::unary::<S>(Unary::LeakyRelu(slope), x))
                 }
                 _ => unreachable!("matched above"),
             }
@@ -507,7 +525,7 @@ unsafe fn execute_body<S: Lanes>(step: &Step, slots: &[*mut f32], len: usize) {
         ($op:expr, $($name:ident)*) => {
             match $op {
                 $(Binary::$name => {
-                    map!(S, step, slots, len, |a = 0, b = 1| math::binary::<S>(Binary::$name, a, b))
+                    map!(S, 4, step, slots, len, |a = 0, b = 1| math::binary::<S>(Binary::$name, a, b))
                 })*
             }
         };
@@ -517,10 +535,10 @@ unsafe fn execute_body<S: Lanes>(step: &Step, slots: &[*mut f32], len: usize) {
         match step.op {
             Op::Unary(_) => plain_unaries!(unary_loops),
             Op::Binary(op) => binary_loops!(op, Add Sub Mul Div Max Min Pow Gt Ge Eq),
-            Op::Select => map!(S, step, slots, len, |a = 0, b = 1, cond = 2| {
+            Op::Select => map!(S, 4, step, slots, len, |a = 0, b = 1, cond = 2| {
                 S::select(S::eq(cond, S::zero()), b, a)
             }),
-            Op::Copy => map!(S, step, slots, len, |x = 0| x),
+            Op::Copy => map!(S, 4, step, slots, len, |x = 0| x),
         }
     }
 }
