@@ -14,9 +14,12 @@ use crate::bf16::{Operands, rows_to_pairs, take_rounded};
 #[cfg(target_arch = "x86_64")]
 use crate::gemm::amx::pack as amx;
 use crate::scratch::with_scratch;
-use crate::simd::Isa;
+use crate::simd::{Isa, prefetch};
 use crate::threads::{SendPtr, for_each};
 use crate::transpose::{BLOCK, read_first, transpose, write_first};
+
+/// Blocks by which reading is ahead of transposing.
+const AHEAD: usize = 4;
 
 /// Inputs from which on the length of a sum counts more than how wide the rows are that it writes.
 const DEEP: usize = 256;
@@ -294,8 +297,15 @@ impl Layout {
                 }
             }
         }
-        // The numbers of an output channel stand side by side in the source, input by input and tap by tap.
-        let runs = (self.taps == 1 || tap_stride == 1) && input_stride == self.taps;
+        // Numbers of an output channel that stand side by side: input by input and tap by tap, or only an input's taps.
+        let (taps, end) = (self.taps, inputs.end * self.taps);
+        let run = if output_stride == 1 || taps > 1 && tap_stride != 1 {
+            1
+        } else if input_stride == taps {
+            BLOCK
+        } else {
+            taps
+        };
         let mut lane = 0;
         while lane < panel.outputs {
             let output = panel.first_output + lane;
@@ -303,26 +313,25 @@ impl Layout {
             let count = ((group + 1) * self.outputs - output).min(panel.outputs - lane);
             let first_row = group * self.inputs - panel.first_input;
             let base = output * output_stride + group * group_stride;
-            if output_stride != 1 && runs {
+            if (2..=BLOCK).contains(&run) {
                 let mut block = [[0.0; BLOCK]; BLOCK];
-                for lane_begin in (0..count).step_by(BLOCK) {
-                    let block_lanes = BLOCK.min(count - lane_begin);
-                    let (mut input, mut tap) = (inputs.start, 0);
-                    let end = inputs.end * self.taps;
-                    for begin in (inputs.start * self.taps..end).step_by(BLOCK) {
-                        let columns = BLOCK.min(end - begin);
+                let ahead = AHEAD * if input_stride == taps { BLOCK } else { input_stride };
+                // Whole rows of the panel, one after the other.
+                for begin in (inputs.start * taps..end).step_by(run) {
+                    let columns = run.min(end - begin);
+                    let at = base + begin / taps * input_stride + begin % taps;
+                    for first in (0..count).step_by(BLOCK) {
+                        let block_lanes = BLOCK.min(count - first);
                         for (index, row) in block[..block_lanes].iter_mut().enumerate() {
-                            let from = base + (lane_begin + index) * output_stride + begin;
-                            read_first(row, &weights[from..from + columns]);
+                            let from = &weights[at + (first + index) * output_stride..];
+                            prefetch(from.as_ptr().wrapping_add(ahead).cast());
+                            // More than is wanted is read faster than some of it.
+                            read_first(row, &from[..BLOCK.min(from.len())]);
                         }
                         transpose(&mut block);
-                        for numbers in &block[..columns] {
-                            let row = tap * panel.inputs + first_row + input;
-                            write_first(numbers, part(row, lane + lane_begin, block_lanes));
-                            tap += 1;
-                            if tap == self.taps {
-                                (tap, input) = (0, input + 1);
-                            }
+                        for (column, numbers) in (begin..).zip(&block[..columns]) {
+                            let row = column % taps * panel.inputs + first_row + column / taps;
+                            write_first(numbers, part(row, lane + first, block_lanes));
                         }
                     }
                 }
