@@ -50,8 +50,23 @@ pub(super) struct Input {
 pub(super) enum Op {
     Unary(Unary),
     Binary(Binary),
+    /// Two operations in one pass, see [`Link`].
+    Chain(Binary, Link),
     Select,
     Copy,
+}
+
+/// What becomes of x, the result of a sum, difference or product of the first two operands, and the third operand c.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Link {
+    /// x + c.
+    Add,
+    /// x − c.
+    Sub,
+    /// c − x.
+    SubFrom,
+    /// x · c.
+    Mul,
 }
 
 /// One operation on blocks. Operands are slots with a step of 1 (a block) or 0 (a splat).
@@ -220,6 +235,8 @@ impl Program {
             }
         }
 
+        chain(&mut nodes, &classes, &mut needed, &stores);
+
         // Slots: inputs, outputs, then constants, splats and registers as they come.
         let mut layout = Layout { home: vec![None; inputs.len()], size: 0 };
         for (i, input) in inputs.iter().enumerate() {
@@ -364,6 +381,40 @@ impl Program {
     }
 }
 
+/// Joins sums, differences and products with the one operation that reads them: what lies between stays in a register.
+fn chain(nodes: &mut [Node], classes: &[Class], needed: &mut [bool], stores: &[usize]) {
+    let mut uses = vec![0; nodes.len()];
+    for &v in stores {
+        uses[v] += 1;
+    }
+    for (_, node) in nodes.iter().enumerate().filter(|&(v, _)| needed[v]) {
+        if let Node::Op(_, operands, n) = node {
+            operands[..*n].iter().for_each(|&operand| uses[operand] += 1);
+        }
+    }
+    let arithmetic = |op: Binary| matches!(op, Binary::Add | Binary::Sub | Binary::Mul);
+    for v in 0..nodes.len() {
+        let Node::Op(Op::Binary(second), [left, right, _], 2) = nodes[v] else { continue };
+        if !needed[v] || classes[v] != Class::Vector || !arithmetic(second) {
+            continue;
+        }
+        for (x, c, is_left) in [(left, right, true), (right, left, false)] {
+            let Node::Op(Op::Binary(first), [a, b, _], 2) = nodes[x] else { continue };
+            if uses[x] == 1 && classes[x] == Class::Vector && arithmetic(first) {
+                let link = match second {
+                    Binary::Add => Link::Add,
+                    Binary::Mul => Link::Mul,
+                    _ if is_left => Link::Sub,
+                    _ => Link::SubFrom,
+                };
+                nodes[v] = Node::Op(Op::Chain(first, link), [a, b, c], 3);
+                needed[x] = false;
+                break;
+            }
+        }
+    }
+}
+
 struct Layout {
     home: Vec<Option<usize>>,
     size: usize,
@@ -401,6 +452,7 @@ fn cost(op: Op) -> usize {
             | Unary::GeluTanhSlope,
         ) => 8,
         Op::Unary(Unary::Softplus) => 16,
+        Op::Chain(..) => 2,
         Op::Unary(Unary::Sqrt | Unary::Rsqrt | Unary::Recip) | Op::Binary(Binary::Div) => 3,
         _ => 1,
     }

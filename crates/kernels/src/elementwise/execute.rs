@@ -1,6 +1,6 @@
 //! Runs a [`Compiled`] program: jobs, tiles, and the loops of each operation.
 
-use super::compile::{Access, Compiled, Op, SPLAT, Step};
+use super::compile::{Access, Compiled, Link, Op, SPLAT, Step};
 use crate::bf16::{round_to, widen_to};
 use crate::lanes::Lanes;
 use crate::math;
@@ -530,11 +530,41 @@ unsafe fn execute_body<S: Lanes>(step: &Step, slots: &[*mut f32], len: usize) {
             }
         };
     }
+    macro_rules! chain_loops {
+        ($first:expr, $link:expr, $($op:ident)*) => {
+            match $first {
+                $(Binary::$op => match $link {
+                    Link::Add => {
+                        map!(S, 4, step, slots, len, |a = 0, b = 1, c = 2| {
+                            S::add(math::binary::<S>(Binary::$op, a, b), c)
+                        })
+                    }
+                    Link::Sub => {
+                        map!(S, 4, step, slots, len, |a = 0, b = 1, c = 2| {
+                            S::sub(math::binary::<S>(Binary::$op, a, b), c)
+                        })
+                    }
+                    Link::SubFrom => {
+                        map!(S, 4, step, slots, len, |a = 0, b = 1, c = 2| {
+                            S::sub(c, math::binary::<S>(Binary::$op, a, b))
+                        })
+                    }
+                    Link::Mul => {
+                        map!(S, 4, step, slots, len, |a = 0, b = 1, c = 2| {
+                            S::mul(math::binary::<S>(Binary::$op, a, b), c)
+                        })
+                    }
+                },)*
+                _ => unreachable!("other operations are not chained"),
+            }
+        };
+    }
     // SAFETY: blocks have room for `len` numbers and splats for a whole vector; the rest is the caller's.
     unsafe {
         match step.op {
             Op::Unary(_) => plain_unaries!(unary_loops),
             Op::Binary(op) => binary_loops!(op, Add Sub Mul Div Max Min Pow Gt Ge Eq),
+            Op::Chain(first, link) => chain_loops!(first, link, Add Sub Mul),
             Op::Select => map!(S, 4, step, slots, len, |a = 0, b = 1, cond = 2| {
                 S::select(S::eq(cond, S::zero()), b, a)
             }),

@@ -337,3 +337,43 @@ fn empty_spaces_and_single_numbers() {
     unsafe { empty.run_channel_sums(&[x.as_ptr()], &[], &[], &[], &mut [&mut sums]) };
     assert_eq!(sums, [0.0; 3]);
 }
+
+/// (input 0 `first` input 1) `second` input 2, the difference and the product the other way round too, is one pass over a
+/// tile, and what two passes give bit for bit.
+#[test]
+fn sums_differences_and_products_are_chained() {
+    let arithmetic = [Binary::Add, Binary::Sub, Binary::Mul];
+    let len = 1031;
+    let mut choose = Choices(11, 0);
+    let inputs: Vec<Vec<f32>> = (0..3).map(|_| (0..len).map(|_| choose.value()).collect()).collect();
+    let pointers: Vec<*const f32> = inputs.iter().map(|input| input.as_ptr()).collect();
+    for first in arithmetic {
+        for second in arithmetic {
+            for turned in [false, true] {
+                let (a, b) = if turned { (2, 3) } else { (3, 2) };
+                let mut instrs: Vec<Instr> = (0..3).map(|i| Instr::Load { dst: i, input: i }).collect();
+                instrs.push(Instr::Binary { op: first, dst: 3, a: 0, b: 1 });
+                instrs.push(Instr::Binary { op: second, dst: 4, a, b });
+                instrs.push(Instr::Store { src: 4, output: 0 });
+                let inputs_lie = vec![Operand { strides: vec![1] }; 3];
+                let plan = Program { dims: vec![len], inputs: inputs_lie, outputs: 1, instrs }.compile();
+                assert_eq!(plan.steps.len(), 1, "{first:?}, {second:?}");
+                for isa in available() {
+                    let mut out = vec![f32::NAN; len];
+                    // SAFETY: all are as long as the output space.
+                    with_isa(*isa, || unsafe { plan.run(&pointers, &[], &[out.as_mut_ptr()], &[]) });
+                    for (i, got) in out.iter().enumerate() {
+                        let one = |op: Binary, a: f32, b: f32| match op {
+                            Binary::Add => a + b,
+                            Binary::Sub => a - b,
+                            _ => a * b,
+                        };
+                        let (x, c) = (one(first, inputs[0][i], inputs[1][i]), inputs[2][i]);
+                        let want = if turned { one(second, c, x) } else { one(second, x, c) };
+                        assert_eq!(got.to_bits(), want.to_bits(), "{first:?}, {second:?}, {isa:?}: [{i}]");
+                    }
+                }
+            }
+        }
+    }
+}
