@@ -12,7 +12,7 @@ use super::{ConvShape, Fuse, copy_band};
 use crate::bf16::Operands;
 use crate::gemm::outer::{Factor, Places, copy_rows, outer_products};
 use crate::gemm::reads::{Asks, Reads};
-use crate::gemm::tile::{OuterTile, best_rows, outer_tile_fn};
+use crate::gemm::tile::{OuterTile, best_rows, outer_tile_fn, tile_rows};
 use crate::multiversion;
 use crate::pack::{Layout, Panel, lanes};
 use crate::simd::{Isa, Simd, best};
@@ -388,34 +388,22 @@ impl Plan<'_> {
             for index in panels.clone() {
                 let panel = self.layout.panel(index);
                 let width = panel.vectors * lanes(isa);
-                let most = best_rows(isa, panel.vectors);
-                let mut input = inputs.start.min(panel.inputs);
-                let end = inputs.end.min(panel.inputs);
-                while input < end {
-                    let left = end - input;
-                    // The last two tiles share what is left evenly.
-                    let rows =
-                        if left <= most || left >= 2 * most { left.min(most) } else { left.div_ceil(2) };
-                    let (ahead, ahead_step) = match asks.next() {
-                        Some((first, numbers)) => (first, (4 * numbers).div_ceil(pairs.len())),
-                        None => (dy, 0),
-                    };
+                let range = inputs.start.min(panel.inputs)..inputs.end.min(panel.inputs);
+                for rows in tile_rows(range, best_rows(isa, panel.vectors)) {
                     let tile = OuterTile {
-                        x: x.wrapping_add(panel.first_input + input),
+                        x: x.wrapping_add(panel.first_input + rows.start),
                         dy,
                         pairs: pairs.as_ptr(),
                         count: pairs.len(),
                         // SAFETY: inside the job's part of the sums.
-                        sums: unsafe { sums.add(panel.offset + (tap * panel.inputs + input) * width) },
+                        sums: unsafe { sums.add(panel.offset + (tap * panel.inputs + rows.start) * width) },
                         sums_stride: width,
                         begin: false,
-                        ahead: ahead.cast(),
-                        ahead_step,
+                        ask: asks.next_ask(pairs.len(), dy),
                     };
-                    // SAFETY: pairs lead to pixels inside the source and the packed dy; a pixel has
-                    // `first_input + input + rows` channels; the kernel fits this machine.
-                    unsafe { outer_tile_fn(isa, self.shape.operands, rows, panel.vectors)(&tile) };
-                    input += rows;
+                    // SAFETY: pairs lead to pixels inside the source and the packed dy; a pixel has `first_input +
+                    // rows.end` channels; the kernel fits this machine.
+                    unsafe { outer_tile_fn(isa, self.shape.operands, rows.len(), panel.vectors)(&tile) };
                 }
                 dy = dy.wrapping_add(self.rows(pixels) * width);
             }

@@ -14,7 +14,7 @@ use crate::simd::{Isa, Simd};
 use crate::threads::{self, SendPtr, for_each};
 
 use super::reads::{Asks, Reads};
-use super::tile::{OuterTile, best_rows, outer_tile_fn};
+use super::tile::{OuterTile, best_rows, outer_tile_fn, tile_rows};
 use crate::bf16::Operands;
 
 /// Rows of a block: its part of a panel of B and a tile's channels of A stay in the first-level cache.
@@ -95,7 +95,7 @@ pub(crate) fn outer_products(isa: Isa, rows: usize, a: &Factor, b: &Factor, c: &
         assert!(factor.numbers.len() >= end, "outer products: a matrix is too short");
     }
     let c = &mut c[..m * n];
-    if rows == 0 {
+    if rows == 0 || c.is_empty() {
         return c.fill(0.0);
     }
     let layout = Layout::matrix(isa.vectors(), rows, n);
@@ -201,34 +201,22 @@ impl Plan<'_> {
                 let mut b = packed.as_ptr();
                 for index in part.panels.clone() {
                     let panel = self.layout.panel(index);
-                    let most = best_rows(isa, panel.vectors);
-                    let mut column = part.columns.start;
-                    while column < part.columns.end {
-                        let left = part.columns.end - column;
-                        // The last two tiles share what is left evenly.
-                        let height =
-                            if left <= most || left >= 2 * most { left.min(most) } else { left.div_ceil(2) };
-                        let (ahead, ahead_step) = match asks.next() {
-                            Some((first, numbers)) => (first, (4 * numbers).div_ceil(block.len())),
-                            None => (b, 0),
-                        };
+                    for columns in tile_rows(part.columns.clone(), best_rows(isa, panel.vectors)) {
                         let tile = OuterTile {
-                            x: a.wrapping_add(column - part.columns.start),
+                            x: a.wrapping_add(columns.start - part.columns.start),
                             dy: b,
                             pairs: pairs.as_ptr(),
                             count: block.len(),
                             begin: begin == rows.start,
                             // SAFETY: inside the job's block of the sums.
-                            sums: unsafe { sums.add(column * self.stride + panel.first_output) },
+                            sums: unsafe { sums.add(columns.start * self.stride + panel.first_output) },
                             sums_stride: self.stride,
-                            ahead: ahead.cast(),
-                            ahead_step,
+                            ask: asks.next_ask(block.len(), b),
                         };
                         // SAFETY: pairs lead to rows of both factors, of which A's have these columns and B's are
                         // packed in whole vectors; jobs own disjoint parts of the sums, whose rows are whole vectors;
                         // the kernel fits this machine.
-                        unsafe { outer_tile_fn(isa, Operands::F32, height, panel.vectors)(&tile) };
-                        column += height;
+                        unsafe { outer_tile_fn(isa, Operands::F32, columns.len(), panel.vectors)(&tile) };
                     }
                     b = b.wrapping_add(block.len() * panel.vectors * lanes(isa));
                 }
@@ -360,9 +348,11 @@ mod tests {
 
     #[test]
     fn sums_of_outer_products_match_naive_ones() {
-        // No rows, fewer columns than a vector, rows in splits, blocks of C for many jobs.
+        // Nothing, fewer columns than a vector, rows in splits, blocks of C for many jobs.
         for [rows, m, n] in [
             [0, 3, 5],
+            [5, 0, 3],
+            [5, 3, 0],
             [1, 1, 1],
             [7, 3, 40],
             [130, 65, 17],

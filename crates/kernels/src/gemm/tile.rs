@@ -6,6 +6,8 @@
 //! 8 sums in flight to hide the latency of two multipliers. NEON has as many registers, of 4 lanes, and gets the
 //! same shapes; its multipliers are up to four, which want 16 sums.
 
+use std::ops::Range;
+
 use crate::bf16::Operands;
 #[cfg(target_arch = "aarch64")]
 use crate::simd::Neon;
@@ -153,9 +155,19 @@ pub(crate) struct OuterTile {
     pub sums_stride: usize,
     /// What `sums` holds does not count.
     pub begin: bool,
-    /// As those of [`Tile`].
-    pub ahead: *const u8,
-    pub ahead_step: usize,
+    /// For which there is time with every row.
+    pub ask: Ask,
+}
+
+/// Cuts rows of sums into those of tiles, at most `most` each; the last two share what is left evenly.
+pub(crate) fn tile_rows(rows: Range<usize>, most: usize) -> impl Iterator<Item = Range<usize>> {
+    let mut begin = rows.start;
+    std::iter::from_fn(move || {
+        let left = rows.end.checked_sub(begin).filter(|left| *left > 0)?;
+        let count = if left <= most || left >= 2 * most { left.min(most) } else { left.div_ceil(2) };
+        begin += count;
+        Some(begin - count..begin)
+    })
 }
 
 pub(crate) type OuterTileFn = unsafe fn(&OuterTile);
@@ -168,13 +180,13 @@ unsafe fn outer_tile<S: Simd, const P: usize, const V: usize>(t: &OuterTile) {
         let (x, dy) = (t.x, t.dy);
         let mut pair = t.pairs;
         let end = pair.add(t.count);
-        let mut ahead = t.ahead;
+        let mut ask = t.ask;
         while pair < end {
             let (x_offset, pixel) = *pair;
             let (x, dy) = (x.add(x_offset as usize), dy.add(pixel as usize * V * S::LANES));
             let w: [S::V; V] = std::array::from_fn(|v| S::load(dy.add(v * S::LANES)));
-            S::prefetch(ahead);
-            ahead = ahead.wrapping_add(t.ahead_step);
+            S::prefetch(ask.at);
+            ask.at = ask.at.wrapping_add(ask.step);
             for p in 0..P {
                 let x = S::splat(*x.add(p));
                 for v in 0..V {
