@@ -4,7 +4,8 @@
 use std::arch::x86_64::*;
 
 #[cfg(target_arch = "x86_64")]
-use crate::simd::{Isa, isa};
+use crate::simd::Isa;
+use crate::simd::isa;
 
 /// Rows and columns of a block: one is a cache line, and a vector of the widest instruction set.
 pub(crate) const BLOCK: usize = 16;

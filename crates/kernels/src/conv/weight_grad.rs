@@ -10,7 +10,10 @@ use std::ops::Range;
 
 use super::{ConvShape, Fuse, copy_band};
 use crate::bf16::Operands;
-use crate::gemm::outer::{Factor, Places, copy_rows, outer_products};
+use crate::gemm::outer::{
+    BLOCK_ROWS, FAR_APART, Factor, MOST_SPLITS, Places, SMALLEST_JOB, SPLIT_ROWS, copied_step, copy_rows,
+    outer_products,
+};
 use crate::gemm::reads::{Asks, Reads};
 use crate::gemm::tile::{OuterTile, best_rows, outer_tile_fn, tile_rows};
 use crate::multiversion;
@@ -19,22 +22,11 @@ use crate::simd::{Isa, Simd, best};
 use crate::threads::{self, SendPtr, for_each};
 use crate::transpose::{BLOCK, read_first, transpose, write_first};
 
-/// Rows of a block, a pixel each, or with bf16 a pair of pixels: its part of dy, packed, and a channel tile of x stay in
-/// the first two cache levels.
-const BLOCK_ROWS: usize = 128;
-/// Fewest pixels worth sums of their own.
-const SPLIT_PIXELS: usize = 1024;
-const MOST_SPLITS: usize = 16;
 /// Fewest input channels of a job, and as many as it should have.
 const JOB_INPUTS: usize = 24;
 const WIDE_JOB_INPUTS: usize = 1024;
-/// Numbers between pixels of the source from which on a job copies what it reads: pixels so far apart share few
-/// sets of the first-level cache, and each has a page of its own.
-const FAR_APART: usize = 256;
 /// Numbers that a job of the last step writes.
 const WRITE_NUMBERS: usize = 1 << 14;
-/// Multiply-adds below which a job is not worth handing to another thread.
-const SMALLEST_JOB: usize = 1 << 20;
 
 /// dw = the gradient of the convolution's weights, `[c_out, c_in / groups, kh, kw]`: x `[n, h, w, c_in]`, dy
 /// `[n, out_h, out_w, c_out]`. With bf16 operands both are pairs of channels, and what is multiplied are pairs of pixels.
@@ -114,9 +106,10 @@ pub(crate) fn weight_grad_isa(isa: Isa, shape: &ConvShape, x: &[f32], dy: &[f32]
         (layout.inputs, layout.taps) = (shape.kw * shape.c_in, shape.kh);
     }
     let (out_w, lines) = (shape.out_w(), shape.n * shape.out_h());
-    let splits = (lines * out_w / SPLIT_PIXELS).clamp(1, MOST_SPLITS).min(lines);
+    let splits = (lines * out_w / SPLIT_ROWS).clamp(1, MOST_SPLITS).min(lines);
     let lines_per_split = lines.div_ceil(splits);
     let splits = lines.div_ceil(lines_per_split);
+    // A pixel each, or with bf16 a pair of pixels.
     let block_pixels = if operands == Operands::Bf16 { 2 * BLOCK_ROWS } else { BLOCK_ROWS };
     let plan =
         Plan { shape, layout, fuse, splits, lines_per_split, lines_per_block: (block_pixels / out_w).max(1) };
@@ -413,8 +406,7 @@ impl Plan<'_> {
     /// Copies a range of input channels of the pixels that a block reads to where they stand closer together, and leads
     /// the pairs there.
     fn copy_source(&self, source: *const f32, scratch: &mut Scratch, inputs: Range<usize>) {
-        // An odd number of cache lines between pixels spreads them over all sets.
-        let step = (inputs.len().div_ceil(16) | 1) * 16;
+        let step = copied_step(inputs.len());
         let channels = self.shape.c_in;
         let first = scratch.pairs.iter().map(|pair| pair.0).min().unwrap_or(0) as usize;
         let last = scratch.pairs.iter().map(|pair| pair.0).max().unwrap_or(0) as usize;
@@ -443,8 +435,7 @@ impl Plan<'_> {
     /// Brings together, two by two, the pixels of a range of channels that a tap reads, as those of dy are: one that is
     /// missing counts as zero. A couple without either is left out.
     fn couple_source(&self, source: *const f32, scratch: &mut Scratch, tap: usize, channels: Range<usize>) {
-        // An odd number of cache lines between rows spreads them over all sets.
-        let step = (channels.len().div_ceil(16) | 1) * 16;
+        let step = copied_step(channels.len());
         let (source, zeros) = (source.cast::<u16>(), scratch.zeros.as_ptr());
         scratch.couples.clear();
         scratch.couple_rows.clear();

@@ -18,10 +18,10 @@ use super::tile::{OuterTile, best_rows, outer_tile_fn, tile_rows};
 use crate::bf16::Operands;
 
 /// Rows of a block: its part of a panel of B and a tile's channels of A stay in the first-level cache.
-const BLOCK_ROWS: usize = 128;
+pub(crate) const BLOCK_ROWS: usize = 128;
 /// Fewest rows worth sums of their own.
-const SPLIT_ROWS: usize = 1024;
-const MOST_SPLITS: usize = 16;
+pub(crate) const SPLIT_ROWS: usize = 1024;
+pub(crate) const MOST_SPLITS: usize = 16;
 /// Numbers of C from which on its blocks are enough for all threads.
 const LARGE: usize = 1 << 17;
 /// Most numbers of a job's block of C: about half of the second-level cache.
@@ -29,12 +29,17 @@ const JOB_SUMS: usize = 1 << 18;
 /// Fewest columns of A that a job has.
 const JOB_COLUMNS: usize = 24;
 /// Multiply-adds below which a job is not worth handing to another thread.
-const SMALLEST_JOB: usize = 1 << 20;
+pub(crate) const SMALLEST_JOB: usize = 1 << 20;
 /// Numbers of C that a job adds up in the end.
 const FINISH: usize = 1 << 14;
 /// Numbers between rows from which on a job copies those of A: rows so far apart share few sets of the first-level
 /// cache, and each has a page of its own.
-const FAR_APART: usize = 256;
+pub(crate) const FAR_APART: usize = 256;
+
+/// Numbers between rows of `len` that are copied: an odd number of cache lines spreads them over all sets.
+pub(crate) fn copied_step(len: usize) -> usize {
+    (len.div_ceil(16) | 1) * 16
+}
 
 /// A matrix whose rows are summed over.
 #[derive(Clone, Copy)]
@@ -62,9 +67,8 @@ impl Factor<'_> {
 
     /// Where a job copies these rows, numbers between them.
     fn copy_step(&self, columns: usize) -> Option<usize> {
-        // An odd number of cache lines between rows spreads them over all sets.
         let copied = self.columns >= FAR_APART || !matches!(self.places, Places::Dense);
-        copied.then(|| (columns.div_ceil(16) | 1) * 16)
+        copied.then(|| copied_step(columns))
     }
 
     /// What a job reads of some rows, if it stands in order.
