@@ -13,6 +13,9 @@ use timm_graph::scalar::{Binary, Unary};
 /// Steps from which on a program is long enough to prefetch.
 const LONG: usize = 3;
 
+/// Vectors that a loop takes at a time.
+const UNROLLED: usize = 4;
+
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
@@ -409,10 +412,10 @@ unsafe fn accumulate_body<S: Lanes>(sums: *mut f32, width: usize, tile: *const f
     }
 }
 
-/// One loop over a block, `$unrolled` vectors at a time: loads every operand of a vector before it is stored, so the target
+/// One loop over a block, [`UNROLLED`] vectors at a time: loads every operand of a vector before it is stored, so the target
 /// may be an operand.
 macro_rules! map {
-    ($s:ident, $unrolled:literal, $step:expr, $slots:expr, $len:expr, |$($x:ident = $index:literal),*| $value:expr) => {{
+    ($s:ident, $step:expr, $slots:expr, $len:expr, |$($x:ident = $index:literal),*| $value:expr) => {{
         let dst = $slots[$step.dst];
         // Each operand, and the numbers from one of its vectors to the next.
         $(let $x = {
@@ -421,15 +424,15 @@ macro_rules! map {
         };)*
         let vectors = $len / $s::LANES;
         let mut i = 0;
-        while i + $unrolled <= vectors {
-            for i in i..i + $unrolled {
+        while i + UNROLLED <= vectors {
+            for i in i..i + UNROLLED {
                 let value = {
                     $(let $x = $s::load($x.0.add(i * $x.1));)*
                     $value
                 };
                 $s::store(dst.add(i * $s::LANES), value);
             }
-            i += $unrolled;
+            i += UNROLLED;
         }
         while i < vectors {
             let value = {
@@ -512,10 +515,10 @@ unsafe fn execute_body<S: Lanes>(step: &Step, slots: &[*mut f32], len: usize) {
         ($($name:ident)*) => {
             match step.op {
                 $(Op::Unary(Unary::$name) => {
-                    map!(S, 4, step, slots, len, |x = 0| math::unary::<S>(Unary::$name, x))
+                    map!(S, step, slots, len, |x = 0| math::unary::<S>(Unary::$name, x))
                 })*
                 Op::Unary(Unary::LeakyRelu(slope)) => {
-                    map!(S, 4, step, slots, len, |x = 0| math::unary::<S>(Unary::LeakyRelu(slope), x))
+                    map!(S, step, slots, len, |x = 0| math::unary::<S>(Unary::LeakyRelu(slope), x))
                 }
                 _ => unreachable!("matched above"),
             }
@@ -525,7 +528,7 @@ unsafe fn execute_body<S: Lanes>(step: &Step, slots: &[*mut f32], len: usize) {
         ($op:expr, $($name:ident)*) => {
             match $op {
                 $(Binary::$name => {
-                    map!(S, 4, step, slots, len, |a = 0, b = 1| math::binary::<S>(Binary::$name, a, b))
+                    map!(S, step, slots, len, |a = 0, b = 1| math::binary::<S>(Binary::$name, a, b))
                 })*
             }
         };
@@ -535,22 +538,22 @@ unsafe fn execute_body<S: Lanes>(step: &Step, slots: &[*mut f32], len: usize) {
             match $first {
                 $(Binary::$op => match $link {
                     Link::Add => {
-                        map!(S, 4, step, slots, len, |a = 0, b = 1, c = 2| {
+                        map!(S, step, slots, len, |a = 0, b = 1, c = 2| {
                             S::add(math::binary::<S>(Binary::$op, a, b), c)
                         })
                     }
                     Link::Sub => {
-                        map!(S, 4, step, slots, len, |a = 0, b = 1, c = 2| {
+                        map!(S, step, slots, len, |a = 0, b = 1, c = 2| {
                             S::sub(math::binary::<S>(Binary::$op, a, b), c)
                         })
                     }
                     Link::SubFrom => {
-                        map!(S, 4, step, slots, len, |a = 0, b = 1, c = 2| {
+                        map!(S, step, slots, len, |a = 0, b = 1, c = 2| {
                             S::sub(c, math::binary::<S>(Binary::$op, a, b))
                         })
                     }
                     Link::Mul => {
-                        map!(S, 4, step, slots, len, |a = 0, b = 1, c = 2| {
+                        map!(S, step, slots, len, |a = 0, b = 1, c = 2| {
                             S::mul(math::binary::<S>(Binary::$op, a, b), c)
                         })
                     }
@@ -565,10 +568,10 @@ unsafe fn execute_body<S: Lanes>(step: &Step, slots: &[*mut f32], len: usize) {
             Op::Unary(_) => plain_unaries!(unary_loops),
             Op::Binary(op) => binary_loops!(op, Add Sub Mul Div Max Min Pow Gt Ge Eq),
             Op::Chain(first, link) => chain_loops!(first, link, Add Sub Mul),
-            Op::Select => map!(S, 4, step, slots, len, |a = 0, b = 1, cond = 2| {
+            Op::Select => map!(S, step, slots, len, |a = 0, b = 1, cond = 2| {
                 S::select(S::eq(cond, S::zero()), b, a)
             }),
-            Op::Copy => map!(S, 4, step, slots, len, |x = 0| x),
+            Op::Copy => map!(S, step, slots, len, |x = 0| x),
         }
     }
 }
